@@ -1,0 +1,153 @@
+"""Language models in the Hugging Face format: any causal one, from a folder or the hub, ready for exact hooks and derivatives."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from assay.errors import InputError
+from assay.io.files import require_finite
+from assay.targets import names
+
+_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError, EOFError)
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model in eval mode with frozen weights, the tokenizer beside it (None if there is none), and its path."""
+
+    model: nn.Module
+    tokenizer: Any
+    path: str
+
+    @property
+    def family(self) -> str:
+        """The model type of the configuration, such as "gpt2"."""
+        return names.family(self.model)
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of rows of the token embedding."""
+        embedding: Any = self.model
+        return int(embedding.get_input_embeddings().weight.shape[0])
+
+    def site(self, name: str) -> names.SiteRef:
+        """Return the site of a TransformerLens name, a module path or a parameter name; InputError with the nearest names."""
+        return names.resolve(self.model, name)
+
+    def site_names(self, *kinds: names.Kind, layers: list[int] | None = None) -> list[str]:
+        """Return the TransformerLens names of the given kinds (all of them without any), in the order of computation."""
+        return names.site_names(self.model, kinds or None, layers)
+
+    def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Return the logits (batch, positions, vocabulary) of token ids (batch, positions)."""
+        logits: Tensor = self.model(input_ids=ids, attention_mask=attention_mask).logits
+        return logits
+
+
+def load_language_model(
+    path: Path | str,
+    *,
+    tokenizer: Path | str | None = None,
+    dtype: torch.dtype | None = torch.float32,
+    device: torch.device | str = "cpu",
+    attention: str = "eager",
+) -> LanguageModel:
+    """Load a causal language model from a folder or by its hub name: eval mode, frozen, no key-value cache.
+
+    Safetensors are preferred; older torch files are read with `weights_only`, and code beside the weights never runs. `dtype`
+    None keeps the stored one. `attention` other than "eager" is faster but has no second and no forward derivatives.
+
+    Raises InputError when there is no model, when weights are missing or of another shape (they would be random), or when
+    they hold NaN or infinity.
+    """
+    _require_folder(path)
+    try:
+        with _quiet_unless_terminal():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                dtype="auto" if dtype is None else dtype,
+                attn_implementation=attention,
+                weights_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: its torch files hold more than tensors and are not opened; convert them to safetensors") from error
+    except _LOADING_ERRORS as error:
+        raise InputError(f"no causal language model could be loaded from {str(path)!r}: {_first_line(error)}") from error
+    lost = sorted([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])])
+    if lost:
+        raise InputError(f"{path}: {len(lost)} weights are missing or of another shape, {', '.join(lost[:3])} among them")
+    for key, parameter in model.named_parameters():
+        require_finite(parameter, f"{path}: weight {key!r}")
+    model.config.use_cache = False
+    model.eval().requires_grad_(False)
+    return LanguageModel(model.to(device), _load_tokenizer(path, tokenizer), str(path))
+
+
+def load_tokenizer(path: Path | str) -> Any:
+    """Load the tokenizer of a folder or hub name; InputError when there is none."""
+    _require_folder(path, "tokenizer_config.json", "tokenizer.json", "vocab.json")
+    try:
+        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+    except (*_LOADING_ERRORS, Exception) as error:  # the tokenizers package raises bare Exception on malformed files
+        raise InputError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from error
+
+
+def require_eager(model: nn.Module) -> None:
+    """Raise InputError when a model runs fused attention, which has no second and no forward-mode derivatives."""
+    used = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
+    if used != "eager":
+        raise InputError(
+            f"attention runs as {used!r}, which has no second or forward derivatives; load the model with attention='eager'"
+            " (attn_implementation='eager' in from_pretrained)"
+        )
+
+
+def _load_tokenizer(path: Path | str, given: Path | str | None) -> Any:
+    if given is not None:
+        return load_tokenizer(given)
+    try:
+        return load_tokenizer(path)
+    except InputError:
+        return None
+
+
+def _require_folder(path: Path | str, *anyof: str) -> None:
+    anyof = anyof or ("config.json",)
+    folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")
+    if folder.is_dir() and not any((folder / name).is_file() for name in anyof):
+        raise InputError(f"{path} holds no {' or '.join(anyof)}")
+    looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    if looks_local and not folder.is_dir():
+        raise InputError(f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such as 'gpt2'")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _quiet_unless_terminal() -> Iterator[None]:
+    shown = transformers_logging.is_progress_bar_enabled()
+    if shown and not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,279 @@
+"""Site names of language models: TransformerLens names and module paths, resolved to sites of the hook layer.
+
+A site is a string: `module.path` (the module's output, its first element if it is a tuple), `module.path:input` (its first
+input), the name of a parameter, or `A + B` (the sum of the values at A and B is seen, a change is written at A).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from assay import hooks
+from assay.errors import InputError, unknown
+
+Kind = Literal["embedding", "residual", "attention", "mlp", "head", "neurons", "module"]
+Fused = Literal["no", "blocks", "heads"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where one family of models keeps the named values: paths inside a block, and how query, key and value are stored.
+
+    `attention` and `mlp` are the modules whose outputs are *added to the residual stream*: behind the output norm where the
+    family has one. `qkv` holds three paths, or one of a fused projection, cut into three blocks of columns (`fused="blocks"`)
+    or into one (query, key, value) triple per head (`fused="heads"`).
+    """
+
+    embedding: str
+    blocks: str
+    attention: str
+    mlp: str
+    attention_projection: str
+    qkv: tuple[str, ...]
+    neurons_in: str
+    neurons_out: str
+    fused: Fused = "no"
+
+
+_LLAMA = Layout(
+    embedding="model.embed_tokens",
+    blocks="model.layers",
+    attention="self_attn",
+    mlp="mlp",
+    attention_projection="self_attn.o_proj",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    neurons_in="mlp.gate_proj",
+    neurons_out="mlp.down_proj",
+)
+_GEMMA2 = Layout(
+    embedding="model.embed_tokens",
+    blocks="model.layers",
+    attention="post_attention_layernorm",
+    mlp="post_feedforward_layernorm",
+    attention_projection="self_attn.o_proj",
+    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    neurons_in="mlp.gate_proj",
+    neurons_out="mlp.down_proj",
+)
+_GPT2 = Layout(
+    embedding="transformer.wte",
+    blocks="transformer.h",
+    attention="attn",
+    mlp="mlp",
+    attention_projection="attn.c_proj",
+    qkv=("attn.c_attn",),
+    neurons_in="mlp.c_fc",
+    neurons_out="mlp.c_proj",
+    fused="blocks",
+)
+_NEOX = Layout(
+    embedding="gpt_neox.embed_in",
+    blocks="gpt_neox.layers",
+    attention="attention",
+    mlp="mlp",
+    attention_projection="attention.dense",
+    qkv=("attention.query_key_value",),
+    neurons_in="mlp.dense_h_to_4h",
+    neurons_out="mlp.dense_4h_to_h",
+    fused="heads",
+)
+FAMILIES: dict[str, Layout] = {
+    "gpt2": _GPT2,
+    "gpt_neox": _NEOX,
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "gemma2": _GEMMA2,
+}
+_HOOKS: dict[str, Kind] = {
+    "hook_resid_pre": "residual",
+    "hook_resid_mid": "residual",
+    "hook_resid_post": "residual",
+    "hook_attn_out": "attention",
+    "hook_mlp_out": "mlp",
+    "attn.hook_q": "head",
+    "attn.hook_k": "head",
+    "attn.hook_v": "head",
+    "attn.hook_z": "head",
+    "mlp.hook_pre": "neurons",
+    "mlp.hook_post": "neurons",
+}
+_BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+@dataclass(frozen=True)
+class SiteRef:
+    """One site of a language model, and which columns of its value a name means.
+
+    `layer` is the block's index, -1 outside the blocks. With `heads`, head h owns the `head_dim` columns from
+    `slice[0] + h * stride` on: `stride` is `head_dim` unless query, key and value are interleaved head by head.
+    """
+
+    site: str
+    kind: Kind
+    layer: int = -1
+    heads: int | None = None
+    head_dim: int | None = None
+    slice: tuple[int, int] | None = None
+    stride: int | None = None
+
+    def columns(self) -> Tensor:
+        """Return the column of every (head, dimension), (heads, head_dim); InputError at a site without heads."""
+        if self.heads is None or self.head_dim is None:
+            raise InputError(f"site {self.site!r} has no heads; use attn.hook_q, hook_k, hook_v or hook_z")
+        first = self.slice[0] if self.slice else 0
+        heads = first + torch.arange(self.heads) * (self.stride or self.head_dim)
+        return heads[:, None] + torch.arange(self.head_dim)
+
+    def split(self, value: Tensor) -> Tensor:
+        """Return the part of a site's value (..., width) that the name means: (..., heads, head_dim) at head sites, else all."""
+        return value if self.heads is None else value[..., self.columns().to(value.device)]
+
+    def merge(self, value: Tensor, part: Tensor) -> Tensor:
+        """Return the site's value with the part that the name means replaced: the inverse of `split`."""
+        if self.heads is None:
+            return part
+        merged = value.clone()
+        merged[..., self.columns().to(value.device)] = part
+        return merged
+
+
+def layout(model: nn.Module) -> Layout | None:
+    """Return the layout of a model's family, None when the family has no TransformerLens names here."""
+    found = FAMILIES.get(family(model))
+    return found if found is not None and _has_module(model, found.blocks) else None
+
+
+def family(model: nn.Module) -> str:
+    """Return the model type that the configuration states, or the class name of a model without one."""
+    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
+
+
+def site_names(model: nn.Module, kinds: Iterable[Kind] | None = None, layers: Sequence[int] | None = None) -> list[str]:
+    """Return the TransformerLens names of a model, in the order in which the values are computed.
+
+    Only those of the `kinds` and `layers` asked for; "embedding" is in no layer. Raises InputError when the family has none.
+    """
+    found = _require_layout(model)
+    wanted = set(_HOOKS.values()) | {"embedding"} if kinds is None else set(kinds)
+    for kind in wanted - set(get_args(Kind)):
+        raise unknown("kind of site", str(kind), get_args(Kind))
+    order = [
+        "hook_resid_pre",
+        *(f"attn.hook_{name}" for name in "qkvz"),
+        "hook_attn_out",
+        *([] if _parallel(model) else ["hook_resid_mid"]),
+        "mlp.hook_pre",
+        "mlp.hook_post",
+        "hook_mlp_out",
+        "hook_resid_post",
+    ]
+    depth = _depth(model, found)
+    chosen = range(depth) if layers is None else layers
+    for layer in chosen:
+        if not 0 <= layer < depth:
+            raise InputError(f"layer {layer} does not exist: the model has {depth} blocks, 0 to {depth - 1}")
+    names = ["hook_embed"] if "embedding" in wanted and layers is None else []
+    return names + [f"blocks.{layer}.{hook}" for layer in chosen for hook in order if _HOOKS[hook] in wanted]
+
+
+def resolve(model: nn.Module, name: str) -> SiteRef:
+    """Return the site that a TransformerLens name, a module path, a parameter name or a sum `A + B` of two means.
+
+    Raises InputError with the nearest names when there is none, and when the value does not exist in this model: a block that
+    runs attention and MLP side by side has no residual stream between them.
+    """
+    name = name.strip()
+    if "hook_" in name and "+" not in name:
+        return _resolve_hook(model, name)
+    hooks.resolve(model, name)
+    found = layout(model)
+    inside = re.match(rf"{re.escape(found.blocks)}\.(\d+)(?=[.:\s]|$)", name) if found is not None else None
+    return SiteRef(name, "module", int(inside.group(1)) if inside else -1)
+
+
+def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
+    found = _require_layout(model, name)
+    if name == "hook_embed":
+        return SiteRef(found.embedding, "embedding")
+    match = _BLOCK_NAME.fullmatch(name)
+    if match is None or match.group(2) not in _HOOKS or int(match.group(1)) >= _depth(model, found):
+        raise unknown("site", name, site_names(model))
+    layer, hook = int(match.group(1)), match.group(2)
+    block = f"{found.blocks}.{layer}"
+    kind = _HOOKS[hook]
+    match hook:
+        case "hook_resid_pre":
+            return SiteRef(f"{block}:input", kind, layer)
+        case "hook_resid_post":
+            return SiteRef(block, kind, layer)
+        case "hook_resid_mid":
+            if _parallel(model):
+                raise InputError(
+                    f"{name!r} does not exist: the blocks of this {family(model)} model run attention and MLP side by side on the"
+                    " same residual stream; use hook_resid_pre, hook_attn_out, hook_mlp_out or hook_resid_post"
+                )
+            return SiteRef(f"{block}.{found.attention} + {block}:input", kind, layer)
+        case "hook_attn_out":
+            return SiteRef(f"{block}.{found.attention}", kind, layer)
+        case "hook_mlp_out":
+            return SiteRef(f"{block}.{found.mlp}", kind, layer)
+        case "mlp.hook_pre":
+            return SiteRef(f"{block}.{found.neurons_in}", kind, layer)
+        case "mlp.hook_post":
+            return SiteRef(f"{block}.{found.neurons_out}:input", kind, layer)
+        case _:
+            return _head_site(model, found, layer, hook[-1])
+
+
+def _head_site(model: nn.Module, found: Layout, layer: int, value: str) -> SiteRef:
+    config: Any = model.config
+    block = f"{found.blocks}.{layer}"
+    heads = int(config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if value == "z":
+        return SiteRef(f"{block}.{found.attention_projection}:input", "head", layer, heads, width, (0, heads * width), width)
+    index = "qkv".index(value)
+    if found.fused == "no":
+        own = heads if value == "q" else int(getattr(config, "num_key_value_heads", None) or heads)
+        return SiteRef(f"{block}.{found.qkv[index]}", "head", layer, own, width, (0, own * width), width)
+    stride = width if found.fused == "blocks" else 3 * width
+    first = index * (heads * width if found.fused == "blocks" else width)
+    return SiteRef(f"{block}.{found.qkv[0]}", "head", layer, heads, width, (first, first + (heads - 1) * stride + width), stride)
+
+
+def _require_layout(model: nn.Module, name: str = "") -> Layout:
+    found = layout(model)
+    if found is None:
+        paths = [path for path, _ in model.named_modules() if path][:6]
+        asked = f"site {name!r}: " if name else ""
+        raise InputError(
+            f"{asked}no TransformerLens names for a model of family {family(model)!r} (there are for {', '.join(FAMILIES)});"
+            f" module paths work with any model, here {', '.join(paths)}, ..."
+        )
+    return found
+
+
+def _parallel(model: nn.Module) -> bool:
+    return family(model) == "gpt_neox" and bool(getattr(model.config, "use_parallel_residual", False))
+
+
+def _depth(model: nn.Module, found: Layout) -> int:
+    blocks = model.get_submodule(found.blocks)
+    assert isinstance(blocks, nn.ModuleList)
+    return len(blocks)
+
+
+def _has_module(model: nn.Module, path: str) -> bool:
+    try:
+        model.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
