@@ -1,0 +1,41 @@
+"""Attribution: one entry function and one strategy object per method."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from assay.attribution.exact import Exact, ablate, every
+from assay.attribution.gradient import Gradient, gate_gradient
+from assay.attribution.path import IntegratedGradients
+from assay.attribution.scores import Gap, Scores
+from assay.attribution.second import SecondOrder, curvature
+from assay.mechanisms.base import Mechanisms
+
+__all__ = [
+    "Exact",
+    "Gap",
+    "Gradient",
+    "IntegratedGradients",
+    "Method",
+    "Scores",
+    "SecondOrder",
+    "ablate",
+    "attribute",
+    "curvature",
+    "every",
+    "gate_gradient",
+]
+
+
+class Method(Protocol):
+    """A strategy that scores every part of a bound mechanism."""
+
+    @property
+    def name(self) -> str: ...
+
+    def scores(self, mechanisms: Mechanisms) -> Scores: ...
+
+
+def attribute(mechanisms: Mechanisms, method: Method | None = None) -> Scores:
+    """Return how much each part matters to the metric, per example, by a method (default: the gradient in the gates)."""
+    return (method or Gradient()).scores(mechanisms)

@@ -1,0 +1,123 @@
+"""The scores of an attribution: per example, in float64, with what they estimate written into the type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import polars as pl
+import torch
+from torch import Tensor
+
+from assay.errors import InputError
+from assay.mechanisms.base import Mechanisms
+
+if TYPE_CHECKING:
+    from assay.audit.audit import Audit
+
+Estimand = Literal["single removal", "share of joint removal"]
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The completeness gap of a path integral: how far the scores of one path are from the change of the metric along it.
+
+    `relative` is mean |sum of scores - change| / mean |change| over examples, after `nodes` evaluations of the path.
+    """
+
+    relative: float
+    absolute: float
+    nodes: int
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of every part: `values[group]` is (examples, *axes), an estimate of F(ones) - F(gate at 0) with the sign of a removal.
+
+    The estimand says whether a score stands for the removal of one part or for its share of the joint removal; `convention`
+    names how gradients pass the site and `reference` what a gate of zero puts there.
+    """
+
+    mechanisms: Mechanisms
+    values: Mapping[str, Tensor]
+    baseline: Tensor
+    method: str
+    estimand: Estimand
+    exact: bool = False
+    gaps: Mapping[str, Gap] = field(default_factory=dict)
+    cpu_seconds: float = 0.0
+
+    @property
+    def convention(self) -> str:
+        return self.mechanisms.convention
+
+    @property
+    def reference(self) -> str:
+        return self.mechanisms.reference
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return the mean over examples by group, accumulated in float64."""
+        return {name: values.mean(0) for name, values in self.values.items()}
+
+    def table(self, *, nonzero: bool = True) -> pl.DataFrame:
+        """Return one row a part: group, part, index, mean score, standard deviation over examples, n, mean |score|."""
+        frames = []
+        for name, values in self.values.items():
+            flat = values.flatten(1)
+            keep = (flat != 0).any(0).nonzero().flatten() if nonzero else torch.arange(flat.shape[1], device=flat.device)
+            flat = flat[:, keep]
+            places = torch.stack(torch.unravel_index(keep, values.shape[1:]), dim=1).tolist() if values.ndim > 1 else [[]] * len(keep)
+            frames.append(
+                pl.DataFrame(
+                    {
+                        "group": [name] * len(keep),
+                        "part": [self.mechanisms.describe(name, tuple(place)) for place in places],
+                        "index": [list(map(int, place)) for place in places],
+                        "score": flat.mean(0).tolist(),
+                        "sd": flat.std(0, correction=1 if len(flat) > 1 else 0).tolist(),
+                        "n": [len(flat)] * len(keep),
+                        "size": flat.abs().mean(0).tolist(),
+                    },
+                    schema={
+                        "group": pl.String,
+                        "part": pl.String,
+                        "index": pl.List(pl.Int64),
+                        "score": pl.Float64,
+                        "sd": pl.Float64,
+                        "n": pl.Int64,
+                        "size": pl.Float64,
+                    },
+                )
+            )
+        return pl.concat(frames) if frames else pl.DataFrame()
+
+    to_polars = table
+
+    def top(self, count: int = 20) -> pl.DataFrame:
+        """Return the parts with the largest mean |score|."""
+        return self.table().sort("size", descending=True).head(count)
+
+    def at(self, name: str, index: Tensor) -> Tensor:
+        """Return the scores at rows of part indices (rows, examples, axes): (rows, examples)."""
+        values = self.values[name]
+        examples = torch.arange(values.shape[0], device=values.device).expand(index.shape[:2])
+        return values[(examples, *index.unbind(-1))]
+
+    def audit(self, exact: int = 64, **options: Any) -> Audit:
+        """Ablate a random sample of parts exactly and say how far to trust these scores; see `assay.audit.audit`."""
+        from assay.audit.audit import audit
+
+        return audit(self, exact=exact, **options)
+
+    def _repr_html_(self) -> str:
+        head = f"<p><b>{self.mechanisms.kind}</b>: {self.method}, {self.estimand}, reference {self.reference}</p>"
+        return head + self.top(20).select("part", "score", "sd", "n")._repr_html_()
+
+
+def require_scores(values: Mapping[str, Tensor]) -> None:
+    """Raise InputError when a score is NaN or infinite."""
+    for name, entry in values.items():
+        bad = int((~torch.isfinite(entry)).sum())
+        if bad:
+            raise InputError(f"{bad} scores of {name!r} are NaN or infinite: the model's activations or gradients are not finite there")

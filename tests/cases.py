@@ -1,0 +1,181 @@
+"""Four tiny mechanism kinds on tiny networks: the core must serve each of them without knowing it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from assay import hooks
+from assay.hooks import Seen
+from assay.mechanisms.base import Mechanisms
+from assay.parts import Atoms, Group, Parts, Shifts, Whole
+from assay.targets.base import Batch, Target, target
+
+DIRECTIONS = 0.2 * torch.randn(5, 4, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+READERS = torch.randn(2, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) / 2
+
+
+class TinyBlock(nn.Module):
+    def __init__(self, width: int, generator: torch.Generator):
+        super().__init__()
+        self.up = nn.Linear(width, 2 * width, bias=False)
+        self.down = nn.Linear(2 * width, width, bias=False)
+        for layer in (self.up, self.down):
+            layer.weight.data = 0.6 * torch.randn(layer.weight.shape, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.tanh(self.up(x)))
+
+
+class Tiny(nn.Module):
+    """A residual network with a position axis, so that gates with and without positions both occur."""
+
+    def __init__(self, width: int = 4, blocks: int = 3, seed: int = 0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.embed = nn.Linear(3, width, bias=False)
+        self.embed.weight.data = torch.randn(width, 3, generator=generator)
+        self.blocks = nn.ModuleList(TinyBlock(width, generator) for _ in range(blocks))
+        self.head = nn.Linear(width, 2, bias=False)
+        self.head.weight.data = torch.randn(2, width, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x).mean(1)
+
+
+def squared_logit(output: Tensor, batch: Batch) -> Tensor:
+    return output[:, 0] - 0.3 * output[:, 1] ** 2
+
+
+def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float64) -> Target:
+    return target(Tiny(seed=seed).to(dtype), squared_logit, "tiny")
+
+
+def tiny_batch(examples: int = 5, positions: int = 3, seed: int = 1, dtype: torch.dtype = torch.float64) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    return Batch(torch.randn(examples, positions, 3, generator=generator, dtype=torch.float64).to(dtype))
+
+
+@dataclass(frozen=True)
+class Dictionary(Mechanisms):
+    """A random linear-relu dictionary with a counterfactual base, plus the error as one whole-vector part a position."""
+
+    patch: Batch = None  # type: ignore[assignment]
+    site: str = "blocks.1"
+    size: int = 6
+
+    kind = "dictionary"
+    reference = "counterfactual"
+
+    def __post_init__(self) -> None:
+        _ = self._weights  # bound to the batch before any gated run
+
+    @cached_property
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(7)
+        encoder = torch.randn(4, self.size, generator=generator, dtype=torch.float64)
+        decoder = torch.randn(self.size, 4, generator=generator, dtype=torch.float64) / 3
+        base = hooks.read(self.target.model, self.patch.inputs, [self.site])[self.site].value.double()
+        return encoder, decoder, base
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        examples, positions = self.batch.inputs.shape[:2]
+        return {
+            "features": Group("features", (self.site,), (examples, positions, self.size)),
+            "error": Group("error", (self.site,), (examples, positions)),
+        }
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        encoder, decoder, base = (entry.to(seen.value.dtype) for entry in self._weights)
+        codes = torch.relu(seen.value @ encoder) - torch.relu(base @ encoder)
+        error = seen.value - base - codes @ decoder
+        return {
+            "features": Atoms(codes, decoder, self.groups["features"].shape),
+            "error": Whole(error, self.groups["error"].shape, tuple(seen.value.shape)),
+        }
+
+
+@dataclass(frozen=True)
+class RankOne(Mechanisms):
+    """A weight site: the matrix of `blocks.1.up` as rank-one parts of its input, gated per example over all positions, and a delta part."""
+
+    kind = "rank one"
+    site = "blocks.1.up"
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        weight = self.target.model.get_parameter("blocks.1.up.weight").detach()
+        left, values, right = (entry.to(weight.dtype) for entry in torch.linalg.svd(weight.T.double(), full_matrices=False))
+        inner, outer = left[:, :3] * values[:3], right[:3]
+        return inner, outer, weight.T - inner @ outer
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        examples = len(self.batch)
+        return {
+            "components": Group("components", (self.site,), (examples, 1, 3), low=0.2),
+            "delta": Group("delta", (self.site,), (examples, 1)),
+        }
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        inner, outer, delta = self._factors
+        return {
+            "components": Atoms(seen.input @ inner, outer, self.groups["components"].shape),
+            "delta": Whole(seen.input @ delta, self.groups["delta"].shape, tuple(seen.value.shape)),
+        }
+
+
+@dataclass(frozen=True)
+class Displacements(Mechanisms):
+    """A parameter shift: five directions of one weight matrix, shared over the batch."""
+
+    kind = "displacements"
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        return {"directions": Group("directions", ("blocks.0.down.weight",), (5,), per_example=False)}
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        return {"directions": Shifts(DIRECTIONS.to(seen.value.dtype))}
+
+
+@dataclass(frozen=True)
+class TwoSites(Mechanisms):
+    """One gate at two sites: a direction read out of the residual stream after block 0 and again after block 1."""
+
+    kind = "two sites"
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        return {"reader": Group("reader", ("blocks.0", "blocks.1"), (*self.batch.inputs.shape[:2], 2))}
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        readers = READERS.to(seen.value.dtype)
+        return {"reader": Atoms(torch.tanh(seen.value @ readers.T), readers, self.groups["reader"].shape)}
+
+
+def dictionary(examples: int = 5, dtype: torch.dtype = torch.float64) -> Dictionary:
+    return Dictionary(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype), patch=tiny_batch(examples, seed=2, dtype=dtype))
+
+
+def rank_one(examples: int = 5, dtype: torch.dtype = torch.float64) -> RankOne:
+    return RankOne(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype))
+
+
+def displacements(examples: int = 5, dtype: torch.dtype = torch.float64) -> Displacements:
+    return Displacements(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype))
+
+
+def two_sites(examples: int = 5, dtype: torch.dtype = torch.float64) -> TwoSites:
+    return TwoSites(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype))
+
+
+KINDS = {"counterfactual": dictionary, "weight site": rank_one, "parameter shift": displacements, "two sites": two_sites}
