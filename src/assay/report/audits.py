@@ -1,0 +1,194 @@
+"""Pictures of how far to trust a result: training, calibration, intervals, and what a bound costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+from assay.errors import unknown
+from assay.report.encodings import axis_of, coloured, extent, extra, finish, group_tip, headline, listed, pick, positive, thin, tip
+from assay.report.theme import hue, themed
+
+
+def training_curves(
+    metrics: pl.DataFrame,
+    *,
+    keys: Sequence[str] | None = None,
+    phases: Sequence[str] | None = None,
+    title: str | None = None,
+    columns: int = 3,
+) -> Any:
+    """Draw one small picture per metric over steps, one line per phase; columns: `step`, optionally `phase`, one per metric."""
+    if "step" not in metrics.columns:
+        raise unknown("column", "step", metrics.columns)
+    if "phase" not in metrics.columns:
+        metrics = metrics.with_columns(pl.lit("training").alias("phase"))
+    if phases is not None:
+        metrics = metrics.filter(pl.col("phase").is_in(list(phases)))
+    if keys is None:
+        keys = [name for name, kind in metrics.schema.items() if kind.is_numeric() and name != "step"]
+    for name in keys:
+        if name not in metrics.columns:
+            raise unknown("metric", name, metrics.columns)
+    long = metrics.select("step", pl.col("phase").cast(pl.String).alias("group"), *[pl.col(name).cast(pl.Float64) for name in keys])
+    long = long.unpivot(index=["step", "group"], on=list(keys), variable_name="key", value_name="y").fill_nan(None).drop_nulls("y")
+    parts = [thin(part, 300)[0] for part in long.partition_by("key", "group", maintain_order=True)]
+    long = pl.concat(parts) if parts else long
+    phase = "phase" if long["group"].n_unique() > 1 else None
+    chart = (
+        alt.Chart(long)
+        .mark_line(strokeWidth=1.75)
+        .encode(
+            x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=4, format="~s")),
+            y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+            tooltip=[alt.Tooltip("key:N", title="metric"), alt.Tooltip("step:Q", format=","), tip("y", "value"), *group_tip(long, phase)],
+            **coloured(long, phase),
+        )
+        .properties(width=190, height=120)
+        .facet(facet=alt.Facet("key:N", sort=list(keys), title=None), columns=columns)
+        .resolve_scale(y="independent")
+    )
+    return themed(chart.properties(title=headline(title, "")) if title else chart)
+
+
+def calibration(
+    frame: pl.DataFrame,
+    nominal: str,
+    measured: str,
+    *,
+    guarantee: str | None = None,
+    low: str | None = None,
+    high: str | None = None,
+    colour: str | None = None,
+    title: str | None = None,
+    x_title: str = "nominal coverage",
+    y_title: str = "measured coverage",
+    height: int = 320,
+) -> Any:
+    """Draw measured against nominal coverage; the guarantee is the dashed line: a column if given, the diagonal otherwise."""
+    data = pick(frame, x=nominal, y=measured, promise=guarantee, low=low, high=high, group=colour).drop_nulls(["x", "y"]).sort("x")
+    if guarantee is None:
+        data = data.with_columns(pl.col("x").alias("promise"))
+    ends = [float(value) for name in ("x", "y", "promise") for value in extent(data[name])]
+    scale = alt.Scale(domain=[max(0.0, min(ends) - 0.03), min(1.0, max(ends) + 0.01)], zero=False, nice=False)
+    percent = alt.Axis(format="%")
+    horizontal = alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, nice=False), axis=percent)
+    vertical = alt.Y("y:Q", title=y_title, scale=scale, axis=percent)
+    base = alt.Chart(data)
+    layers: list[Any] = [
+        base.mark_line(strokeDash=[5, 4], strokeWidth=1.5, color=hue("quiet")).encode(
+            x=horizontal, y=alt.Y("promise:Q", title=y_title, scale=scale)
+        )
+    ]
+    if low and high:
+        layers.append(
+            base.mark_rule(strokeWidth=1.5, opacity=0.6).encode(
+                x=horizontal, y=alt.Y("low:Q", title=y_title, scale=scale), y2="high:Q", **coloured(data, colour)
+            )
+        )
+    layers.append(base.mark_line().encode(x=horizontal, y=vertical, **coloured(data, colour)))
+    tips = [
+        alt.Tooltip(f"{name}:Q", title=said, format=".2%") for name, said in (("x", "nominal"), ("y", "measured"), ("promise", "guarantee"))
+    ]
+    layers.append(
+        base.mark_point(size=55, opacity=1).encode(
+            x=horizontal, y=vertical, tooltip=[*tips, *group_tip(data, colour)], **coloured(data, colour)
+        )
+    )
+    if title is None and data.height:
+        kept = int((data["y"] >= data["promise"]).sum())
+        title = f"Coverage meets the guarantee (dashed) at {kept} of {data.height} levels"
+    return finish(alt.layer(*layers), title, height)
+
+
+def intervals(
+    frame: pl.DataFrame,
+    item: str,
+    estimate: str,
+    low: str,
+    high: str,
+    *,
+    truth: str | None = None,
+    colour: str | None = None,
+    tooltip: Sequence[str] = (),
+    title: str | None = None,
+    x_title: str | None = None,
+    limit: int = 40,
+) -> Any:
+    """Draw each item's estimate with its interval, in the order of the rows, and the truth as a diamond; the first `limit` items."""
+    data = pick(frame, x=item, y=estimate, low=low, high=high, truth=truth, group=colour, **extra(tooltip)).drop_nulls(["x", "y"])
+    data = data.with_columns(pl.col("x").cast(pl.String))
+    if truth and title is None and data.height:
+        known = data.drop_nulls(["truth", "low", "high"])
+        inside = int(((known["low"] <= known["truth"]) & (known["truth"] <= known["high"])).sum())
+        title = f"The interval holds the true value for {inside:,} of {known.height:,}"
+    drawn = data.head(limit)
+    note = f"the first {limit:,} of {data.height:,} are drawn" if data.height > limit else ""
+    names = drawn["x"].unique(maintain_order=True).to_list()
+    rows = alt.Y("x:N", sort=names, title=None)
+    base = alt.Chart(drawn)
+    said = x_title or estimate
+    tips = [tip("x", item), tip("y", estimate), tip("low", low), tip("high", high), *([tip("truth", truth)] if truth else [])]
+    tips += [*group_tip(data, colour), *listed(data, tooltip)]
+    layers: list[Any] = [
+        base.mark_rule(strokeWidth=2.5, opacity=0.45).encode(
+            y=rows, x=alt.X("low:Q", title=said, axis=alt.Axis(grid=True)), x2="high:Q", tooltip=tips, **coloured(data, colour)
+        ),
+        base.mark_point(size=50, opacity=1).encode(
+            y=rows, x=alt.X("y:Q", title=said, scale=alt.Scale(zero=False)), tooltip=tips, **coloured(data, colour)
+        ),
+    ]
+    if truth:
+        layers.append(
+            base.mark_point(shape="diamond", size=55, filled=False, strokeWidth=1.5, opacity=1, color=hue("ink")).encode(
+                y=rows, x=alt.X("truth:Q", title=said), tooltip=tips
+            )
+        )
+    return finish(alt.layer(*layers), title, max(100, 22 * len(names)), note)
+
+
+def tradeoff(
+    frame: pl.DataFrame,
+    operations: str,
+    bound: str,
+    *,
+    colour: str | None = None,
+    label: str | None = None,
+    tooltip: Sequence[str] = (),
+    title: str | None = None,
+    x_title: str | None = None,
+    y_title: str | None = None,
+    height: int = 340,
+) -> Any:
+    """Draw each bound against its cost in operations (log scale), coloured by what stays unexplained; the line joins the best so far."""
+    data = pick(frame, x=operations, y=bound, group=colour, label=label, **extra(tooltip)).drop_nulls(["x", "y"])
+    data = positive(data, x="x").sort("x", "y", descending=[False, True])
+    frontier = data.filter(pl.col("y") > pl.col("y").cum_max().shift(1).fill_null(float("-inf")))
+    horizontal = alt.X(
+        "x:Q", title=x_title or operations, scale=alt.Scale(type="log", nice=False, padding=24), axis=axis_of(True, data["x"])
+    )
+    vertical = alt.Y("y:Q", title=y_title or bound, scale=alt.Scale(zero=False, padding=16))
+    steps = (
+        alt.Chart(frontier)
+        .mark_line(interpolate="step-after", color=hue("quiet"), strokeWidth=1.25, strokeDash=[5, 4])
+        .encode(x=horizontal, y=vertical)
+    )
+    tips = [*([tip("label", label)] if label else []), alt.Tooltip("x:Q", title=operations, format=",.4~g"), tip("y", bound)]
+    tips += [*group_tip(data, colour), *listed(data, tooltip)]
+    base = alt.Chart(data).encode(x=horizontal, y=vertical, tooltip=tips)
+    layers: list[Any] = [
+        steps,
+        base.mark_point(size=110, opacity=0.95, stroke=hue("paper"), strokeWidth=1).encode(**coloured(data, colour)),
+    ]
+    if label and frontier.height:
+        lower, upper = extent(data["x"])
+        right = pl.col("x") > (lower * upper) ** 0.5
+        words = (
+            alt.Chart(frontier.filter(~right)).mark_text(align="left", dx=9, dy=11),
+            alt.Chart(frontier.filter(right)).mark_text(align="right", dx=-9, dy=11),
+        )
+        layers += [side.encode(x=horizontal, y=vertical, text="label:N") for side in words]
+    return finish(alt.layer(*layers), title, height)

@@ -1,0 +1,126 @@
+"use strict";
+(() => {
+  const palette = JSON.parse(document.getElementById("palette").textContent);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  const figures = [...document.querySelectorAll(".chart")].map((box) => ({
+    box,
+    spec: JSON.parse(document.getElementById(box.dataset.spec).textContent),
+    drawn: "",
+    view: null,
+  }));
+  let printing = false;
+
+  // Swap every colour of the light palette for its dark twin, in the specification but never in the data.
+  const recolour = (part) => {
+    if (typeof part === "string") return palette[part] ?? part;
+    if (Array.isArray(part)) return part.map(recolour);
+    if (part === null || typeof part !== "object") return part;
+    return Object.fromEntries(
+      Object.entries(part).map(([key, value]) => [key, key === "datasets" || key === "data" ? value : recolour(value)]),
+    );
+  };
+
+  // Give a picture the width of its box: single pictures exactly, small multiples in as many columns as are readable.
+  const fit = (spec, width) => {
+    const rows = { ...spec, config: { ...spec.config, legend: { ...spec.config?.legend, columns: Math.max(1, Math.floor(width / 130)) } } };
+    if (spec.facet && spec.spec) {
+      const columns = Math.max(1, Math.min(spec.columns ?? 3, Math.floor(width / 230)));
+      return { ...rows, columns, spec: { ...spec.spec, width: Math.max(120, Math.floor(width / columns) - 64) } };
+    }
+    const many = spec.concat ?? spec.hconcat;
+    if (many) {
+      const columns = Math.max(1, Math.min(spec.columns ?? many.length, Math.floor(width / 260)));
+      const { hconcat, ...rest } = rows;
+      const each = Math.max(120, Math.floor(width / columns) - 72);
+      return { ...rest, columns, concat: many.map((part) => ({ ...part, width: each })) };
+    }
+    if (spec.vconcat) return { ...rows, vconcat: spec.vconcat.map((part) => ({ ...part, width: Math.max(120, width - 72) })) };
+    return { ...rows, width, autosize: { type: "fit-x", contains: "padding" } };
+  };
+
+  const tip = document.createElement("div");
+  tip.id = "tip";
+  tip.hidden = true;
+  document.body.append(tip);
+  const say = (value) => (value === null || value === undefined || value === "" || value === "null" || value === "NaN" ? "–" : String(value));
+  // Text nodes only: nothing from data is ever read as HTML.
+  const tooltip = (handler, event, item, value) => {
+    if (value === null || value === undefined || value === "") {
+      tip.hidden = true;
+      return;
+    }
+    if (typeof value === "object") {
+      const list = document.createElement("dl");
+      for (const [name, entry] of Object.entries(value)) {
+        const term = document.createElement("dt");
+        const detail = document.createElement("dd");
+        term.textContent = name;
+        detail.textContent = say(entry);
+        list.append(term, detail);
+      }
+      tip.replaceChildren(list);
+    } else {
+      tip.textContent = say(value);
+    }
+    tip.hidden = false;
+    const { clientX, clientY } = event.touches?.[0] ?? event;
+    const { width, height } = tip.getBoundingClientRect();
+    tip.style.left = `${Math.max(8, Math.min(clientX + 14, innerWidth - width - 8))}px`;
+    tip.style.top = `${clientY + 18 + height > innerHeight ? Math.max(8, clientY - height - 12) : clientY + 18}px`;
+  };
+  const refuse = () => Promise.reject(new Error("a report loads nothing"));
+
+  const draw = async (figure) => {
+    const width = Math.floor(figure.box.getBoundingClientRect().width);
+    const night = dark.matches && !printing;
+    const wanted = `${width} ${night}`;
+    if (!width || figure.drawn === wanted) return;
+    figure.drawn = wanted;
+    try {
+      const spec = fit(night ? recolour(figure.spec) : figure.spec, width);
+      const result = await vegaEmbed(figure.box, spec, {
+        mode: "vega-lite",
+        renderer: "svg",
+        actions: false,
+        ast: true,
+        defaultStyle: false,
+        tooltip,
+        loader: { load: refuse, sanitize: refuse },
+        logLevel: 1,
+      });
+      figure.view?.finalize();
+      figure.view = result;
+      figure.box.classList.add("ready");
+    } catch (error) {
+      figure.box.classList.add("failed");
+      figure.box.textContent = `This picture could not be drawn: ${error.message}`;
+      console.error(error);
+    }
+  };
+
+  const near = new IntersectionObserver(
+    (entries) => {
+      for (const entry of entries) {
+        const figure = figures.find(({ box }) => box === entry.target);
+        figure.near = entry.isIntersecting;
+        if (figure.near) draw(figure);
+      }
+    },
+    { rootMargin: "600px" },
+  );
+  let waiting = 0;
+  const redraw = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(() => figures.filter((figure) => figure.near).forEach(draw), 120);
+  };
+  const resized = new ResizeObserver(redraw);
+  for (const figure of figures) {
+    near.observe(figure.box);
+    resized.observe(figure.box);
+  }
+  dark.addEventListener("change", redraw);
+  addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+  addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+  addEventListener("beforeprint", () => { printing = true; figures.forEach(draw); });
+  addEventListener("afterprint", () => { printing = false; redraw(); });
+})();
