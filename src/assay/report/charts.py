@@ -162,13 +162,9 @@ def bars(
     names = data["x"].unique(maintain_order=True).to_list()
     if horizontal is None:
         horizontal = len(names) > 8 or max((len(name) for name in names), default=0) > 10
-    category = (alt.Y if horizontal else alt.X)(
-        "x:N",
-        sort=names,
-        title=x_title or (None if horizontal else x),
-        axis=alt.Axis(labelAngle=0, grid=False),
-        scale=alt.Scale(paddingInner=0.3),
-    )
+    said = x_title or (None if horizontal else x)
+    labels = alt.Axis(labelAngle=0, grid=False)
+    category = (alt.Y if horizontal else alt.X)("x:N", sort=names, title=said, axis=labels, scale=alt.Scale(paddingInner=0.3))
     value = (alt.X if horizontal else alt.Y)("y:Q", title=y_title or y, axis=alt.Axis(grid=True))
     offset: dict[str, Any] = {}
     if colour:
@@ -226,12 +222,8 @@ def heatmap(
         tooltip=tips,
     )
     if size:
-        area = alt.Size(
-            "size:Q",
-            title=size,
-            scale=alt.Scale(range=[10, 420]),
-            legend=alt.Legend(format="~g", symbolFillColor=hue("quiet"), symbolStrokeWidth=0, tickCount=3),
-        )
+        legend = alt.Legend(format="~g", symbolFillColor=hue("quiet"), symbolStrokeWidth=0, tickCount=3)
+        area = alt.Size("size:Q", title=size, scale=alt.Scale(range=[10, 420]), legend=legend)
         layers: list[Any] = [base.mark_square(opacity=1).encode(color=shade, size=area)]
     else:
         layers = [base.mark_rect(stroke=hue("paper"), strokeWidth=1 if len(across) <= 40 else 0).encode(color=shade)]
