@@ -242,18 +242,21 @@ def _outward(mantissa: int, exponent: int) -> tuple[float, float]:
     """Return the float64 neighbours (equal when exact) of mantissa * 2**exponent."""
     if mantissa == 0:
         return 0.0, 0.0
+    if mantissa < 0:
+        low, high = _outward(-mantissa, exponent)
+        return -high, -low
     top = mantissa.bit_length() + exponent
     if top > 1024:
-        return (_LARGEST, math.inf) if mantissa > 0 else (-math.inf, -_LARGEST)
+        return _LARGEST, math.inf
     if top < -1074:
-        return (0.0, TINY) if mantissa > 0 else (-TINY, 0.0)
+        return 0.0, TINY
     unit = max(top - 53, -1074)
     if unit <= exponent:
         exact = math.ldexp(mantissa << max(exponent - unit, 0), unit)
         return exact, exact
-    low = mantissa >> (unit - exponent)  # rounds towards minus infinity
-    high = -((-mantissa) >> (unit - exponent))
-    return math.ldexp(low, unit), math.ldexp(high, unit) if high.bit_length() + unit <= 1024 else math.inf
+    floor = mantissa >> (unit - exponent)
+    above = math.inf if (floor + 1).bit_length() + unit > 1024 else math.ldexp(floor + 1, unit)
+    return math.ldexp(floor, unit), math.ldexp(floor, unit) if floor << (unit - exponent) == mantissa else above
 
 
 @dataclass(frozen=True)
