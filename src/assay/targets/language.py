@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from assay.errors import InputError
@@ -100,7 +100,11 @@ def load_language_model(
 def load_tokenizer(path: Path | str) -> Any:
     """Load the tokenizer of a folder or hub name; InputError when there is none."""
     _require_folder(path, "tokenizer_config.json", "tokenizer.json", "vocab.json")
+    bare = all((Path(path) / name).is_file() for name in ("vocab.json", "merges.txt"))
+    bare = bare and not any((Path(path) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "config.json"))
     try:
+        if bare:  # byte pairs as GPT-2 shipped them: nothing in the folder names the class
+            return GPT2TokenizerFast.from_pretrained(str(path))
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (*_LOADING_ERRORS, Exception) as error:  # the tokenizers package raises bare Exception on malformed files
         raise InputError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from error
