@@ -1,0 +1,173 @@
+"""Audit, faithfulness, worst case and scrubbing, on every tiny kind."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from cases import KINDS, dictionary, displacements, rank_one, tiny_batch, tiny_target, two_sites
+
+from assay import hooks
+from assay.attribution import Exact, IntegratedGradients, attribute
+from assay.audit import areas, curve, exhaustive, faithfulness, keep_top, scrub, worst_case
+from assay.audit.scrubbing import derangement
+from assay.errors import InputError
+
+kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+
+
+@kinds
+def test_audit_reports_true_effects_and_valid_bars(kind):
+    mechanisms = kind(60)
+    scores = attribute(mechanisms)
+    exact = attribute(mechanisms, Exact())
+    audit = scores.audit(exact=8)
+    for row in audit.table.iter_rows(named=True):
+        place = (row["example"], *row["index"])
+        assert row["exact"] == pytest.approx(float(exact.values[row["group"]][place]), abs=1e-9)
+        assert row["estimate"] == pytest.approx(float(scores.values[row["group"]][place]), abs=1e-9)
+        assert row["lower"] <= row["estimate"] <= row["upper"]
+    assert set(audit.table["fold"].unique()) == {"tuning", "calibration", "test"}
+    by_fold = audit.table.group_by("example").agg(pl.col("fold").n_unique())
+    assert (by_fold["fold"] == 1).all()
+    assert audit.coverage >= 0.6
+    assert np.isfinite(audit.width)
+    top = audit.top(5)
+    assert {"part", "score", "bar", "exact"} <= set(top.columns)
+    assert "exact ablations" in audit._repr_html_()
+    halves = audit.half_widths()
+    assert all(halves[name].shape == scores.values[name].shape for name in halves)
+    summary = audit.summary()
+    assert summary["agreement"]["n"] == audit.table.height
+
+
+def test_audit_can_use_a_second_estimate_and_a_certificate_as_scale():
+    mechanisms = dictionary(80)
+    scores = attribute(mechanisms, IntegratedGradients())
+    exact = attribute(mechanisms, Exact())
+    oracle = {name: (exact.values[name] - scores.values[name]).abs() + 1e-6 for name in scores.values}
+    audit = scores.audit(exact=6, against=attribute(mechanisms), scales={"oracle": oracle})
+    assert audit.bars.scale == "oracle"
+    assert audit.width < audit.constant_width / 3
+    with pytest.raises(InputError, match="lacks"):
+        scores.audit(exact=6, scales={"half": {"features": oracle["features"]}})
+    with pytest.raises(InputError, match="at least 2"):
+        scores.audit(exact=1)
+
+
+@kinds
+def test_faithfulness_is_the_ratio_of_plain_runs(kind):
+    mechanisms = kind()
+    keep = keep_top(attribute(mechanisms), 0.4)
+    found = faithfulness(mechanisms, keep)
+    gates, anti = mechanisms.full(0.0), mechanisms.ones()
+    for name, mask in keep.items():
+        gates[name] = gates[name] + mask.to(gates[name])
+        anti[name] = anti[name] - mask.to(gates[name])
+    with torch.no_grad():
+        full, empty = mechanisms.values().mean(), mechanisms.values(mechanisms.full(0.0)).mean()
+        expected = (mechanisms.values(gates).mean() - empty) / (full - empty)
+        complement = (mechanisms.values(anti).mean() - empty) / (full - empty)
+    assert found.faithfulness == pytest.approx(float(expected))
+    assert found.completeness == pytest.approx(float(complement))
+    assert faithfulness(mechanisms, keep_top(attribute(mechanisms), 1.0)).faithfulness == pytest.approx(1)
+    assert faithfulness(mechanisms, keep_top(attribute(mechanisms), 0.0)).faithfulness == 0
+
+
+def test_curves_have_the_ends_and_areas():
+    table = curve(attribute(two_sites()), (0.0, 0.5, 1.0))
+    assert table["faithfulness"][0] == 0
+    assert table["faithfulness"][2] == pytest.approx(1)
+    found = areas(table)
+    middle = table["faithfulness"][1]
+    assert found["cpr"] == pytest.approx(0.25 * (0 + 2 * middle + 1))
+    assert found["cmd"] == pytest.approx(0.25 * (1 + 2 * abs(1 - middle)))
+    per_example = keep_top(attribute(two_sites()), 0.5, per_example=True)["reader"]
+    assert (per_example.flatten(1).sum(1) == 3).all()
+
+
+def test_masks_must_be_boolean_and_fit():
+    with pytest.raises(InputError, match="boolean"):
+        faithfulness(dictionary(), {"features": torch.ones(6)})
+    with pytest.raises(InputError, match="broadcast"):
+        faithfulness(dictionary(), {"features": torch.ones(2, 7, dtype=torch.bool)})
+    with pytest.raises(InputError, match="between 0 and 1"):
+        keep_top(attribute(dictionary()), 1.5)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", ["weight site", "parameter shift", "two sites"])
+def test_worst_case_reaches_the_exhaustive_maximum(kind, seed):
+    bound = KINDS[kind]()
+    mechanisms = type(bound)(tiny_target(seed), tiny_batch(4, seed=seed + 10))
+    truth, found = exhaustive(mechanisms), worst_case(mechanisms, seed=seed)
+    assert found.label == "lower bound of the damage"
+    assert found.evaluations > 10
+    assert not found.exhaustive
+    if mechanisms.groups[next(iter(mechanisms.groups))].per_example:
+        assert (found.damage >= 0.95 * truth.damage - 1e-12).all()
+    else:
+        assert found.damage.mean() >= 0.95 * truth.damage.mean() - 1e-12
+    with torch.no_grad():
+        torch.testing.assert_close(mechanisms.values() - mechanisms.values(found.gates), found.damage, rtol=1e-9, atol=1e-9)
+    for name, gates in found.gates.items():
+        assert (gates >= mechanisms.groups[name].low).all()
+        assert (gates <= 1).all()
+
+
+def test_kept_gates_are_never_touched_and_large_sets_are_refused():
+    mechanisms = dictionary()
+    keep = {"features": torch.arange(6) < 3, "error": torch.tensor(True)}
+    found = worst_case(mechanisms, keep, steps=4, restarts=2)
+    assert (found.gates["features"][..., :3] == 1).all()
+    assert (found.gates["error"] == 1).all()
+    assert (found.damage >= 0).all()
+    with pytest.raises(InputError, match="at most 12"):
+        exhaustive(mechanisms)
+    with pytest.raises(InputError, match="at least 1"):
+        worst_case(mechanisms, keep, steps=0)
+
+
+def test_derangement_stays_in_its_class_and_moves_everyone():
+    classes = torch.tensor([0, 1, 0, 1, 1, 2])
+    order = derangement(classes, torch.Generator().manual_seed(0))
+    assert (classes[order] == classes).all()
+    assert sorted(order.tolist()) == list(range(6))
+    assert (order[:5] != torch.arange(5)).all()
+    assert order[5] == 5
+
+
+def test_scrubbing_everything_inside_one_class_of_copies_changes_nothing():
+    target = tiny_target()
+    inputs = tiny_batch(3).inputs.repeat_interleave(2, 0)
+    mechanisms = two_sites().__class__(target, type(tiny_batch())(inputs))
+    keep = {"reader": torch.tensor(True)}
+    same = torch.arange(3).repeat_interleave(2)
+    found = scrub(mechanisms, keep, same, draws=3)
+    assert found.metric == pytest.approx(found.full, abs=1e-10)
+    assert found.share == pytest.approx(1, abs=1e-8)
+
+
+def test_scrubbing_nothing_kept_is_the_random_swap_and_matches_a_plain_swap():
+    mechanisms = dictionary(6)
+    nothing = {name: torch.zeros((), dtype=torch.bool) for name in mechanisms.groups}
+    found = scrub(mechanisms, nothing, draws=2, seed=3)
+    assert found.share == pytest.approx(0, abs=1e-10)
+    order = derangement(torch.zeros(6), torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        clean = hooks.read(mechanisms.target.model, mechanisms.batch.inputs, ["blocks.1"])["blocks.1"].value
+        base = hooks.read(mechanisms.target.model, mechanisms.patch.inputs, ["blocks.1"])["blocks.1"].value
+        plain = mechanisms.target.values(mechanisms.batch, {"blocks.1": lambda seen: base + (clean - base)[order]})
+    again = scrub(mechanisms, nothing, draws=1, seed=3)
+    assert again.metric == pytest.approx(float(plain.mean()), abs=1e-10)
+    assert math.isnan(again.error)
+
+
+def test_scrubbing_bad_input():
+    with pytest.raises(InputError, match="shared over the batch"):
+        scrub(displacements(), {})
+    with pytest.raises(InputError, match="one label per example"):
+        scrub(rank_one(), {}, torch.zeros(2))
