@@ -1,0 +1,101 @@
+"""The cubic strategy: purity of a few pooled numbers per cell (the cubic proof of arXiv 2406.11779, with sets per cell).
+
+Pool positions and competitors: `p_x = max_i (PV[i,x] - PV[i,m])`, `W[t] = max_{x != m} (EV[t,x] - EV[t,m] + p_x)`,
+`Dm[q] = max_{x != m} (D[q,x] - D[q,m])`. With s the positional weight of the copies of m and T that of all non-query
+positions, a cell whose smaller tokens all equal k is correct if
+
+    s e^{a_qm} (W[m] + Dm) + e^{a_qq + b_q} (W[q] + Dm) + (T - s) e^{a_qk} (W[k] + Dm) < 0
+
+for the smallest and the largest s (it is linear in s). Any mixture of such tokens is a convex combination of these cases.
+With c = 0 there is one sequence, and its margin is formed exactly. Cost O(V^3 K).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from assay.bounds.rounding import Array, Interval
+from assay.proofs import cells
+from assay.proofs.cells import Sets
+from assay.proofs.tables import Tables, over
+
+
+def certify(tables: Tables) -> Sets:
+    """Return the pure tokens of every cell: the same numbers serve search and verification."""
+    V, K = tables.vocabulary, tables.positions
+    up = tables.up
+    sets = np.zeros((1, V, V, K, V), bool)
+    low, high, every = _positional_weights(tables)
+    own = tables.product(over(tables.ea, lambda end: np.diagonal(end)), over(tables.eb, lambda end: end[:, -1]))
+    for m in range(V):
+        queries = slice(m + 1)
+        ov, places, direct = tables.ov(m), tables.position_ov(m), tables.direct(m)[queries]
+        pooled = _without(up(ov + places.max(0)), m)
+        gap = _without(direct.copy(), m)
+        value = up(pooled[None, :] + gap[:, None])  # (Q, V): W[t] + Dm[q]
+        rows = np.arange(m + 1)
+        at_query = tables.times(over(own, lambda end: end[queries]), value[rows, rows])
+        at_max = tables.times(over(tables.ea, lambda end: end[queries, m]), value[:, m])
+        others = tables.times(over(tables.ea, lambda end: end[queries, :m]), value[:, :m])
+        sets[0, queries, m, 0, 0] = _one_sequence(tables, m) < 0
+        for c in range(1, K):
+            sets[0, queries, m, c, :m] = True
+            for share in (low[queries, K - 1 - c], high[queries, K - 1 - c]):
+                rest = _rest(tables, over(every, lambda end: end[queries]), share)
+                fixed = up(_signed(tables, Interval(share, share), at_max) + at_query)
+                margin = up(_signed(tables, over(rest, lambda end: end[:, None]), others) + fixed[:, None])
+                sets[0, queries, m, c, :m] &= margin < 0
+    return cells.normal(sets)
+
+
+def verify(tables: Tables, sets: Sets) -> Sets:
+    """Return the claimed cells whose tokens are all pure; the others are emptied."""
+    pure = certify(tables)
+    return sets & ~(sets & ~pure).any(-1, keepdims=True)
+
+
+def _positional_weights(tables: Tables) -> tuple[Array, Array, Interval]:
+    """Return the least and the greatest sum of e^b over n non-query positions, (V, K) over n, and the sum over all of them."""
+    low, high = (np.sort(end[:, :-1], axis=1) for end in (tables.eb.lo, tables.eb.hi))
+    least, greatest = _sums(tables, low, lower=True), _sums(tables, high[:, ::-1], lower=False)
+    return least, greatest, Interval(least[:, -1], greatest[:, -1])
+
+
+def _sums(tables: Tables, parts: Array, *, lower: bool) -> Array:
+    sums = [np.zeros_like(parts, shape=parts.shape[:1])]
+    for part in parts.T:
+        value = sums[-1] + part
+        sums.append(value if tables.level == "float64" else np.nextafter(value, -np.inf if lower else np.inf))
+    return np.stack(sums, axis=1)
+
+
+def _rest(tables: Tables, every: Interval, share: Array) -> Interval:
+    """Return T - s as an interval."""
+    low, high = every.lo - share, every.hi - share
+    return Interval(low, high) if tables.level == "float64" else Interval(np.nextafter(low, -np.inf), np.nextafter(high, np.inf))
+
+
+def _signed(tables: Tables, weight: Interval, value: Array) -> Array:
+    """Return an upper bound of weight * value for weights of either sign."""
+    return tables.up(np.maximum(weight.lo * value, weight.hi * value))
+
+
+def _without(margins: Array, m: int) -> Array:
+    """Return the largest entry of each row outside column m."""
+    margins[..., m] = -np.inf
+    return margins.max(-1)
+
+
+def _one_sequence(tables: Tables, m: int) -> Array:
+    """Return the largest margin of the sequence (m, ..., m, q) for each q <= m: exact for every competitor."""
+    up, K = tables.up, tables.positions
+    ov, places, direct = tables.ov(m), tables.position_ov(m), tables.direct(m)[: m + 1]
+    rows = np.arange(m + 1)
+    margin = np.zeros_like(direct)
+    for p in range(K):
+        last = p == K - 1
+        score = over(tables.ea, lambda end: end[rows, rows] if last else end[: m + 1, m])
+        weight = tables.product(score, over(tables.eb, lambda end: end[: m + 1, p]))
+        value = up(up((ov[: m + 1] if last else ov[m]) + places[p]) + direct)
+        margin = up(margin + tables.times(over(weight, lambda end: end[:, None]), value))
+    return _without(margin, m)
