@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import altair as alt
 import polars as pl
 
 from assay.errors import unknown
-from assay.report.encodings import axis_of, coloured, extent, extra, finish, group_tip, headline, listed, pick, positive, thin, tip
+from assay.report.encodings import axis_of, coloured, extent, extra, finish, group_tip, headline, listed, pick, positive, thin, tip, word
 from assay.report.theme import hue, themed
 
 
@@ -37,19 +38,21 @@ def training_curves(
     long = long.unpivot(index=["step", "group"], on=list(keys), variable_name="key", value_name="y").fill_nan(None).drop_nulls("y")
     parts = [thin(part, 300)[0] for part in long.partition_by("key", "group", maintain_order=True)]
     long = pl.concat(parts) if parts else long
+    steps = alt.Axis(tickCount=3, labelExpr="datum.value < 1000 ? datum.value : format(datum.value, '~s')")
     phase = "phase" if long["group"].n_unique() > 1 else None
     chart = (
         alt.Chart(long)
         .mark_line(strokeWidth=1.75)
         .encode(
-            x=alt.X("step:Q", title="step", axis=alt.Axis(tickCount=4, format="~s")),
-            y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4)),
+            x=alt.X("step:Q", title="step", axis=steps),
+            y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, format="~g", labelFlush=True)),
             tooltip=[alt.Tooltip("key:N", title="metric"), alt.Tooltip("step:Q", format=","), tip("y", "value"), *group_tip(long, phase)],
             **coloured(long, phase),
         )
         .properties(width=190, height=120)
-        .facet(facet=alt.Facet("key:N", sort=list(keys), title=None), columns=columns)
+        .facet(facet=alt.Facet("key:N", sort=list(keys), title=None), columns=columns, spacing={"column": 60, "row": 70}, bounds="flush")
         .resolve_scale(y="independent")
+        .resolve_axis(x="independent")
     )
     return themed(chart.properties(title=headline(title, "")) if title else chart)
 
@@ -119,8 +122,7 @@ def intervals(
     limit: int = 40,
 ) -> Any:
     """Draw each item's estimate with its interval, in the order of the rows, and the truth as a diamond; the first `limit` items."""
-    data = pick(frame, x=item, y=estimate, low=low, high=high, truth=truth, group=colour, **extra(tooltip)).drop_nulls(["x", "y"])
-    data = data.with_columns(pl.col("x").cast(pl.String))
+    data = pick(frame, "x", x=item, y=estimate, low=low, high=high, truth=truth, group=colour, **extra(tooltip)).drop_nulls(["x", "y"])
     if truth and title is None and data.height:
         known = data.drop_nulls(["truth", "low", "high"])
         inside = int(((known["low"] <= known["truth"]) & (known["truth"] <= known["high"])).sum())
@@ -131,7 +133,7 @@ def intervals(
     rows = alt.Y("x:N", sort=names, title=None)
     base = alt.Chart(drawn)
     said = x_title or estimate
-    tips = [tip("x", item), tip("y", estimate), tip("low", low), tip("high", high), *([tip("truth", truth)] if truth else [])]
+    tips = [word("x", item), tip("y", estimate), tip("low", low), tip("high", high), *([tip("truth", truth)] if truth else [])]
     tips += [*group_tip(data, colour), *listed(data, tooltip)]
     layers: list[Any] = [
         base.mark_rule(strokeWidth=2.5, opacity=0.45).encode(
@@ -181,9 +183,10 @@ def tradeoff(
     base = alt.Chart(data).encode(x=horizontal, y=vertical, tooltip=tips)
     layers: list[Any] = [
         steps,
-        base.mark_point(size=110, opacity=0.95, stroke=hue("paper"), strokeWidth=1).encode(**coloured(data, colour)),
+        base.mark_point(size=110, opacity=0.95, stroke=hue("quiet"), strokeWidth=1).encode(**coloured(data, colour)),
     ]
     if label and frontier.height:
+        frontier = _apart(frontier)
         lower, upper = extent(data["x"])
         right = pl.col("x") > (lower * upper) ** 0.5
         words = (
@@ -192,3 +195,14 @@ def tradeoff(
         )
         layers += [side.encode(x=horizontal, y=vertical, text="label:N") for side in words]
     return finish(alt.layer(*layers), title, height)
+
+
+def _apart(points: pl.DataFrame) -> pl.DataFrame:
+    """Keep the points whose labels do not overlap the label kept before; x counts on a log scale."""
+    (left, right), (bottom, top) = extent(points["x"].log()), extent(points["y"])
+    kept: list[dict[str, Any]] = []
+    for row in points.iter_rows(named=True):
+        near_y = kept and row["y"] - kept[-1]["y"] < 0.07 * (top - bottom)
+        if not near_y or math.log(row["x"] / kept[-1]["x"]) > 0.35 * (right - left):
+            kept.append(row)
+    return pl.DataFrame(kept, schema=points.schema)

@@ -28,12 +28,14 @@ from assay.report.encodings import (
     named_rules,
     parts,
     pick,
+    pickable,
     positive,
     sample,
     scale_of,
     short,
     thin,
     tip,
+    word,
 )
 from assay.report.tables import show
 from assay.report.theme import DIVERGING, RAMP, hue, layer, png
@@ -93,8 +95,8 @@ def scatter_identity(
         layers.append(
             base.mark_rule(opacity=0.35, strokeWidth=1).encode(y=alt.Y("low:Q", title=y_title or y), y2="high:Q", **coloured(data, colour))
         )
-    layers.append(base.mark_point().encode(**coloured(data, colour, shapes=True)))
-    return finish(alt.layer(*layers), title or agreement(data), height, note)
+    layers.append(pickable(base.mark_point().encode(**coloured(data, colour, shapes=True)), data, colour, 0.7))
+    return finish(alt.layer(*layers).properties(usermeta={"square": True}), title or agreement(data), height, note)
 
 
 def line(
@@ -131,7 +133,7 @@ def line(
         )
     if reference is not None:
         layers.append(level(reference))
-    layers.append(base.mark_line().encode(x=horizontal, y=vertical, **coloured(data, colour)))
+    layers.append(pickable(base.mark_line().encode(x=horizontal, y=vertical, **coloured(data, colour)), data, colour, 1.0))
     tips = [tip("x", x), tip("y", y), *group_tip(data, colour), *listed(data, tooltip)]
     size = 36 if points else 120
     layers.append(
@@ -157,8 +159,7 @@ def bars(
     height: int = 280,
 ) -> Any:
     """Draw one bar of length y per category x, in the order of the rows, grouped by `colour`, with error bars `low` to `high` if given."""
-    data = pick(frame, x=x, y=y, low=low, high=high, group=colour, **extra(tooltip)).drop_nulls(["x", "y"])
-    data = data.with_columns(pl.col("x").cast(pl.String))
+    data = pick(frame, "x", x=x, y=y, low=low, high=high, group=colour, **extra(tooltip)).drop_nulls(["x", "y"])
     names = data["x"].unique(maintain_order=True).to_list()
     if horizontal is None:
         horizontal = len(names) > 8 or max((len(name) for name in names), default=0) > 10
@@ -171,7 +172,7 @@ def bars(
         offset = {"yOffset" if horizontal else "xOffset": alt.Offset("group:N", sort=groups(data))}
         offset = {name: (alt.YOffset if horizontal else alt.XOffset)("group:N", sort=groups(data)) for name in offset}
     across = {"y": category, "x": value} if horizontal else {"x": category, "y": value}
-    tips = [tip("x", x), tip("y", y), *group_tip(data, colour), *listed(data, tooltip)]
+    tips = [word("x", x), tip("y", y), *group_tip(data, colour), *listed(data, tooltip)]
     base = alt.Chart(data)
     layers: list[Any] = [base.mark_bar(cornerRadiusEnd=2).encode(**across, **offset, tooltip=tips, **coloured(data, colour))]
     if low and high:
@@ -208,21 +209,22 @@ def heatmap(
     `text` writes the value, or another column, into the cells; `size` (a column, such as certainty) scales the cells' area.
     """
     label = text if isinstance(text, str) else None
-    data = pick(frame, x=x, y=y, value=value, size=size, label=label, **extra(tooltip)).drop_nulls(["x", "y"])
+    data = pick(frame, "x", "y", "label", x=x, y=y, value=value, size=size, label=label, **extra(tooltip)).drop_nulls(["x", "y"])
     across, down = (data[name].unique(maintain_order=True).to_list() for name in ("x", "y"))
     lower, upper = (float(end) for end in extent(data["value"]))
     signed = lower < 0 < upper
     reach = max(-lower, upper)
-    scale = alt.Scale(domain=[-reach, reach], range=list(DIVERGING)) if signed else alt.Scale(domain=[lower, upper], range=list(RAMP))
+    domain, colours = ([-reach, reach], DIVERGING) if signed else ([lower, upper], RAMP)
+    scale = alt.Scale(domain=domain, range=list(colours), interpolate="rgb")
     shade = alt.Color("value:Q", title=value_title or value, scale=scale, legend=alt.Legend(format="~g", tickCount=5))
-    tips = [tip("x", x), tip("y", y), tip("value", value), *([tip("size", size)] if size else []), *listed(data, tooltip)]
+    tips = [word("x", x), word("y", y), tip("value", value), *([tip("size", size)] if size else []), *listed(data, tooltip)]
     base = alt.Chart(data).encode(
         x=alt.X("x:N", sort=across, title=x_title or x, axis=alt.Axis(labelAngle=0 if short(across) else -60, ticks=False, domain=False)),
         y=alt.Y("y:N", sort=down, title=y_title or y),
         tooltip=tips,
     )
     if size:
-        legend = alt.Legend(format="~g", symbolFillColor=hue("quiet"), symbolStrokeWidth=0, tickCount=3)
+        legend = alt.Legend(format="~g", orient="bottom", symbolFillColor=hue("quiet"), symbolStrokeWidth=0, tickCount=3)
         area = alt.Size("size:Q", title=size, scale=alt.Scale(range=[10, 420]), legend=legend)
         layers: list[Any] = [base.mark_square(opacity=1).encode(color=shade, size=area)]
     else:
@@ -231,11 +233,11 @@ def heatmap(
         strong = f"abs(datum.value) > {0.6 * reach!r}" if signed else f"datum.value > {lower + 0.6 * (upper - lower)!r}"
         if label is None:
             places = max(0, 1 - math.floor(math.log10(max(abs(lower), abs(upper)) or 1.0)))
-            data = data.with_columns(pl.col("value").round(places).map_elements(show, return_dtype=pl.String).alias("label"))
+            texts = [_cell(number, places) for number in data["value"]]
+            data = data.with_columns(pl.Series("label", texts, dtype=pl.String))
             base = base.properties(data=data)
-        layers.append(
-            base.mark_text().encode(text="label:N", color=alt.condition(strong, alt.value(hue("reverse")), alt.value(hue("ink"))))
-        )
+        ink = alt.condition(strong, alt.value(hue("reverse")), alt.value(hue("ink")))
+        layers.append(base.mark_text().encode(text="label:N", color=ink))
     return finish(alt.layer(*layers), title, height or min(560, max(90, (24 if len(down) <= 24 else 12) * len(down))))
 
 
@@ -265,18 +267,19 @@ def histogram(
     schema = {"x": pl.Float64, "end": pl.Float64, "count": pl.Int64, "group": pl.String}
     counted = pl.DataFrame(rows, schema=schema)
     count_scale = alt.Scale(type="symlog") if log_y else alt.Scale()
+    count_axis = alt.Axis(values=[0, 1, 10, 100, 1000, 10**4, 10**5, 10**6]) if log_y else alt.Axis()
     chart = (
         alt.Chart(counted)
         .mark_bar(orient="vertical", opacity=0.65 if colour else 0.9, binSpacing=0.5)
         .encode(
             x=alt.X("x:Q", title=x_title or x, scale=alt.Scale(zero=False)),
             x2="end:Q",
-            y=alt.Y("count:Q", title="count", stack=None, scale=count_scale),
+            y=alt.Y("count:Q", title="count", stack=None, scale=count_scale, axis=count_axis),
             tooltip=[tip("x", "from"), tip("end", "to"), alt.Tooltip("count:Q", format=","), *group_tip(counted, colour)],
             **coloured(counted, colour),
         )
     )
-    return finish(alt.layer(chart, *named_rules(marks)), title, height)
+    return finish(alt.layer(chart, *named_rules(marks, "right")), title, height)
 
 
 def ecdf(
@@ -308,4 +311,10 @@ def ecdf(
             **coloured(stepped, colour),
         )
     )
-    return finish(alt.layer(chart, *named_rules(marks)), title, height)
+    return finish(alt.layer(pickable(chart, stepped, colour, 1.0), *named_rules(marks, "left")), title, height)
+
+
+def _cell(number: float | None, places: int) -> str:
+    if number is None:
+        return ""
+    return show(0.0) if abs(number) < 0.5 * 10**-places else f"{number:.{places}f}".replace("-", "\u2212")

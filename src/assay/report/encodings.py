@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import polars as pl
 
-from assay.errors import unknown
+from assay.errors import InputError, unknown
 from assay.report.tables import show
 from assay.report.theme import CATEGORIES, RAMP, hue, themed
 
 _NUMBERS = ("x", "y", "low", "high", "truth", "promise", "value", "size")
 
 
-def pick(frame: pl.DataFrame, **columns: str | None) -> pl.DataFrame:
-    """Return the named columns under the given safe names; NaN and infinities become null; InputError for a missing column."""
+def pick(frame: pl.DataFrame, *names: str, **columns: str | None) -> pl.DataFrame:
+    """Return the named columns under the given safe names; NaN and infinities become null.
+
+    The safe names of the axes hold numbers, unless `names` lists them as categories. Raises InputError for a missing column and for
+    one that should hold numbers and does not.
+    """
     wanted = {safe: name for safe, name in columns.items() if name is not None}
     for name in wanted.values():
         if name not in frame.columns:
@@ -26,13 +30,14 @@ def pick(frame: pl.DataFrame, **columns: str | None) -> pl.DataFrame:
     data = frame.select(**{safe: pl.col(name) for safe, name in wanted.items()})
     plain = []
     for safe, kind in data.schema.items():
-        if kind.is_float() or (kind.is_numeric() and safe in _NUMBERS):
-            number = pl.col(safe).cast(pl.Float64)
-            plain.append(pl.when(number.is_finite()).then(number).alias(safe))
-        elif kind == pl.Null:
-            plain.append(pl.col(safe).cast(pl.Float64 if safe in _NUMBERS else pl.String))
-        elif kind != pl.String and not kind.is_integer():
-            texts = [None if value is None else show(value) for value in data[safe].to_list()]
+        number = safe in _NUMBERS and safe not in names
+        if number and not (kind.is_numeric() or kind in (pl.Null, pl.Boolean)):
+            raise InputError(f"column {wanted[safe]!r} holds {kind}, not numbers")
+        if number or (kind.is_float() and safe not in names):
+            value = pl.col(safe).cast(pl.Float64)
+            plain.append(pl.when(value.is_finite()).then(value).alias(safe))
+        elif kind != pl.String and (safe in names or not kind.is_numeric()):
+            texts = [value if value is None else str(value) if isinstance(value, int) else show(value) for value in data[safe].to_list()]
             plain.append(pl.lit(pl.Series(texts, dtype=pl.String)).alias(safe))
     return data.with_columns(plain)
 
@@ -47,6 +52,11 @@ def tip(safe: str, name: str) -> alt.Tooltip:
     return alt.Tooltip(field=safe, type="quantitative", title=name, format=".4~g")
 
 
+def word(safe: str, name: str) -> alt.Tooltip:
+    """Return the tooltip line of one column of names."""
+    return alt.Tooltip(field=safe, type="nominal", title=name)
+
+
 def listed(data: pl.DataFrame, names: Sequence[str]) -> list[alt.Tooltip]:
     """Return the tooltip lines of the extra columns."""
     lines = []
@@ -55,7 +65,7 @@ def listed(data: pl.DataFrame, names: Sequence[str]) -> list[alt.Tooltip]:
         if kind.is_float():
             lines.append(tip(f"t{index}", name))
         else:
-            lines.append(alt.Tooltip(field=f"t{index}", type="nominal", title=name))
+            lines.append(word(f"t{index}", name))
     return lines
 
 
@@ -63,7 +73,7 @@ def group_tip(data: pl.DataFrame, name: str | None) -> list[alt.Tooltip]:
     """Return the tooltip line of the colour column, if there is one."""
     if name is None:
         return []
-    return [tip("group", name)] if data.schema["group"].is_numeric() else [alt.Tooltip(field="group", type="nominal", title=name)]
+    return [tip("group", name)] if data.schema["group"].is_numeric() else [word("group", name)]
 
 
 def groups(data: pl.DataFrame) -> list[Any]:
@@ -83,10 +93,10 @@ def coloured(data: pl.DataFrame, name: str | None, *, shapes: bool = False) -> d
     if name is None:
         return {}
     values = groups(data)
-    if data.schema["group"].is_numeric() and (len(values) > len(CATEGORIES) or data.schema["group"].is_float()):
+    if _is_ramp(data):
         lower, upper = extent(data["group"])
         wide = lower > 0 and upper > 100 * lower
-        ends = alt.Scale(range=list(RAMP[1:]), type="log" if wide else "linear")
+        ends = alt.Scale(range=list(RAMP[1:]), type="log" if wide else "linear", interpolate="rgb")
         return {"color": alt.Color(field="group", type="quantitative", title=name, scale=ends, legend=alt.Legend(format="~s"))}
     title = None if len(values) > 1 and name in ("phase", "group", "kind", "series") else name
     palette = [CATEGORIES[index % len(CATEGORIES)] for index in range(len(values))]
@@ -96,6 +106,19 @@ def coloured(data: pl.DataFrame, name: str | None, *, shapes: bool = False) -> d
         forms = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"][: len(values)]
         encoding["shape"] = alt.Shape(field="group", type="nominal", title=title, scale=alt.Scale(domain=values, range=forms))
     return encoding
+
+
+def pickable(mark: Any, data: pl.DataFrame, name: str | None, strong: float) -> Any:
+    """Let a click on a legend entry bring out its category; a chart without categories is returned as it is."""
+    if name is None or _is_ramp(data) or len(groups(data)) < 2:
+        return mark
+    chosen = alt.selection_point(name="chosen", fields=["group"], bind="legend")
+    return mark.encode(opacity=alt.condition(chosen, alt.value(strong), alt.value(0.1))).add_params(chosen).properties(name="marks")
+
+
+def _is_ramp(data: pl.DataFrame) -> bool:
+    kind = data.schema["group"]
+    return kind.is_float() or (kind.is_numeric() and len(groups(data)) > len(CATEGORIES))
 
 
 def parts(data: pl.DataFrame, name: str | None) -> Iterator[tuple[str | None, pl.DataFrame]]:
@@ -167,12 +190,13 @@ def level(value: float, *, vertical: bool = False) -> Any:
     return mark.encode(x="at:Q") if vertical else mark.encode(y="at:Q")
 
 
-def named_rules(marks: Sequence[tuple[str, float]]) -> list[Any]:
-    """Return vertical lines with their names at the top."""
+def named_rules(marks: Sequence[tuple[str, float]], side: Literal["left", "right"]) -> list[Any]:
+    """Return vertical lines with their names at the top, on the side where the picture is empty."""
     if not marks:
         return []
     lines = alt.Chart(pl.DataFrame({"name": [name for name, _ in marks], "at": [float(at) for _, at in marks]}))
-    words = lines.mark_text(align="left", baseline="top", dx=5, color=hue("ink")).encode(x="at:Q", y=alt.value(2), text="name:N")
+    words = lines.mark_text(align="right" if side == "left" else "left", baseline="top", dx=-6 if side == "left" else 6)
+    words = words.encode(x="at:Q", y=alt.value(2), text="name:N")
     return [lines.mark_rule(strokeWidth=1.5, color=hue("ink"), strokeDash=[5, 4]).encode(x="at:Q"), words]
 
 

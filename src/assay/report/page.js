@@ -21,11 +21,12 @@
   };
 
   // Give a picture the width of its box: single pictures exactly, small multiples in as many columns as are readable.
-  const fit = (spec, width) => {
+  const fit = (spec, width, square) => {
     const rows = { ...spec, config: { ...spec.config, legend: { ...spec.config?.legend, columns: Math.max(1, Math.floor(width / 130)) } } };
     if (spec.facet && spec.spec) {
       const columns = Math.max(1, Math.min(spec.columns ?? 3, Math.floor(width / 230)));
-      return { ...rows, columns, spec: { ...spec.spec, width: Math.max(120, Math.floor(width / columns) - 64) } };
+      const gap = spec.spacing?.column ?? spec.spacing ?? 20;
+      return { ...rows, columns, spec: { ...spec.spec, width: Math.max(120, Math.floor((width - 64 - (columns - 1) * gap) / columns)) } };
     }
     const many = spec.concat ?? spec.hconcat;
     if (many) {
@@ -35,7 +36,8 @@
       return { ...rest, columns, concat: many.map((part) => ({ ...part, width: each })) };
     }
     if (spec.vconcat) return { ...rows, vconcat: spec.vconcat.map((part) => ({ ...part, width: Math.max(120, width - 72) })) };
-    return { ...rows, width, autosize: { type: "fit-x", contains: "padding" } };
+    const height = square ? Math.min(width - 40, 420) : spec.height;
+    return { ...rows, width, height, autosize: { type: "fit-x", contains: "padding" } };
   };
 
   const tip = document.createElement("div");
@@ -76,8 +78,9 @@
     const wanted = `${width} ${night}`;
     if (!width || figure.drawn === wanted) return;
     figure.drawn = wanted;
+    figure.box.style.minHeight ||= `${(figure.spec.height ?? 240) + 50}px`;
     try {
-      const spec = fit(night ? recolour(figure.spec) : figure.spec, width);
+      const spec = fit(night ? recolour(figure.spec) : figure.spec, width, "square" in figure.box.dataset);
       const result = await vegaEmbed(figure.box, spec, {
         mode: "vega-lite",
         renderer: "svg",

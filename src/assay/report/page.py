@@ -123,6 +123,7 @@ def _section(index: int, section: Section, specs: list[str]) -> str:
 def _figure(section: str, chart: Any, specs: list[str]) -> str:
     spec = theme.spec(chart)
     heading, note = _heading(spec.pop("title", ""))
+    square = bool(spec.get("usermeta", {}).get("square"))
     for key in ("$schema", "usermeta", "background"):
         spec.pop(key, None)
     spec["config"] = {**theme.config(), **spec.get("config", {})}
@@ -135,11 +136,10 @@ def _figure(section: str, chart: Any, specs: list[str]) -> str:
     specs.append(f'<script type="application/json" id="{name}">{_json(spec)}</script>')
     label = spec.get("description") or heading or section
     caption = (f"<b>{escape(heading)}</b>" if heading else "") + (f"<span>{escape(note)}</span>" if note else "")
-    wide = ' class="wide"' if any(key in spec for key in ("facet", "concat", "hconcat", "vconcat")) else ""
-    return (
-        f"<figure{wide}>{f'<figcaption>{caption}</figcaption>' if caption else ''}"
-        f'<div class="chart" role="img" aria-label="{escape(str(label))}" data-spec="{name}"></div></figure>'
-    )
+    several = any(key in spec for key in ("facet", "concat", "hconcat", "vconcat"))
+    shape = ' class="wide"' if several else ' class="square"' if square else ""
+    told = f'role="img" aria-label="{escape(str(label))}" data-spec="{name}"{" data-square" if square else ""}'
+    return f'<figure{shape}>{f"<figcaption>{caption}</figcaption>" if caption else ""}<div class="chart" {told}></div></figure>'
 
 
 def _table(section: str, table: Table) -> str:

@@ -103,6 +103,8 @@ def config() -> dict[str, Any]:
             "labelFontSize": 12,
             "titleFontSize": 12,
             "titleFontWeight": 500,
+            "titleOrient": "left",
+            "titlePadding": 10,
             "labelLimit": 220,
             "symbolSize": 90,
             "symbolStrokeWidth": 2,
@@ -114,7 +116,7 @@ def config() -> dict[str, Any]:
         "mark": {"color": blue},
         "bar": {"color": blue},
         "line": {"color": blue, "strokeWidth": 2.25, "strokeJoin": "round", "strokeCap": "round"},
-        "point": {"color": blue, "filled": True, "size": 42, "opacity": 0.75},
+        "point": {"color": blue, "filled": True, "size": 36, "opacity": 0.7},
         "rule": {"color": quiet},
         "text": {"color": ink, "fontSize": 11},
     }
