@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Mapping
 
 import torch
@@ -96,5 +95,5 @@ def _restore(run: Run, name: str, model: nn.Module, optimizer: torch.optim.Optim
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
         return int(state["step"])
-    except (RuntimeError, KeyError, ValueError, EOFError, TypeError, OSError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path} is not a checkpoint of this run: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # a damaged file can make the unpickler raise anything
+        raise InputError(f"{path} is not a checkpoint of this run: {next(iter(str(error).splitlines()), type(error).__name__)}") from error

@@ -1,0 +1,127 @@
+"""The training loop: learns, resumes to the bit after kill -9, and refuses what it cannot go on from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from assay.errors import AssayError, InputError
+from assay.io import runs
+from assay.learn import cosine, fit, ramp
+
+SCRIPT = textwrap.dedent(
+    """
+    import sys, time
+    import torch
+    from torch import nn
+    from assay.io.runs import Run
+    from assay.learn import cosine, fit
+
+    def train(folder, steps=400, pause=0.0, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) / 3)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+
+        def objective(step):
+            time.sleep(pause)
+            x = torch.randn(16, 3, generator=generator)
+            loss = (model(x)[:, 0] - x.prod(1)).square().mean()
+            return loss, {"metrics/size": loss.detach()}
+
+        fit(model, objective, optimizer, steps=steps, generator=generator, schedule=cosine, run=Run(folder), log_every=10, save_every=25)
+        return model
+
+    if __name__ == "__main__":
+        train(sys.argv[1], pause=0.002)
+    """
+)
+
+
+@pytest.fixture
+def script(tmp_path, monkeypatch):
+    (tmp_path / "job.py").write_text(SCRIPT)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path / "job.py"
+    sys.modules.pop("job", None)
+
+
+def test_resume_after_kill_is_bit_identical(script, tmp_path):
+    import job
+
+    whole = job.train(tmp_path / "whole")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "killed" / "training.pt").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    state = torch.load(tmp_path / "killed" / "training.pt", weights_only=True)
+    assert 0 < state["step"] < 400
+    resumed = job.train(tmp_path / "killed")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
+    first, second = (runs.Run(tmp_path / name).metrics() for name in ("whole", "killed"))
+    assert first.equals(second)
+    assert first["losses/total"][-1] < first["losses/total"][0]
+
+
+def simple(run=None, *, width=2, rate=0.1, steps=5):
+    model = nn.Linear(width, 1)
+    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+
+    def objective(step):
+        return model(torch.ones(1, width)).square().sum() * (float("nan") if rate > 1e8 else 1.0), {}
+
+    fit(model, objective, optimizer, steps=steps, generator=generator, run=run)
+    return optimizer
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(InputError, match="at least 1"):
+        simple(steps=0)
+    with pytest.raises(AssayError, match="the loss is nan at step 0"):
+        simple(rate=1e9)
+    run = runs.Run(tmp_path)
+    simple(run)
+    with pytest.raises(InputError, match="not a checkpoint of this run"):
+        simple(run, width=3)
+    run.path("training.pt").write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="not a checkpoint of this run"):
+        simple(run)
+
+
+def test_a_full_disk_loses_nothing_but_the_new_checkpoint(tmp_path, monkeypatch):
+    run = runs.Run(tmp_path)
+    simple(run)
+    before = run.path("training.pt").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(AssayError, match="No space left"):
+        simple(run, steps=9)
+    assert run.path("training.pt").read_bytes() == before
+    assert [path.name for path in Path(tmp_path).iterdir() if path.name.startswith(".")] == []
+
+
+def test_schedules():
+    assert cosine(0.0) == 1
+    assert cosine(1.0, floor=0.1) == pytest.approx(0.1)
+    assert cosine(0.05, warmup=0.1) == pytest.approx(0.5)
+    assert [ramp(done, 0.2, 0.5) for done in (0.1, 0.2, 0.35, 0.5, 0.9)] == pytest.approx([0, 0, 0.5, 1, 1])
