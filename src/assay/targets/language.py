@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from assay.errors import InputError
+from assay.errors import AssayError, InputError
 from assay.io.files import require_finite
 from assay.targets import names
 
@@ -95,6 +96,26 @@ def load_language_model(
     model.config.use_cache = False
     model.eval().requires_grad_(False)
     return LanguageModel(model.to(device), _load_tokenizer(path, tokenizer), str(path))
+
+
+def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
+    """Save a model and its tokenizer in the Hugging Face format; the folder appears complete or not at all.
+
+    Raises InputError when the folder exists, AssayError when it cannot be written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} already exists; give another folder")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary, _quiet_unless_terminal():
+            whole = Path(temporary) / folder.name
+            model.save_pretrained(whole)
+            tokenizer.save_pretrained(whole)
+            whole.replace(folder)
+    except (OSError, SafetensorError) as error:
+        raise AssayError(f"cannot write {folder}: {error}") from error
+    return folder
 
 
 def load_tokenizer(path: Path | str) -> Any:
