@@ -17,9 +17,9 @@ from typing import Any
 import polars as pl
 import vl_convert
 
+from assay.charts import theme
+from assay.charts.tables import show, table_html
 from assay.io.files import write_text
-from assay.report import theme
-from assay.report.tables import show, table_html
 
 ROWS = 3000  # rows of one data set drawn at most; beyond that the page would grow and the reader would see no more
 
@@ -67,7 +67,7 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
     )
     palette = _json(dict(theme.PALETTE.values()))
     links = "".join(f'<li><a href="#part-{index}">{escape(section.title)}</a></li>' for index, section in enumerate(sections, start=1))
-    return "\n".join(
+    page = "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
@@ -89,6 +89,7 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
             "</body>\n</html>\n",
         ]
     )
+    return page.encode(errors="replace").decode()
 
 
 def write(folder: Path | str, html: str) -> Path:

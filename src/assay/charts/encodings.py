@@ -10,9 +10,9 @@ from typing import Any, Literal
 import altair as alt
 import polars as pl
 
+from assay.charts.tables import show
+from assay.charts.theme import CATEGORIES, RAMP, hue, themed
 from assay.errors import InputError, unknown
-from assay.report.tables import show
-from assay.report.theme import CATEGORIES, RAMP, hue, themed
 
 _NUMBERS = ("x", "y", "low", "high", "truth", "promise", "value", "size")
 
@@ -139,6 +139,8 @@ def axis_of(log: bool, values: pl.Series) -> alt.Axis:
     if not log:
         return alt.Axis()
     lower, upper = extent(values)
+    lower = lower if lower > 0 else 1.0
+    upper = max(upper, lower)
     first, last = math.floor(math.log10(lower)), math.ceil(math.log10(upper))
     step = max(1, (last - first) // 8)
     steps = (1,) if last - first > 3 else (1, 2, 5)
@@ -211,13 +213,14 @@ def agreement(data: pl.DataFrame) -> str:
     return f"Pearson r = {show(float(r), 3)}, slope {show(float(slope), 3)} over {data.height:,} points"
 
 
-def headline(title: str | None, note: str) -> Any:
-    """Return the title with its note as subtitle."""
-    if note:
-        return {"text": title or "", "subtitle": note}
-    return title or alt.Undefined
-
-
-def finish(chart: Any, title: str | None, height: int, note: str = "") -> Any:
-    """Give a chart its title, note, height and the theme."""
-    return themed(chart.properties(title=headline(title, note), height=height))
+def finish(data: pl.DataFrame, chart: Any, title: str | None, height: int | None = None, note: str = "") -> Any:
+    """Give a chart its title, its note as subtitle, its height and the theme; without rows it says so instead of empty axes."""
+    said: dict[str, Any] = {} if height is None else {"height": height}
+    if not data.height:
+        chart, said = (
+            alt.Chart(pl.DataFrame({"text": ["nothing to draw"]})).mark_text(color=hue("quiet")).encode(text="text:N"),
+            {"height": 60},
+        )
+    if title or note:
+        said["title"] = {"text": title or "", "subtitle": note} if note else title
+    return themed(chart.properties(**said) if said else chart)

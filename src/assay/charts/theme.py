@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,13 @@ def config() -> dict[str, Any]:
 def themed(chart: Any) -> Any:
     """Return the chart with the theme; a themed chart is finished: combine unthemed ones, or use `layer`."""
     chart = chart.copy(deep=False)
-    chart.config = alt.Config.from_dict(config())
+    chart.config = _config()
     return chart
+
+
+@cache
+def _config() -> alt.Config:
+    return alt.Config.from_dict(config())
 
 
 def layer(*charts: Any) -> Any:

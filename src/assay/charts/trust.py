@@ -9,9 +9,9 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from assay.charts.encodings import axis_of, coloured, extent, extra, finish, group_tip, listed, pick, positive, thin, tip, word
+from assay.charts.theme import hue
 from assay.errors import unknown
-from assay.report.encodings import axis_of, coloured, extent, extra, finish, group_tip, headline, listed, pick, positive, thin, tip, word
-from assay.report.theme import hue, themed
 
 
 def training_curves(
@@ -34,8 +34,12 @@ def training_curves(
     for name in keys:
         if name not in metrics.columns:
             raise unknown("metric", name, metrics.columns)
-    long = metrics.select("step", pl.col("phase").cast(pl.String).alias("group"), *[pl.col(name).cast(pl.Float64) for name in keys])
-    long = long.unpivot(index=["step", "group"], on=list(keys), variable_name="key", value_name="y").fill_nan(None).drop_nulls("y")
+    curves = [
+        metrics.select("step", y=pl.col(name).cast(pl.Float64), key=pl.lit(name), group=pl.col("phase").cast(pl.String)) for name in keys
+    ]
+    empty = pl.DataFrame(schema={"step": pl.Int64, "y": pl.Float64, "key": pl.String, "group": pl.String})
+    long = pl.concat(curves) if curves else empty
+    long = long.filter(pl.col("y").is_finite())
     parts = [thin(part, 300)[0] for part in long.partition_by("key", "group", maintain_order=True)]
     long = pl.concat(parts) if parts else long
     steps = alt.Axis(tickCount=3, labelExpr="datum.value < 1000 ? datum.value : format(datum.value, '~s')")
@@ -54,7 +58,7 @@ def training_curves(
         .resolve_scale(y="independent")
         .resolve_axis(x="independent")
     )
-    return themed(chart.properties(title=headline(title, "")) if title else chart)
+    return finish(long, chart, title)
 
 
 def calibration(
@@ -104,7 +108,7 @@ def calibration(
     if title is None and data.height:
         kept = int((data["y"] >= data["promise"]).sum())
         title = f"Coverage meets the guarantee (dashed) at {kept} of {data.height} levels"
-    return finish(alt.layer(*layers), title, height)
+    return finish(data, alt.layer(*layers), title, height)
 
 
 def intervals(
@@ -149,7 +153,7 @@ def intervals(
                 y=rows, x=alt.X("truth:Q", title=said), tooltip=tips
             )
         )
-    return finish(alt.layer(*layers), title, max(100, 22 * len(names)), note)
+    return finish(data, alt.layer(*layers), title, max(100, 22 * len(names)), note)
 
 
 def tradeoff(
@@ -194,7 +198,7 @@ def tradeoff(
             alt.Chart(frontier.filter(right)).mark_text(align="right", dx=-9, dy=11),
         )
         layers += [side.encode(x=horizontal, y=vertical, text="label:N") for side in words]
-    return finish(alt.layer(*layers), title, height)
+    return finish(data, alt.layer(*layers), title, height)
 
 
 def _apart(points: pl.DataFrame) -> pl.DataFrame:
