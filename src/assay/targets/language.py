@@ -120,7 +120,7 @@ def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
 
 def load_tokenizer(path: Path | str) -> Any:
     """Load the tokenizer of a folder or hub name; InputError when there is none."""
-    _require_folder(path, "tokenizer_config.json", "tokenizer.json", "vocab.json")
+    _require_folder(path, "tokenizer_config.json", "tokenizer.json", "vocab.json", "tokenizer.model")
     bare = all((Path(path) / name).is_file() for name in ("vocab.json", "merges.txt"))
     bare = bare and not any((Path(path) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "config.json"))
     try:
