@@ -171,7 +171,7 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
     paper = theme.PALETTE["paper"][scheme]
     for role in ("ink", "quiet"):
         assert _contrast(theme.PALETTE[role][scheme], paper) >= 4.5
-    for role in ("blue", "vermilion", "green", "violet", "amber", "rose", "slate"):
+    for role in ("blue", "vermilion", "green", "violet", "amber", "rose", "slate", "dots0", "dots1", "dots2"):
         assert _contrast(theme.PALETTE[role][scheme], paper) >= 3.0
 
 

@@ -11,7 +11,7 @@ import altair as alt
 import polars as pl
 
 from assay.charts.tables import show
-from assay.charts.theme import CATEGORIES, RAMP, hue, themed
+from assay.charts.theme import CATEGORIES, DOTS, hue, themed
 from assay.errors import InputError, unknown
 
 _NUMBERS = ("x", "y", "low", "high", "truth", "promise", "value", "size")
@@ -96,7 +96,7 @@ def coloured(data: pl.DataFrame, name: str | None, *, shapes: bool = False) -> d
     if _is_ramp(data):
         lower, upper = extent(data["group"])
         wide = lower > 0 and upper > 100 * lower
-        ends = alt.Scale(range=list(RAMP[1:]), type="log" if wide else "linear", interpolate="rgb")
+        ends = alt.Scale(range=list(DOTS), type="log" if wide else "linear", interpolate="rgb")
         return {"color": alt.Color(field="group", type="quantitative", title=name, scale=ends, legend=alt.Legend(format="~s"))}
     title = None if len(values) > 1 and name in ("phase", "group", "kind", "series") else name
     palette = [CATEGORIES[index % len(CATEGORIES)] for index in range(len(values))]

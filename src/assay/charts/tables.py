@@ -74,7 +74,7 @@ def table_html(frame: pl.DataFrame, *, title: str = "", limit: int = 200) -> str
         return '<p class="empty">No columns.</p>'
     shown = frame.head(limit)
     cells = [column(shown[name].to_list()) for name in frame.columns]
-    kinds = [' class="number"' if kind.is_numeric() else "" for kind in frame.dtypes]
+    kinds = [_kind(kind, texts) for kind, texts in zip(frame.dtypes, cells, strict=True)]
     head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(frame.columns, kinds, strict=True))
     rows = [
         "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
@@ -92,6 +92,13 @@ def table_html(frame: pl.DataFrame, *, title: str = "", limit: int = 200) -> str
 def notebook_html(frame: pl.DataFrame, *, title: str = "", limit: int = 20) -> str:
     """Return what a result's `_repr_html_` gives: a small escaped table with its title."""
     return f'<div style="overflow-x:auto;font-variant-numeric:tabular-nums">{table_html(frame, title=title, limit=limit)}</div>'
+
+
+def _kind(kind: pl.DataType, cells: Sequence[str]) -> str:
+    if kind.is_numeric():
+        return ' class="number"'
+    longest = max(map(len, cells), default=0)
+    return ' class="short"' if longest <= 24 else ' class="long"' if longest > 60 else ""
 
 
 def _signed(text: str) -> str:

@@ -32,6 +32,9 @@ PALETTE: dict[str, tuple[str, str]] = {
     "ramp2": ("#74a8d4", "#2f77ad"),
     "ramp3": ("#2b74b3", "#69b1e8"),
     "ramp4": ("#0b3d6b", "#d3ebff"),
+    "dots0": ("#3a98ae", "#3f86b8"),
+    "dots1": ("#1d66a3", "#74bcec"),
+    "dots2": ("#0c2d54", "#dcf1ff"),
     "cold2": ("#0f4f87", "#7cc0f5"),
     "cold1": ("#7db0da", "#2c6596"),
     "middle": ("#f4f5f7", "#20262e"),
@@ -48,6 +51,7 @@ def hue(role: str) -> str:
 
 CATEGORIES = tuple(hue(role) for role in ("blue", "vermilion", "green", "violet", "amber", "rose", "slate"))
 RAMP = tuple(hue(f"ramp{step}") for step in range(5))
+DOTS = tuple(hue(f"dots{step}") for step in range(3))
 DIVERGING = tuple(hue(role) for role in ("cold2", "cold1", "middle", "warm1", "warm2"))
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
 
@@ -109,6 +113,7 @@ def config() -> dict[str, Any]:
             "labelLimit": 220,
             "symbolSize": 90,
             "symbolStrokeWidth": 2,
+            "symbolOpacity": 1,
             "gradientLength": 180,
             "gradientThickness": 10,
             "offset": 10,

@@ -49,7 +49,7 @@ def training_curves(
         .mark_line(strokeWidth=1.75)
         .encode(
             x=alt.X("step:Q", title="step", axis=steps),
-            y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, format="~g", labelFlush=True)),
+            y=alt.Y("y:Q", title=None, scale=alt.Scale(zero=False, nice=False, padding=6), axis=alt.Axis(tickCount=4, format=".4~g")),
             tooltip=[alt.Tooltip("key:N", title="metric"), alt.Tooltip("step:Q", format=","), tip("y", "value"), *group_tip(long, phase)],
             **coloured(long, phase),
         )

@@ -20,11 +20,30 @@
     );
   };
 
+  // The length of the longest category of any legend.
+  const longest = (part) => {
+    if (part === null || typeof part !== "object") return 0;
+    const names = Array.isArray(part.color?.scale?.domain) ? part.color.scale.domain : [];
+    const inside = Object.entries(part).map(([key, value]) => (key === "datasets" ? 0 : longest(value)));
+    return Math.max(0, ...names.map((name) => String(name).length), ...inside);
+  };
+
   // Give a picture the width of its box: single pictures exactly, small multiples in as many columns as are readable.
   const fit = (spec, width, square) => {
-    const rows = { ...spec, config: { ...spec.config, legend: { ...spec.config?.legend, columns: Math.max(1, Math.floor(width / 130)) } } };
+    const room = width - 110;
+    const columns = Math.max(1, Math.floor(room / (30 + 6.6 * Math.min(33, longest(spec)))));
+    const rows = {
+      ...spec,
+      config: {
+        ...spec.config,
+        axis: { ...spec.config?.axis, labelLimit: Math.max(90, Math.min(260, width * 0.4)) },
+        legend: { ...spec.config?.legend, columns, labelLimit: Math.min(220, room) },
+      },
+    };
     if (spec.facet && spec.spec) {
-      const columns = Math.max(1, Math.min(spec.columns ?? 3, Math.floor(width / 230)));
+      const fitting = Math.max(1, Math.min(spec.columns ?? 3, Math.floor(width / 230)));
+      const count = spec.facet.sort?.length ?? fitting;
+      const columns = Math.max(1, Math.ceil(count / Math.ceil(count / fitting)));
       const gap = spec.spacing?.column ?? spec.spacing ?? 20;
       return { ...rows, columns, spec: { ...spec.spec, width: Math.max(120, Math.floor((width - 64 - (columns - 1) * gap) / columns)) } };
     }

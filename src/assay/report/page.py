@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib import resources
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from assay.charts import theme
 from assay.charts.tables import show, table_html
 from assay.io.files import write_text
 
-ROWS = 3000  # rows of one data set drawn at most; beyond that the page would grow and the reader would see no more
+ROWS = (3000, 2000, 1400, 1000, 700, 500, 350, 250)  # rows of one data set drawn at most: the first number that keeps the page small
+BUDGET = 1_000_000  # characters of all pictures together; the script that draws them takes nearly as much
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
     Charts are Altair charts; they take the width of their box and the colours of the reader's scheme. The content security policy
     allows the two scripts of the page by their hash and nothing else, so that no text from data could run or load anything.
     """
-    specs: list[str] = []
-    parts = [_section(index, section, specs) for index, section in enumerate(sections, start=1)]
+    for rows in ROWS:
+        specs: list[str] = []
+        parts = [_section(index, section, specs, rows) for index, section in enumerate(sections, start=1)]
+        if sum(map(len, specs)) <= BUDGET:
+            break
     scripts = [_bundle(), _asset("page.js")] if specs else []
     style = _asset("page.css")
     policy = (
@@ -109,8 +114,10 @@ def _facts(facts: Sequence[Fact]) -> str:
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
-def _section(index: int, section: Section, specs: list[str]) -> str:
-    figures = [_figure(section.title, chart, specs) for chart in section.charts]
+def _section(index: int, section: Section, specs: list[str], rows: int) -> str:
+    drawn = [_figure(section.title, chart, specs, rows) for chart in section.charts]
+    shapes = _layout([shape for shape, _ in drawn])
+    figures = [f'<figure class="{shape}">{body}</figure>' for shape, (_, body) in zip(shapes, drawn, strict=True)]
     tables = [_table(section.title, table) for table in section.tables]
     pictures = f'<div class="charts{" several" if len(figures) > 1 else ""}">{"".join(figures)}</div>' if figures else ""
     text = f'<div class="text">{_paragraphs(section.text)}</div>' if section.text.strip() else ""
@@ -121,7 +128,8 @@ def _section(index: int, section: Section, specs: list[str]) -> str:
     )
 
 
-def _figure(section: str, chart: Any, specs: list[str]) -> str:
+def _figure(section: str, chart: Any, specs: list[str], rows: int) -> tuple[str, str]:
+    """Return the shape of a picture and its HTML; its specification joins `specs`."""
     spec = theme.spec(chart)
     heading, note = _heading(spec.pop("title", ""))
     square = bool(spec.get("usermeta", {}).get("square"))
@@ -130,7 +138,7 @@ def _figure(section: str, chart: Any, specs: list[str]) -> str:
     spec["config"] = {**theme.config(), **spec.get("config", {})}
     spec["config"].pop("background", None)
     spec["background"] = "transparent"
-    cut = _clean(spec)
+    cut = _clean(spec, rows)
     if cut:
         note = f"{note}; {cut}" if note else cut
     name = f"spec-{len(specs) + 1}"
@@ -138,9 +146,21 @@ def _figure(section: str, chart: Any, specs: list[str]) -> str:
     label = spec.get("description") or heading or section
     caption = (f"<b>{escape(heading)}</b>" if heading else "") + (f"<span>{escape(note)}</span>" if note else "")
     several = any(key in spec for key in ("facet", "concat", "hconcat", "vconcat"))
-    shape = ' class="wide"' if several else ' class="square"' if square else ""
+    shape = "wide" if several else "square" if square else "plain"
     told = f'role="img" aria-label="{escape(str(label))}" data-spec="{name}"{" data-square" if square else ""}'
-    return f'<figure{shape}>{f"<figcaption>{caption}</figcaption>" if caption else ""}<div class="chart" {told}></div></figure>'
+    opening = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return shape, f'{opening}<div class="chart" {told}></div>'
+
+
+def _layout(shapes: Sequence[str]) -> list[str]:
+    """Give one picture of every odd run of half-width ones the whole width, so that none stands alone; a square one only if it must."""
+    laid: list[str] = []
+    for wide, run in groupby(shapes, key=lambda shape: shape == "wide"):
+        found = list(run)
+        if not wide and len(found) % 2 and len(shapes) > 1:
+            found[-1 if found[0] == "square" else 0] = "wide"
+        laid += found
+    return laid
 
 
 def _table(section: str, table: Table) -> str:
@@ -161,13 +181,13 @@ def _joined(text: Any) -> str:
     return " ".join(map(str, text)) if isinstance(text, list) else str(text)
 
 
-def _clean(spec: dict[str, Any]) -> str:
+def _clean(spec: dict[str, Any], most: int) -> str:
     """Thin long data sets evenly, round floats to six digits, turn what JSON cannot say into null; return a note on what was cut."""
     notes = []
     for name, rows in spec.get("datasets", {}).items():
-        if len(rows) > ROWS:
-            notes.append(f"{ROWS:,} of {len(rows):,} rows are drawn, evenly spaced")
-            rows = [rows[round(index * (len(rows) - 1) / (ROWS - 1))] for index in range(ROWS)]
+        if len(rows) > most:
+            notes.append(f"{most:,} of {len(rows):,} rows are drawn, evenly spaced")
+            rows = [rows[round(index * (len(rows) - 1) / (most - 1))] for index in range(most)]
         spec["datasets"][name] = [_plain(row) for row in rows]
     return "; ".join(notes)
 
