@@ -21,8 +21,8 @@ dropped): the bytes `name + "\\n" + "AxB" + "\\n"` (the shape, a vector is "A") 
 row-major order. Digests only tell files apart; nothing is concluded from them.
 
 **Claim.** Every input counts with the weight `prod_p tokens[p][t_p]` (null: 1), and 0 outside the cells listed (null: all cells).
-`total` is the weight of all V^K inputs, `count` a lower bound of the weight of those answered right, `bound` = count / total. A checker accepts
-if and only if the count that it recomputes is at least the claimed one, and the total and the bound are right.
+`total` is the weight of all V^K inputs, `count` a lower bound of the weight of those answered right, `bound` = count / total.
+A checker accepts if and only if the count that it recomputes is at least the claimed one, and the total and the bound are right.
 
 **Cells.** The cell (q, m, c) holds the sequences with query token q = t_{K-1}, largest token m >= q, and exactly c non-query
 positions below m (c <= K-2 if q < m, c <= K-1 if q = m; c = 0 if m = 0). A set S of tokens below m selects C(K-1, c) |S|^c of
@@ -47,8 +47,13 @@ A positive factor per q, such as exp(-max a - max b), changes nothing. slack is 
 **Rule "cubic".** Advice `sets` with F = 1. A cell with c > 0 is true if every k in S passes the inequality of
 `assay.proofs.strategies.cubic` for both s; one with c = 0 as under "cells". (Both also pass "cells", which is exact.)
 
-**Rule "envelope".** Advice `limits`, int16, shape (V, V, K) over (q, m, c), j >= 0 for S = {0..j}, -1 for nothing (c = 0: 0 claims the
-sequence), and the vectors named by `options`; the inequality is that of `assay.proofs.strategies.subcubic`.
+**Rule "envelope".** Advice `limits`, int16, shape (V, V, K) over (q, m, c): j >= 0 for S = {0..j}, -1 for nothing (with c = 0, 0 claims the
+sequence); and float32 vectors, all of them free choices (any value is sound): `key_center` (d), `query_center` (d); with
+`options.qk` other than "exact" `query_directions` and `key_directions` (h, r); with `options.direct` "direction"
+`direct_direction` (d). `options` are those of `assay.proofs.strategies.subcubic.Options`; its docstring and that of
+`assay.proofs.strategies.low_rank` give the inequality. With N = Eq Q + b_Q and tokens = (E - key_center)^T, "exact" scores are
+N K^T tokens / sqrt h; otherwise they are (N W)(Z^T K^T tokens) / sqrt h with W, Z the two directions, and two entries of a row of
+the residual N (I - W Z^T) K^T tokens / sqrt h differ by at most the error of `options.qk`.
 
 Any true cell passes the exact test of rule "cells", whichever rule found it.
 """

@@ -15,11 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from assay.bounds import rounding
-from assay.bounds.rounding import Array, Dyadic, Interval
+from assay.bounds.rounding import Array, Interval
 from assay.errors import InputError, unknown
 from assay.proofs.execution import logit_error
 from assay.targets.max_of_k import Weights
@@ -61,6 +63,11 @@ class Tables:
         """Round up after an operation (the identity at level float64)."""
         return _same if self.level == "float64" else rounding.up
 
+    @property
+    def down(self) -> Callable[[Array], Array]:
+        """Round down after an operation (the identity at level float64)."""
+        return _same if self.level == "float64" else rounding.down
+
     def with_worst(self, *parts: str) -> Tables:
         """Return the tables with further parts replaced by their worst value."""
         return replace(self, worst=self.worst | frozenset(parts))
@@ -97,79 +104,93 @@ def over(x: Interval, change: Callable[[Array], Array]) -> Interval:
     return Interval(low, low if x.lo is x.hi else change(x.hi))
 
 
+@dataclass(frozen=True)
+class Algebra:
+    """Matrix products at a level: float64 arrays (which may count operations), or exact dyadic matrices."""
+
+    rigorous: bool
+
+    def lift(self, x: ArrayLike) -> Any:
+        """Return a matrix (a vector as one row) to which `@`, `+`, `-` and `.T` apply."""
+        if self.rigorous:
+            return rounding.dyadic(x)
+        x = np.asanyarray(x).astype(np.float64)
+        return x if x.ndim == 2 else x[None]
+
+    def ones(self, count: int) -> Any:
+        """Return a column of ones: `ones(n) @ row` repeats a row."""
+        return self.lift(np.ones((count, 1)))
+
+    def enclose(self, x: Any) -> Interval:
+        """Return the float64 enclosure of a product."""
+        return x.interval() if self.rigorous else Interval(x, x)
+
+    def divide_by_root(self, x: Interval, n: int) -> Interval:
+        """Return an enclosure of x / sqrt(n)."""
+        if not self.rigorous:
+            value = x.lo / np.sqrt(float(n))
+            return Interval(value, value)
+        if math.isqrt(n) ** 2 == n:
+            return x / float(math.isqrt(n))
+        return x / Interval(rounding.sqrt_down(float(n)), rounding.sqrt_up(float(n)))
+
+    def exp(self, x: Interval) -> Interval:
+        """Return an enclosure of exp(x - max of each row's upper ends)."""
+        if not self.rigorous:
+            value = np.exp(x.lo - x.lo.max(1, keepdims=True))
+            return Interval(value, value)
+        shifted = x - x.hi.max(1, keepdims=True)
+        return rounding.exp_interval(shifted.lo, np.minimum(shifted.hi, 0.0))
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The lifted factors of the tables: Eq and query with one row per token, keys = K^T, values = V O U, and the direct bias as one row."""
+
+    algebra: Algebra
+    head: int
+    E: Any
+    P: Any
+    Eq: Any
+    query: Any
+    keys: Any
+    values: Any
+    U: Any
+    bias: Any
+
+
+def factor(w: Weights, level: str) -> Factors:
+    """Return the factors of the tables at a level; the arrays of `w` may be counting arrays."""
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    algebra = Algebra(level != "float64")
+    if algebra.rigorous:
+        rounding.check_arithmetic()
+    E, P, Q, K, V, O, U = (algebra.lift(x) for x in (w.E, w.P, w.Q, w.K, w.V, w.O, w.U))
+    rows = algebra.ones(w.vocabulary)
+    Eq = E + rows @ algebra.lift(w.P[-1])
+    query = Eq @ Q + rows @ algebra.lift(w.q_bias)
+    bias = (algebra.lift(w.v_bias) @ O + algebra.lift(w.o_bias)) @ U + algebra.lift(w.u_bias)
+    return Factors(algebra, w.head, E, P, Eq, query, K.T, V @ O @ U, U, bias)
+
+
 def fold(weights: Weights, level: str = "real", *, exp_ulp: float = 2.0) -> Tables:
     """Fold the weights into tables at a level: `float64` (search), `real` (proof about real arithmetic), `float32` (as executed).
 
     `exp_ulp` is the assumed accuracy, in units in the last place, of the float32 exponential that executes the network.
     Raises InputError for an unknown level, or when the tables overflow float64.
     """
-    if level not in LEVELS:
-        raise unknown("level", level, LEVELS)
-    if level == "float64":
-        with np.errstate(over="ignore", invalid="ignore"):
-            tables = floating(weights)
-    else:
-        tables = _rigorous(weights, level)
-    for name in ("a", "b", "EV", "PV", "D"):
-        interval = getattr(tables, name)
-        if not (np.isfinite(interval.lo).all() and np.isfinite(interval.hi).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        f = factor(weights, level)
+        enclose = f.algebra.enclose
+        a, b = (f.algebra.divide_by_root(enclose(f.query @ f.keys @ tokens.T), f.head) for tokens in (f.E, f.P))
+        ev, pv, direct = enclose(f.E @ f.values), enclose(f.P @ f.values), enclose(f.Eq @ f.U + f.algebra.ones(weights.vocabulary) @ f.bias)
+    for name, table in {"a": a, "b": b, "EV": ev, "PV": pv, "D": direct}.items():
+        if not (np.isfinite(table.lo).all() and np.isfinite(table.hi).all()):
             raise InputError(f"the table {name} overflows float64; no bound can be given for these weights")
-    if level == "float32":
-        tables = replace(tables, slack=2.0 * logit_error(weights, exp_ulp=exp_ulp).max(1))
-    return tables
-
-
-def floating(w: Weights) -> Tables:
-    """Return the float64 tables; the arrays of `w` may be counting arrays."""
-    E, P, U = _double(w.E), _double(w.P), _double(w.U)
-    query = (E + P[-1:]) @ _double(w.Q) + _double(w.q_bias)
-    root = np.sqrt(float(w.head))
-    keys, values = query @ _double(w.K).T / root, _double(w.V) @ _double(w.O) @ U
-    bias = (_double(w.v_bias) @ _double(w.O) + _double(w.o_bias)) @ U + _double(w.u_bias)
-    a, b = keys @ E.T, keys @ P.T
-    ea, eb = np.exp(a - a.max(1, keepdims=True)), np.exp(b - b.max(1, keepdims=True))
-    tables = [Interval(x, x) for x in (a, b, E @ values, P @ values, (E + P[-1:]) @ U + bias, ea, eb)]
-    return _tables("float64", tables)
-
-
-def _rigorous(w: Weights, level: str) -> Tables:
-    rounding.check_arithmetic()
-    exact = exact_factors(w)
-    root = Interval(rounding.sqrt_down(float(w.head)), rounding.sqrt_up(float(w.head)))
-    if math.isqrt(w.head) ** 2 == w.head:
-        root = Interval.exactly(float(math.isqrt(w.head)))
-    a, b = ((exact["query"] @ exact["keys"] @ tokens.T).interval() / root for tokens in (exact["E"], exact["P"]))
-    ea, eb = (rounding.exp_interval(*_ends(score - score.hi.max(1, keepdims=True))) for score in (a, b))
-    ev, pv = ((exact[name] @ exact["values"]).interval() for name in ("E", "P"))
-    direct = (exact["Eq"] @ exact["U"] + _rows(exact["bias"], w.vocabulary)).interval()
-    return _tables(level, [a, b, ev, pv, direct, ea, eb])
-
-
-def _tables(level: str, parts: list[Interval]) -> Tables:
-    a, b, ev, pv, direct, ea, eb = parts
-    return Tables(level, a, b, ev, pv, direct, ea, eb, slack=np.zeros(len(a.lo)))
-
-
-def exact_factors(w: Weights) -> dict[str, Dyadic]:
-    """Return the exact factors of the tables: Eq, query (with its bias), keys = K^T, values = V O U, E, P, U, bias."""
-    E, P, U, O = (rounding.dyadic(x) for x in (w.E, w.P, w.U, w.O))
-    Eq = E + _rows(rounding.dyadic(w.P[-1]), w.vocabulary)
-    query = Eq @ rounding.dyadic(w.Q) + _rows(rounding.dyadic(w.q_bias), w.vocabulary)
-    bias = (rounding.dyadic(w.v_bias) @ O + rounding.dyadic(w.o_bias)) @ U + rounding.dyadic(w.u_bias)
-    factors = {"Eq": Eq, "query": query, "keys": rounding.dyadic(w.K).T, "values": rounding.dyadic(w.V) @ O @ U}
-    return factors | {"E": E, "P": P, "U": U, "bias": bias}
-
-
-def _rows(row: Dyadic, count: int) -> Dyadic:
-    return rounding.dyadic(np.ones((count, 1))) @ row
-
-
-def _ends(x: Interval) -> tuple[Array, Array]:
-    return x.lo, np.minimum(x.hi, 0.0)
-
-
-def _double(x: Array) -> Array:
-    return x.astype(np.float64)
+    ea, eb = f.algebra.exp(a), f.algebra.exp(b)
+    slack = 2.0 * logit_error(weights, exp_ulp=exp_ulp).max(1) if level == "float32" else np.zeros(len(a.lo))
+    return Tables(level, a, b, ev, pv, direct, ea, eb, slack)
 
 
 def _same(x: Array) -> Array:
