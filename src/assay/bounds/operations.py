@@ -1,6 +1,6 @@
 """The operations of a graph: real range, one backward step of a linear bound, and the float32 error of executing it.
 
-`backward(rows, xs, error, ar)` takes rows A (samples or 1, rows, *output shape) and intervals xs of the parents. It returns
+`backward(rows, xs, relaxed, error, ar)` takes rows A (samples or 1, rows, *output shape) and intervals xs of the parents. It returns
 the coefficients of the parents and a constant c with `A.(op(x) + e) >= sum_p A_p.x_p + c` in real arithmetic, for all x in xs
 and |e| <= error. A rounding error of a coefficient costs |error| |x|, which is charged to c through `wobble`, an uncertainty of
 each output unit.
@@ -12,11 +12,12 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.bounds import relaxations as relax
+from assay.bounds import relaxations
 from assay.bounds.levels import SMALL32, ULPS, UNIT32, Arithmetic, executed_sum
 from assay.bounds.rounding import Array, Interval, add_up, mul_up, sub_down, sub_up, sum_up
 from assay.errors import AssayError, InputError
@@ -38,8 +39,12 @@ class Operation(ABC):
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         """Enclose the real result."""
 
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> Any:
+        """Return what `backward` needs to know of the operation on these intervals, worked out once for all rows."""
+        return None
+
     @abstractmethod
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
         """Carry a lower bound of `rows . output` to the parents."""
 
     @abstractmethod
@@ -50,12 +55,14 @@ class Operation(ABC):
         """Return where a tighter interval of the input may tighten the result."""
         return x.hi > x.lo
 
-    def select(self, units: NDArray[np.intp], signs: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def select(
+        self, units: NDArray[np.intp], signs: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
+    ) -> Carried:
         """Carry the bounds of single output units, `sign * output[unit]`, to the parents."""
         shape = self.shape(*(x.shape[1:] for x in xs))
         rows = np.zeros((1, len(units), math.prod(shape)))
         rows[0, np.arange(len(units)), units] = signs
-        return self.backward(rows.reshape(1, len(units), *shape), xs, error, ar)
+        return self.backward(rows.reshape(1, len(units), *shape), xs, relaxed, error, ar)
 
 
 @dataclass(frozen=True)
@@ -85,16 +92,18 @@ class Affine(Operation):
         total = ar.dot_up(xs[0].magnitude(), self.absolute.T)
         return add_up(error, mul_up(ar.gamma(len(self.weight) + 1), total))
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
         shape = (*rows.shape[:-1], self.weight.shape[1])
         carried = (rows.reshape(-1, rows.shape[-1]) @ self.weight).reshape(shape)
         bias = np.broadcast_to(self.bias, (1, *rows.shape[2:]))
         constant = ar.lower(rows, bias, bias, self._wobble(xs, error, ar))
         return [carried], sub_down(constant, ar.tail(len(self.weight), xs[0].magnitude()))
 
-    def select(self, units: NDArray[np.intp], signs: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def select(
+        self, units: NDArray[np.intp], signs: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
+    ) -> Carried:
         if len(xs[0].shape) > 2:
-            return super().select(units, signs, xs, error, ar)
+            return super().select(units, signs, xs, relaxed, error, ar)
         constant = (signs * self.bias[units])[None]
         if not isinstance(error, float):
             constant = sub_down(constant, error[:, units])
@@ -117,14 +126,14 @@ class Scale(Operation):
     unbounded: str = ""
 
     def shape(self, *parents: Shape) -> Shape:
-        if np.broadcast_shapes(parents[0], self.weight.shape, self.bias.shape) != parents[0]:
+        if not (_fits(self.weight, parents[0]) and _fits(self.bias, parents[0])):
             raise InputError(f"scale: weight {self.weight.shape} and bias {self.bias.shape} do not fit shape {parents[0]}")
         return parents[0]
 
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         return xs[0] * self.weight + self.bias
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
         magnitude = xs[0].magnitude()
         wobble = add_up(error, mul_up(ar.gamma(1), mul_up(np.abs(self.weight), magnitude)))
         bias = np.broadcast_to(self.bias, (1, *rows.shape[2:]))
@@ -154,7 +163,7 @@ class Add(Operation):
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         return xs[0] + xs[1] if self.sign > 0 else xs[0] - xs[1]
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
         zero = np.zeros((1, *rows.shape[2:]))
         constant = np.zeros((1, 1)) if isinstance(error, float) and error == 0 else ar.lower(rows, zero, zero, error)
         return [rows, self.sign * rows], constant
@@ -178,10 +187,13 @@ class Multiply(Operation):
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         return xs[0] * xs[1]
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> tuple[Array, Array, Interval]:
+        plus, minus = xs[2:] if len(xs) == 4 else (xs[0] + xs[1], xs[0] - xs[1])
+        return relaxations.product_rest(xs[0], xs[1], plus, minus)
+
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
         x, y = xs[:2]
-        plus, minus = xs[2:] if len(xs) == 4 else (x + y, x - y)
-        m_x, m_y, rest = relax.product_rest(x, y, plus, minus)
+        m_x, m_y, rest = relaxed
         of_x, of_y = rows * m_y[:, None], rows * m_x[:, None]
         if x.shape != y.shape:
             of_y = of_y.sum(-1, keepdims=True)
@@ -211,17 +223,21 @@ class MatMul(Operation):
         spread = add_up(ar.dot_up(x.magnitude(), y.radius()), ar.dot_up(x.radius(), np.abs(y.midpoint())))
         return ar.dot(x.midpoint(), y.midpoint()) + Interval(-spread, spread)
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> tuple[Array, Array, Interval, Array]:
         x, y = xs
         m_x, m_y = x.midpoint(), y.midpoint()
+        spread = ar.dot_up(x.radius(), y.radius())
+        grown = add_up(ar.dot_up(x.magnitude(), np.abs(m_y)), ar.dot_up(np.abs(m_x), y.magnitude()))
+        return m_x, m_y, Interval(-spread, spread) - ar.dot(m_x, m_y), grown
+
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+        m_x, m_y, rest, grown = relaxed
         of_x = rows @ np.swapaxes(m_y, -1, -2)[:, None]
         of_y = np.swapaxes(m_x, -1, -2)[:, None] @ rows
-        spread = ar.dot_up(x.radius(), y.radius())
-        rest = Interval(-spread, spread) - ar.dot(m_x, m_y)
-        grown = add_up(ar.dot_up(x.magnitude(), np.abs(m_y)), ar.dot_up(np.abs(m_x), y.magnitude()))
         terms = max(rows.shape[-2:])
         wobble = add_up(error, mul_up(ar.gamma(terms), grown))
-        return [of_x, of_y], sub_down(ar.lower(rows, rest.lo, rest.hi, wobble), ar.tail(terms, x.magnitude(), y.magnitude()))
+        tail = ar.tail(terms, xs[0].magnitude(), xs[1].magnitude())
+        return [of_x, of_y], sub_down(ar.lower(rows, rest.lo, rest.hi, wobble), tail)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         x, y = (v.magnitude() for v in xs)
@@ -237,11 +253,14 @@ class Elementwise(Operation):
         return parents[0]
 
     @abstractmethod
-    def lines(self, x: Interval, ar: Arithmetic) -> relax.Lines:
+    def lines(self, x: Interval, ar: Arithmetic) -> relaxations.Lines:
         """Return lines that bound the function on x."""
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
-        lines, magnitude = self.lines(xs[0], ar), xs[0].magnitude()
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> relaxations.Lines:
+        return self.lines(xs[0], ar)
+
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+        lines, magnitude = relaxed, xs[0].magnitude()
         carried = rows * lines.above_slope[:, None]
         bent = np.flatnonzero((lines.below_slope != lines.above_slope).reshape(len(magnitude), -1).any(0))
         if len(bent):  # only where the slopes differ does the sign of the coefficient matter
@@ -260,8 +279,8 @@ class Relu(Elementwise):
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         return Interval(np.maximum(xs[0].lo, 0.0), np.maximum(xs[0].hi, 0.0))
 
-    def lines(self, x: Interval, ar: Arithmetic) -> relax.Lines:
-        return relax.relu_lines(x)
+    def lines(self, x: Interval, ar: Arithmetic) -> relaxations.Lines:
+        return relaxations.relu_lines(x)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         return 0.0
@@ -275,10 +294,10 @@ class Gelu(Elementwise):
     """`x Phi(x)`, the exact form."""
 
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
-        return relax.gelu(xs[0], ar)
+        return relaxations.gelu(xs[0], ar)
 
-    def lines(self, x: Interval, ar: Arithmetic) -> relax.Lines:
-        return relax.gelu_lines(x, ar)
+    def lines(self, x: Interval, ar: Arithmetic) -> relaxations.Lines:
+        return relaxations.gelu_lines(x, ar)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         # |x|/2 (erf: ULPS units in the last place of 1, its argument and 1 + erf: 3 roundings) and the product.
@@ -295,8 +314,8 @@ class Square(Elementwise):
         farthest = x.magnitude()
         return Interval(np.maximum(np.nextafter(nearest * nearest, -1.0), 0.0), mul_up(farthest, farthest))
 
-    def lines(self, x: Interval, ar: Arithmetic) -> relax.Lines:
-        return relax.square_lines(x)
+    def lines(self, x: Interval, ar: Arithmetic) -> relaxations.Lines:
+        return relaxations.square_lines(x)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         return executed_sum(1, value.magnitude(), _largest(xs[0].magnitude()))
@@ -311,12 +330,12 @@ class InverseRoot(Elementwise):
 
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         return Interval(
-            relax.inverse_root(Interval.exactly(xs[0].hi), self.scale, self.shift).lo,
-            relax.inverse_root(Interval.exactly(xs[0].lo), self.scale, self.shift).hi,
+            relaxations.inverse_root(Interval.exactly(xs[0].hi), self.scale, self.shift).lo,
+            relaxations.inverse_root(Interval.exactly(xs[0].lo), self.scale, self.shift).hi,
         )
 
-    def lines(self, x: Interval, ar: Arithmetic) -> relax.Lines:
-        return relax.inverse_root_lines(x, self.scale, self.shift)
+    def lines(self, x: Interval, ar: Arithmetic) -> relaxations.Lines:
+        return relaxations.inverse_root_lines(x, self.scale, self.shift)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         raise AssayError("level float32: a reciprocal root alone has no execution model; use rms_norm, or level real")
@@ -330,16 +349,18 @@ class Softmax(Operation):
     nonlinear = True
 
     def shape(self, *parents: Shape) -> Shape:
-        if np.broadcast_shapes(parents[0], self.mask.shape) != parents[0]:
+        if not _fits(self.mask, parents[0]):
             raise InputError(f"softmax: mask {self.mask.shape} does not fit shape {parents[0]}")
         return parents[0]
 
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
-        return relax.softmax(xs[0], np.broadcast_to(self.mask, xs[0].shape), ar)
+        return relaxations.softmax(xs[0], np.broadcast_to(self.mask, xs[0].shape), ar)
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
-        mask = np.broadcast_to(self.mask, xs[0].shape)
-        p, kept, rest = relax.softmax_rest(xs[0], mask, ar)
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> tuple[Array, Array, Interval]:
+        return relaxations.softmax_rest(xs[0], np.broadcast_to(self.mask, xs[0].shape), ar)
+
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+        p, kept, rest = relaxed
         chosen = rows * kept[:, None]
         carried = p[:, None] * (chosen - (chosen * p[:, None]).sum(-1, keepdims=True))
         magnitude = xs[0].magnitude()
@@ -352,10 +373,9 @@ class Softmax(Operation):
         mask, terms = np.broadcast_to(self.mask, xs[0].shape), xs[0].shape[-1]
         above, below = np.where(mask > 0, xs[0].hi, -np.inf).max(-1), np.where(mask > 0, xs[0].lo, np.inf).min(-1)
         gap = mul_up(UNIT32, np.maximum(sub_up(above, below), 0.0))
-        if not np.all(gap < 0.01):
-            raise AssayError("level float32: softmax inputs differ by too much for an error bound; scale them down")
         relative = add_up(mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 1.05 * (terms + 2) * UNIT32)[..., None]
-        return add_up(mul_up(relative, value.hi), 4 * (terms + 1) * SMALL32)
+        error = add_up(mul_up(relative, value.hi), 4 * (terms + 1) * SMALL32)
+        return np.where(gap[..., None] < 0.01, error, 1.01)  # a computed probability lies in [0, 1] up to rounding
 
 
 @dataclass(frozen=True)
@@ -376,7 +396,7 @@ class Rearrange(Operation):
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         return Interval(self._apply(xs[0].lo), self._apply(xs[0].hi))
 
-    def backward(self, rows: Array, xs: list[Interval], error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
         permuted = [xs[0].shape[1:][a] for a in self.axes]
         back = np.argsort(self.axes)
         return [rows.reshape(*rows.shape[:2], *permuted).transpose(0, 1, *(back + 2))], np.zeros((1, 1))
@@ -387,6 +407,12 @@ class Rearrange(Operation):
 
 def _largest(x: Array) -> float:
     return float(np.max(np.abs(x), initial=0.0))
+
+
+def _fits(constant: Array, shape: Shape) -> bool:
+    """Return whether a constant broadcasts to a shape."""
+    pairs = zip(constant.shape[::-1], shape[::-1], strict=False)
+    return constant.ndim <= len(shape) and all(a in (1, b) for a, b in pairs)
 
 
 def _check_float32(*constants: Array) -> None:

@@ -158,7 +158,8 @@ def assumptions(graph: Graph, ar: Arithmetic) -> tuple[str, ...]:
         return ("float64 rounding is not covered",)
     taken = ["matrix products sum conventionally (any order, fused multiply-add allowed, no Strassen)"]
     if ar.executed:
-        taken.append(f"float32: exp, erf and the reciprocal root are accurate to {ULPS} units in the last place")
+        taken.append(f"exp, erf and reciprocal root in float32 are accurate to {ULPS} units in the last place")
+        taken.append("softmax is executed as exp(x - max x) over its sum")
     return tuple(taken)
 
 
@@ -187,10 +188,19 @@ def _bound(graph: Graph, boxes: list[Interval], method: str, ar: Arithmetic, row
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of each node: an enclosure of its (executed) value, and its execution error."""
+    """What is known of each node: an enclosure of its (executed) value, its execution error, its relaxation."""
 
     values: list[Interval]
     errors: list[Array | float]
+    relaxed: dict[Ref, Any]
+
+    def relaxation(self, graph: Graph, ref: Ref, ar: Arithmetic) -> Any:
+        """Return the relaxation of a node, worked out once: the intervals of its parents are final when it is first asked for."""
+        if ref not in self.relaxed:
+            node = graph.nodes[ref]
+            assert node.operation is not None
+            self.relaxed[ref] = node.operation.relax([self.values[p] for p in node.parents], ar)
+        return self.relaxed[ref]
 
 
 def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine: bool) -> Known:
@@ -200,7 +210,7 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
     """
     given = dict(zip(graph.inputs, boxes, strict=True))
     wanted = _undecided(graph) if refine else {}
-    known = Known([], [])
+    known = Known([], [], {})
     for ref, node in enumerate(graph.nodes):
         error: Array | float = 0.0
         if node.operation is None:
@@ -244,7 +254,9 @@ def tighten(graph: Graph, known: Known, ref: Ref, units: NDArray[np.intp], ar: A
     signs = np.concatenate([np.ones(len(units)), -np.ones(len(units))])
     assert node.operation is not None
     xs = [known.values[p] for p in node.parents]
-    start, constant = node.operation.select(np.concatenate([units, units]), signs, xs, known.errors[ref], ar)
+    start, constant = node.operation.select(
+        np.concatenate([units, units]), signs, xs, known.relaxation(graph, ref, ar), known.errors[ref], ar
+    )
     pending: dict[Ref, Array] = {}
     for parent, rows in zip(node.parents, start, strict=True):
         if rows is not None:
@@ -297,7 +309,7 @@ def carry(graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic)
             continue
         mine = pending.pop(ref)
         xs = [known.values[p] for p in node.parents]
-        parts, cost = node.operation.backward(mine, xs, known.errors[ref], ar)
+        parts, cost = node.operation.backward(mine, xs, known.relaxation(graph, ref, ar), known.errors[ref], ar)
         constant = add_down(constant, cost)
         for parent, part in zip(node.parents, parts, strict=True):
             if part is not None:

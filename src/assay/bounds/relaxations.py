@@ -172,7 +172,7 @@ def product_rest(x: Interval, y: Interval, plus: Interval, minus: Interval) -> t
 
 def softmax(x: Interval, mask: Array, ar: Arithmetic) -> Interval:
     """Enclose softmax along the last axis: `p_i = 1 / (1 + sum_{j != i} exp(x_j - x_i))`; entries where mask is 0 get no weight."""
-    others = (mask * (1 - np.eye(mask.shape[-1]))) > 0
+    others = mask[..., None, :] * (1 - np.eye(mask.shape[-1])) > 0
 
     def inverse(gaps: Array) -> Interval:
         e = exp_interval(gaps, gaps) if ar.rigorous else Interval.exactly(np.exp(np.minimum(gaps, 700.0)))
