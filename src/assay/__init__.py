@@ -31,7 +31,8 @@ __all__ = sorted(_PUBLIC)  # noqa: PLE0605
 
 if TYPE_CHECKING:
     from assay.attribution import Exact, Gradient, IntegratedGradients, Scores, SecondOrder, ablate, attribute
-    from assay.audit import Audit, curve, faithfulness, keep_top, scrub, worst_case
+    from assay.audit import Audit, scrub, worst_case
+    from assay.audit.faithfulness import curve, faithfulness, keep_top
     from assay.errors import AssayError, InputError
     from assay.mechanisms.channels import channels
     from assay.targets.base import Batch, Target, target

@@ -40,6 +40,8 @@ def test_audit_reports_true_effects_and_valid_bars(kind):
     assert "exact ablations" in audit._repr_html_()
     halves = audit.half_widths()
     assert all(halves[name].shape == scores.values[name].shape for name in halves)
+    assert audit.at_level(0.1).table.equals(audit.table)
+    assert audit.at_level(0.5).width <= audit.width
     summary = audit.summary()
     assert summary["agreement"]["n"] == audit.table.height
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -42,7 +42,12 @@ class Audit:
     constant_width: float
     held_out: int
     cpu_seconds: float
-    scales: Mapping[str, Mapping[str, Tensor]] = field(repr=False, default_factory=dict)
+    scales: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
+    sampled: _Sampled = field(repr=False)
+
+    def at_level(self, alpha: float) -> Audit:
+        """Return the same audit with bars of another level, from the same ablations."""
+        return _assess(self.scores, self.sampled, self.scales, alpha, time.process_time())
 
     def half_widths(self) -> dict[str, Tensor]:
         """Return the half-width of every part's bar, (examples, *axes) by group; infinite where there is no bar."""
@@ -124,36 +129,49 @@ def audit(
     Raises InputError when `exact` is smaller than the number of groups.
     """
     began = time.process_time()
-    mechanisms = scores.mechanisms
-    generator = torch.Generator().manual_seed(seed)
-    drawn = sample(mechanisms, exact, generator)
+    drawn = sample(scores.mechanisms, exact, torch.Generator().manual_seed(seed))
     candidates = _scales(scores, against, scales)
-    first = scores if scores.method == Gradient.name else Gradient().scores(mechanisms)
+    first = scores if scores.method == Gradient.name else Gradient().scores(scores.mechanisms)
     table = _ablated(scores, first, candidates, drawn, budget)
     if table.height == 0:
         raise InputError("no active part to ablate: every part is zero on this batch")
-    rows = Rows(
-        table["estimate"].to_numpy(),
-        table["exact"].to_numpy(),
-        table["example"].to_numpy(),
-        np.full(table.height, "all") if merge else table["group"].to_numpy().astype(str),
-        {name: table[f"scale:{name}"].to_numpy() for name in candidates},
-    )
-    chance = np.random.default_rng(seed)
-    folds = split(rows.input, (0.25, 0.5, 0.25), chance)
-    tuning, calibration = (rows.take(np.isin(rows.input, fold)) for fold in folds[:2])
-    bars = calibrate(calibration, alpha, chance, tuning=tuning, scale=scale)
-    if merge:
-        quantile = {name: bars.quantile.get("all", math.inf) for name in mechanisms.groups}
-        bars = Bars(alpha, bars.scale, bars.floor, quantile, {name: bars.points.get("all", 0) for name in mechanisms.groups})
-    half = bars.half_width(table["group"].to_numpy().astype(str), _row_scale(rows, bars))
-    plain = Rows(table["first"].to_numpy(), rows.exact, rows.input, rows.stratum, {})
-    constant = calibrate(plain.take(np.isin(rows.input, folds[1])), alpha, chance)
-    held = np.isin(rows.input, folds[2])
-    names = np.select([np.isin(rows.input, folds[0]), np.isin(rows.input, folds[1])], ["tuning", "calibration"], "test")
+    stratum = np.full(table.height, "all") if merge else table["group"].to_numpy().astype(str)
+    named = {name: table[f"scale:{name}"].to_numpy() for name in candidates}
+    inputs, truth = table["example"].to_numpy(), table["exact"].to_numpy()
+    rows = Rows(table["estimate"].to_numpy(), truth, inputs, stratum, named)
+    plain = Rows(table["first"].to_numpy(), truth, inputs, stratum, {})
+    sampled = _Sampled(table.drop(f"scale:{name}" for name in candidates), rows, plain, seed, scale)
+    return _assess(scores, sampled, candidates, alpha, began)
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    table: pl.DataFrame
+    rows: Rows
+    plain: Rows
+    seed: int
+    scale: str | None
+
+
+def _assess(scores: Scores, sampled: _Sampled, scales: Mapping[str, Mapping[str, Tensor]], alpha: float, began: float) -> Audit:
+    rows, chance = sampled.rows, np.random.default_rng(sampled.seed)
+    folds = [np.isin(rows.input, fold) for fold in split(rows.input, (0.25, 0.5, 0.25), chance)]
+    bars = calibrate(rows.take(folds[1]), alpha, chance, tuning=rows.take(folds[0]), scale=sampled.scale)
+    constant = calibrate(sampled.plain.take(folds[1]), alpha, chance)
+    half = bars.half_width(rows.stratum, rows.scales.get(bars.scale, np.ones(len(rows))))
     covered = np.abs(rows.exact - rows.estimate) <= half
-    table = table.drop(f"scale:{name}" for name in candidates).with_columns(
-        pl.Series("fold", names), pl.Series("lower", rows.estimate - half), pl.Series("upper", rows.estimate + half)
+    held = folds[2]
+    if set(rows.stratum) == {"all"}:
+        names = scores.mechanisms.groups
+        bars = replace(
+            bars,
+            quantile=dict.fromkeys(names, bars.quantile.get("all", math.inf)),
+            points=dict.fromkeys(names, bars.points.get("all", 0)),
+        )
+    table = sampled.table.with_columns(
+        pl.Series("fold", np.select(folds[:2], ["tuning", "calibration"], "test")),
+        pl.Series("lower", rows.estimate - half),
+        pl.Series("upper", rows.estimate + half),
     )
     return Audit(
         scores=scores,
@@ -167,7 +185,8 @@ def audit(
         constant_width=float(2 * constant.half_width(rows.stratum[held], np.ones(held.sum())).mean()) if held.any() else math.nan,
         held_out=int(held.sum()),
         cpu_seconds=time.process_time() - began,
-        scales=candidates,
+        scales=scales,
+        sampled=sampled,
     )
 
 
@@ -220,7 +239,3 @@ def _at(values: Tensor, places: Tensor) -> Tensor:
     values = values.detach().double().cpu()
     examples = torch.arange(values.shape[0]).expand(places.shape[:2])
     return values[(examples, *places.unbind(-1))]
-
-
-def _row_scale(rows: Rows, bars: Bars) -> np.ndarray:
-    return np.ones(len(rows)) if bars.scale == "constant" else rows.scales[bars.scale]

@@ -1,0 +1,195 @@
+"""The channels study: train a bilinear classifier, attribute and ablate every channel, bound and calibrate the error."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from pydantic import Field
+
+from assay.attribution import Gradient, SecondOrder, attribute
+from assay.audit import Audit, areas, curve, keep_top, worst_case
+from assay.audit.risk import calibrate_risk
+from assay.io.runs import Run
+from assay.learn import fit
+from assay.mechanisms.channels import Channels, channels
+from assay.mechanisms.channels.attribution import hoyer
+from assay.mechanisms.channels.data import Data, load_arrays, load_digits
+from assay.mechanisms.channels.training import Training, make_objective, make_optimizer
+from assay.recipes import base
+from assay.recipes.channels_evaluation import evaluate
+from assay.recipes.channels_page import headline, sections
+from assay.targets.bilinear import BilinearNetwork
+
+__all__ = ["Config", "contexts", "headline", "load", "run", "sections"]
+
+
+class DataConfig(base.Config):
+    """`path` is an npz or safetensors file with `x` and `y`; without it the data are scikit-learn's digits."""
+
+    path: str | None = None
+    train: float = Field(0.75, gt=0, lt=1)
+
+
+class ModelConfig(base.Config):
+    width: int = Field(32, ge=1)
+    hidden: int = Field(64, ge=1)
+    blocks: int = Field(4, ge=1)
+    norm: bool = False
+    gate: str | None = None
+    patch: int | None = None
+
+
+class TrainingConfig(base.Config):
+    lam_sparse: float = Field(1.0, ge=0)
+    lam_delta: float = Field(100.0, ge=0)
+    tau: float = Field(0.1, ge=0)
+    steps: int = Field(Training.steps, ge=1)
+    batch: int = Field(Training.batch, ge=1)
+    rate: float = Field(Training.rate, gt=0)
+
+
+class AuditConfig(base.Config):
+    """`tolerance` is the relative error rho to certify, `risk` and `confidence` the calibrated threshold's alpha and 1 - eta."""
+
+    functional: Literal["logit", "cross_entropy"] = "logit"
+    examples: int = Field(500, ge=8)
+    exact: int = Field(32, ge=1)
+    alpha: float = Field(0.1, gt=0, lt=1)
+    top: int = Field(5, ge=1)
+    tolerance: float = Field(0.1, gt=0)
+    risk: float = Field(0.05, gt=0, lt=1)
+    confidence: float = Field(0.95, gt=0, lt=1)
+
+
+class Config(base.StudyConfig):
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    audit: AuditConfig = AuditConfig()
+
+
+def run(config: Config, run: Run) -> dict[str, Any]:
+    """Train, open and report; every table is saved for the report and for the verbs over saved runs."""
+    data = _data(config)
+    model = _train(config, data, run)
+    mechanisms = _bind(config, model, data)
+    clean = mechanisms.clean
+    with torch.no_grad():
+        accuracy = float((model.double()(data.test_x.double()).argmax(-1) == data.test_y).double().mean())
+    sparsity, defined = hoyer(mechanisms.attributions())
+    by_block = (sparsity.sum(0) / defined.sum(0).clamp(min=1)).tolist()
+    found = evaluate(clean, top=config.audit.top, tolerance=config.audit.tolerance)
+    run.save_table("channels.parquet", found.table)
+    first = attribute(mechanisms, Gradient())
+    audits = {"first": first.audit(exact=config.audit.exact, alpha=config.audit.alpha, seed=config.seed)}
+    if clean.weights.gate is None:
+        second = attribute(mechanisms, SecondOrder())
+        scales = {"certificate": mechanisms.by_group(found.second_bound)} if found.second_bound is not None else None
+        audits["second"] = second.audit(exact=config.audit.exact, alpha=config.audit.alpha, seed=config.seed, scales=scales)
+    for name, audit in audits.items():
+        run.save_table(f"audit-{name}.parquet", audit.table)
+    run.save_table("scores.parquet", first.table())
+    faithful = curve(first, (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), per_example=True)
+    run.save_table("faithfulness.parquet", faithful)
+    run.save_table("coverage.parquet", _coverage(audits))
+    worst = worst_case(mechanisms, keep_top(first, 0.2, per_example=True), steps=10, restarts=3)
+    threshold = _threshold(config, found.table)
+    return {
+        "accuracy": accuracy,
+        "hoyer": sum(by_block) / len(by_block),
+        "hoyer_by_block": by_block,
+        "top": found.summary,
+        "certified_share": found.certified,
+        "not_available": found.refused,
+        "agreement": {name: audit.pooled.to_dict() for name, audit in audits.items()},
+        "bars": {name: audit.summary()["bars"] for name, audit in audits.items()},
+        "calibrated_threshold": threshold,
+        "faithfulness": areas(faithful),
+        "worst_case": {
+            "kept_share": 0.2,
+            "mean_damage_at_least": float(worst.damage.mean()),
+            "evaluations": worst.evaluations,
+        },
+        "functional": config.audit.functional,
+        "examples": len(mechanisms.batch),
+    }
+
+
+def load(run: Run) -> Channels:
+    """Bind the channels of a saved run to its held-out examples again."""
+    config = base.config_of(run)
+    data = _data(config)
+    model = _model(config, data)
+    model.load_state_dict(run.tensors("model.safetensors"))
+    return _bind(config, model, data)
+
+
+def contexts(run: Run) -> pl.DataFrame:
+    """Describe the examples that the run's channels were bound to: label and prediction."""
+    mechanisms = load(run)
+    names = _data(base.config_of(run)).names
+    clean = mechanisms.clean
+    labels, guesses = clean.labels.tolist(), clean.logits.argmax(-1).tolist()
+    return pl.DataFrame(
+        {
+            "example": range(len(labels)),
+            "label": [names[index] for index in labels],
+            "prediction": [names[index] for index in guesses],
+        }
+    )
+
+
+def _data(config: Config) -> Data:
+    if config.data.path is None:
+        return load_digits()
+    return load_arrays(config.data.path, train=config.data.train)
+
+
+def _model(config: Config, data: Data) -> BilinearNetwork:
+    generator = torch.Generator().manual_seed(config.seed)
+    image = data.image if config.model.patch is not None else None
+    return BilinearNetwork(data.inputs, data.classes, **config.model.model_dump(), image=image, generator=generator)
+
+
+def _train(config: Config, data: Data, run: Run) -> BilinearNetwork:
+    model = _model(config, data)
+    training = Training(**config.training.model_dump())
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    objective = make_objective(model, data, training, generator)
+    optimizer = make_optimizer(model, training)
+    fit(model, objective, optimizer, steps=training.steps, generator=generator, run=run, log_every=training.log_every)
+    run.save_tensors("model.safetensors", model.state_dict())
+    return model
+
+
+def _bind(config: Config, model: BilinearNetwork, data: Data) -> Channels:
+    count = config.audit.examples
+    # Float64: the certificates are about the computed numbers, and the identity is exact to 1e-10 only there.
+    return channels(model.double(), data.test_x[:count].double(), data.test_y[:count], config.audit.functional)
+
+
+def _threshold(config: Config, table: pl.DataFrame) -> dict[str, Any] | None:
+    if "bound" not in table.columns:
+        return None
+    found = calibrate_risk(
+        (table["bound"] / table["attribution"].abs()).to_numpy(),
+        table["relative_error"].to_numpy(),
+        table["example"].to_numpy(),
+        tolerance=config.audit.tolerance,
+        alpha=config.audit.risk,
+        eta=1 - config.audit.confidence,
+        seed=config.seed,
+    )
+    return asdict(found)
+
+
+def _coverage(audits: dict[str, Audit]) -> pl.DataFrame:
+    frames = []
+    for name, audit in audits.items():
+        for alpha in (0.5, 0.4, 0.3, 0.2, 0.1, 0.05):
+            again = audit.at_level(alpha)
+            frames.append({"estimate": name, "nominal": 1 - alpha, "measured": again.coverage, "width": again.width})
+    return pl.DataFrame(frames)
