@@ -14,7 +14,7 @@ from assay.audit import Audit, areas, curve, keep_top, worst_case
 from assay.audit.risk import calibrate_risk
 from assay.io.runs import Run
 from assay.learn import fit
-from assay.mechanisms.channels import Channels, channels
+from assay.mechanisms.channels import ChannelMechanisms, channels
 from assay.mechanisms.channels.attribution import hoyer
 from assay.mechanisms.channels.data import Data, load_arrays, load_digits
 from assay.mechanisms.channels.training import Training, make_objective, make_optimizer
@@ -118,7 +118,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     }
 
 
-def load(run: Run) -> Channels:
+def load(run: Run) -> ChannelMechanisms:
     """Bind the channels of a saved run to its held-out examples again."""
     config = base.config_of(run)
     data = _data(config)
@@ -165,7 +165,7 @@ def _train(config: Config, data: Data, run: Run) -> BilinearNetwork:
     return model
 
 
-def _bind(config: Config, model: BilinearNetwork, data: Data) -> Channels:
+def _bind(config: Config, model: BilinearNetwork, data: Data) -> ChannelMechanisms:
     count = config.audit.examples
     # Float64: the certificates are about the computed numbers, and the identity is exact to 1e-10 only there.
     return channels(model.double(), data.test_x[:count].double(), data.test_y[:count], config.audit.functional)

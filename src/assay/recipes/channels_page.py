@@ -35,9 +35,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Fact(f"right within {tolerance:.0%}", summary["top"]["share_within_tolerance_first"], f"top {top} channels, measured exactly"),
         Fact(f"proved within {tolerance:.0%}", certified[best] if best else "none", f"certificate {best}" if best else "not available"),
         Fact("sparsity (Hoyer)", summary["hoyer"], "0: all channels alike, 1: one channel"),
-        Fact(
-            "agreement r", summary["agreement"]["first"]["pearson"], f"slope {summary['agreement']['first']['slope']:.3f}, exact ablations"
-        ),
+        Fact("agreement r", first["pearson"], f"slope {first['slope']:.3f}, against exact ablation"),
     ]
     parts = [_agreement(run, summary), _certificates(run, config, certified, summary["not_available"])]
     parts += [_calibration(run, summary, config), _circuit(run, summary), _training(run), _tables(run)]

@@ -86,15 +86,19 @@ class BilinearNetwork(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: torch.Generator | None = None) -> None:
-        """Draw new weights: variance 1 / fan-in, the down-projections smaller so that the states keep their size."""
+        """Draw new weights; the embedding is large and the blocks read it scaled back.
+
+        The states are then several times longer than the step that one channel takes, which is what makes first-order
+        attribution good: rescaling the states by s divides every block's quadratic form by s^2.
+        """
+        factors = {"embed": 3.0, "left": 1 / 3, "right": 1 / 3, "down": (2 * len(self.blocks)) ** -0.5, "head": 1.0}
         for name, weight in self.named_parameters():
-            if name.endswith("norm.weight"):
+            kind = name.removesuffix(".weight").rpartition(".")[2]
+            if kind == "norm":
                 weight.fill_(1.0)
-                continue
-            scale = weight.shape[-1] ** -0.5
-            if name.endswith("down.weight"):
-                scale *= (2 * len(self.blocks)) ** -0.5
-            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) * scale)
+            else:
+                scale = factors.get(kind, 1.0) * weight.shape[-1] ** -0.5
+                weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float32) * scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, `(examples, classes)`."""

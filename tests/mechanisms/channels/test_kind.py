@@ -49,7 +49,7 @@ def test_gates_of_one_and_zero():
 
 def test_bad_input():
     network = BilinearNetwork(16, 3, width=5, hidden=6, blocks=2)
-    with pytest.raises(InputError, match="one label per example"):
+    with pytest.raises(InputError, match="labels must be 4 integer classes"):
         channels(network, torch.zeros(4, 16), torch.zeros(3, dtype=torch.long))
     with pytest.raises(InputError, match=r"0\.\.2"):
         channels(network, torch.zeros(2, 16), torch.tensor([0, 3]))

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assay.errors import InputError
 from assay.mechanisms.channels.attribution import attribute_channels
+from assay.mechanisms.channels.chunks import BUDGET, chunk_examples
 from assay.mechanisms.channels.clean import Clean, last_gradient, normalise
 from assay.mechanisms.channels.forms import interaction_forms, jacobians
 from assay.targets.bilinear import GATES
-
-BUDGET = 24 * 2**20
 
 
 @dataclass(frozen=True)
@@ -48,21 +45,10 @@ def ablate_channels(clean: Clean, *, budget: int = BUDGET) -> Ablation:
     attribution = attribute_channels(clean)
     polynomial = clean.weights.gate is None and not clean.live
     errors = torch.empty_like(attribution)
-    for chunk in _chunks(clean, budget):
+    for chunk in chunk_examples(clean, budget):
         part = clean.take(chunk)
         errors[chunk] = _polynomial_errors(part) if polynomial else attribution[chunk] - _carried_effects(part)
     return Ablation(attribution - errors, errors)
-
-
-def _chunks(clean: Clean, budget: int) -> Iterator[slice]:
-    weights = clean.weights
-    width, hidden = weights.width, weights.hidden
-    entries = 3 * hidden * hidden + 5 * hidden * width + (2 * len(weights.layers) + 2) * width * width
-    each = entries * clean.positions * weights.head.element_size()
-    if each > budget:
-        raise InputError(f"budget of {budget} bytes does not hold one example, which takes {each}; raise it")
-    for start in range(0, len(clean.labels), budget // each):
-        yield slice(start, start + budget // each)
 
 
 def _polynomial_errors(clean: Clean) -> Tensor:

@@ -24,10 +24,15 @@ def measure_steps(clean: Clean) -> Float[Tensor, "examples blocks hidden"]:
 
     Only this product has a meaning: `(D_k, L_k) -> (c D_k, L_k / c)` leaves the network and delta as they are.
     """
-    steps = [layer.down.norm(dim=0) * h.abs() for layer, h in zip(clean.weights.layers, clean.hidden, strict=True)]
+    steps = step_rows(clean)
     if clean.positions > 1:
         steps = [step.reshape(-1, clean.positions, step.shape[-1]).amax(1) for step in steps]
     return torch.stack(steps, 1)
+
+
+def step_rows(clean: Clean) -> list[Float[Tensor, "rows hidden"]]:
+    """Return delta of every block at every position."""
+    return [layer.down.norm(dim=0) * h.abs() for layer, h in zip(clean.weights.layers, clean.hidden, strict=True)]
 
 
 def hoyer(scores: Float[Tensor, "*rows channels"]) -> tuple[Float[Tensor, "*rows"], Tensor]:
