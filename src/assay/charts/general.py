@@ -205,7 +205,7 @@ def heatmap(
         tooltip=tips,
     )
     if size:
-        legend = alt.Legend(format="~g", orient="bottom", symbolFillColor=hue("quiet"), symbolStrokeWidth=0, tickCount=3)
+        legend = alt.Legend(format="~g", orient="bottom", columns=5, symbolFillColor=hue("quiet"), symbolStrokeWidth=0, tickCount=3)
         area = alt.Size("size:Q", title=size, scale=alt.Scale(range=[10, 420]), legend=legend)
         layers: list[Any] = [base.mark_square(opacity=1).encode(color=shade, size=area)]
     else:

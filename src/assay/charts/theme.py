@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -160,11 +159,6 @@ def png(chart: Any, path: Path | str, *, scale: float = 2.0) -> Path:
     """Write a chart as PNG, `scale` pixels per unit, without a browser or network."""
     picture = vl_convert.vegalite_to_png(spec(chart), scale=scale)
     return write_atomic(path, lambda temporary: _put(temporary, picture))
-
-
-def pngs(charts: Sequence[Any], folder: Path | str) -> list[Path]:
-    """Write charts as `1.png`, `2.png`, ... into a folder."""
-    return [png(chart, Path(folder) / f"{index}.png") for index, chart in enumerate(charts, start=1)]
 
 
 def _put(path: Path, data: bytes) -> None:

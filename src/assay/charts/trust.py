@@ -140,7 +140,7 @@ def intervals(
     tips = [word("x", item), tip("y", estimate), tip("low", low), tip("high", high), *([tip("truth", truth)] if truth else [])]
     tips += [*group_tip(data, colour), *listed(data, tooltip)]
     layers: list[Any] = [
-        base.mark_rule(strokeWidth=2.5, opacity=0.45).encode(
+        base.mark_rule(strokeWidth=2.5, opacity=0.45, color=hue("blue")).encode(
             y=rows, x=alt.X("low:Q", title=said, axis=alt.Axis(grid=True)), x2="high:Q", tooltip=tips, **coloured(data, colour)
         ),
         base.mark_point(size=50, opacity=1).encode(

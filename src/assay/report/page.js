@@ -20,18 +20,20 @@
     );
   };
 
-  // The length of the longest category of any legend.
-  const longest = (part) => {
-    if (part === null || typeof part !== "object") return 0;
-    const names = Array.isArray(part.color?.scale?.domain) ? part.color.scale.domain : [];
-    const inside = Object.entries(part).map(([key, value]) => (key === "datasets" ? 0 : longest(value)));
-    return Math.max(0, ...names.map((name) => String(name).length), ...inside);
+  // The categories of the picture's longest legend.
+  const categories = (part) => {
+    if (part === null || typeof part !== "object") return [];
+    const named = Array.isArray(part.color?.scale?.domain) ? part.color.scale.domain.map(String) : [];
+    const inside = Object.entries(part).map(([key, value]) => (key === "datasets" ? [] : categories(value)));
+    return inside.reduce((most, next) => (next.length > most.length ? next : most), named);
   };
 
   // Give a picture the width of its box: single pictures exactly, small multiples in as many columns as are readable.
   const fit = (spec, width, square) => {
     const room = width - 110;
-    const columns = Math.max(1, Math.floor(room / (30 + 6.6 * Math.min(33, longest(spec)))));
+    const named = categories(spec);
+    const fitting = Math.max(1, Math.floor(room / (30 + 6.6 * Math.min(33, Math.max(0, ...named.map((name) => name.length))))));
+    const columns = Math.max(1, Math.ceil(named.length / Math.ceil(named.length / fitting || 1)));
     const rows = {
       ...spec,
       config: {
@@ -41,9 +43,9 @@
       },
     };
     if (spec.facet && spec.spec) {
-      const fitting = Math.max(1, Math.min(spec.columns ?? 3, Math.floor(width / 230)));
-      const count = spec.facet.sort?.length ?? fitting;
-      const columns = Math.max(1, Math.ceil(count / Math.ceil(count / fitting)));
+      const most = Math.max(1, Math.min(spec.columns ?? 3, Math.floor(width / 230)));
+      const count = spec.facet.sort?.length ?? most;
+      const columns = Math.max(1, Math.ceil(count / Math.ceil(count / most)));
       const gap = spec.spacing?.column ?? spec.spacing ?? 20;
       return { ...rows, columns, spec: { ...spec.spec, width: Math.max(120, Math.floor((width - 64 - (columns - 1) * gap) / columns)) } };
     }

@@ -45,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: a title, plain text (blank lines part paragraphs), pictures, then tables."""
+    """One part of the page: a title, plain text (blank lines part paragraphs), pictures, then tables; without those it opens a chapter."""
 
     title: str
     text: str = ""
@@ -71,7 +71,7 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
         f"style-src {_digest(style)}; script-src {' '.join(map(_digest, scripts)) or repr('none')}"
     )
     palette = _json(dict(theme.PALETTE.values()))
-    links = "".join(f'<li><a href="#part-{index}">{escape(section.title)}</a></li>' for index, section in enumerate(sections, start=1))
+    links = _links(sections)
     page = "\n".join(
         [
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
@@ -84,7 +84,7 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
             f'<header>\n<p class="brand"><b>ASSAY</b> run report</p>\n<h1>{escape(title)}</h1>',
             f'<div class="lead">{_paragraphs(lead)}</div>' if lead.strip() else "",
             _facts(facts),
-            f'<nav aria-label="Sections"><ol>{links}</ol></nav>' if len(sections) > 1 else "",
+            f'<nav aria-label="Sections"><ol>{links}</ol></nav>' if links else "",
             f'</header>\n<main id="content">\n{"".join(parts)}</main>',
             "<footer>Everything on this page comes from the files of its run folder. It is one file and loads nothing.</footer>",
             '<noscript><p class="empty">The pictures need JavaScript; the numbers and tables do not.</p></noscript>' if specs else "",
@@ -100,6 +100,17 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
 def write(folder: Path | str, html: str) -> Path:
     """Write the page as `report.html` into a run folder."""
     return write_text(Path(folder) / "report.html", html)
+
+
+def _links(sections: Sequence[Section]) -> str:
+    """Return the list of contents: the chapters of a long page, the sections of a short one."""
+    chapters = [not section.charts and not section.tables for section in sections]
+    named = [
+        f'<li><a href="#part-{index}">{escape(section.title)}</a></li>'
+        for index, (section, chapter) in enumerate(zip(sections, chapters, strict=True), start=1)
+        if chapter or sum(chapters) < 2
+    ]
+    return "".join(named) if len(named) > 1 else ""
 
 
 def _facts(facts: Sequence[Fact]) -> str:
@@ -121,10 +132,12 @@ def _section(index: int, section: Section, specs: list[str], rows: int) -> str:
     tables = [_table(section.title, table) for table in section.tables]
     pictures = f'<div class="charts{" several" if len(figures) > 1 else ""}">{"".join(figures)}</div>' if figures else ""
     text = f'<div class="text">{_paragraphs(section.text)}</div>' if section.text.strip() else ""
+    chapter = "" if figures or tables else ' class="chapter"'
     return (
-        f'<section id="part-{index}" aria-labelledby="title-{index}">'
+        f'<section id="part-{index}"{chapter} aria-labelledby="title-{index}">'
         f'<div class="words"><h2 id="title-{index}">{escape(section.title)}</h2>{text}</div>'
-        f'<div class="body">{pictures}{"".join(tables)}</div></section>\n'
+        + ("" if chapter else f'<div class="body">{pictures}{"".join(tables)}</div>')
+        + "</section>\n"
     )
 
 
