@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
-from typing import NewType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +18,6 @@ from numpy.typing import NDArray
 from assay.errors import InputError
 
 Sets = NDArray[np.bool_]  # (families, q, m, c, k)
-Weight = NewType("Weight", int)
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,17 @@ class Measure:
 
 
 ACCURACY = Measure()
+
+
+@dataclass(frozen=True)
+class CertifiedSets:
+    """Certified cells as sets of tokens (families, q, m, c, k)."""
+
+    sets: Sets
+
+    def weigh(self, measure: Measure = ACCURACY) -> int:
+        """Return the weight of the sequences in at least one family: an integer, exact."""
+        return weigh(self.sets, measure)
 
 
 def possible(vocabulary: int, positions: int) -> NDArray[np.bool_]:

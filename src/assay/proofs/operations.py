@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-_MOVES = {np.concatenate, np.stack, np.broadcast_to, np.take_along_axis, np.put_along_axis, np.diagonal, np.where, np.zeros_like}
 _total = [0]
 
 
@@ -44,8 +43,7 @@ class Counted(np.ndarray[Any, Any]):
             rank = min(rows, columns)
             _total[0] += rows * rank + rows * columns * (2 * rank - 1)
             return function(_plain(args[0]), **kwargs)
-        result = super().__array_function__(function, types, args, kwargs)
-        return result
+        return super().__array_function__(function, types, args, kwargs)
 
 
 def counting(x: np.ndarray[Any, Any]) -> Counted:

@@ -13,8 +13,8 @@ a sum over positions that can be bounded term by term (compare arXiv 2406.11779,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,25 +30,18 @@ LEVELS = ("float64", "real", "float32")
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Enclosures of the folded tables; at level float64 both ends are one array of unproved numbers.
+class Outputs:
+    """Enclosures of what tokens and positions write through the head: EV (V, V) key by output and PV (K, V).
 
-    Shapes with V tokens and K positions: a (V, V) query by key; b (V, K); EV (V, V) key by output; PV (K, V); D (V, V) query
-    by output. `ea` and `eb` are exp(a - max a) and exp(b - max b), maxima per query: a positive factor per query changes no
-    sign. `slack` (V,) is added to every margin: twice the rounding error of the executed network at level float32, else 0.
+    `slack` (V,) per query is added to every margin: twice the rounding error of the executed network at level float32, else 0.
     `worst` names the parts that are replaced by their worst value: `direct`, `positions_ov`.
     """
 
     level: str
-    a: Interval
-    b: Interval
     EV: Interval
     PV: Interval
-    D: Interval
-    ea: Interval
-    eb: Interval
     slack: Array
-    worst: frozenset[str] = frozenset()
+    worst: frozenset[str]
 
     @property
     def vocabulary(self) -> int:
@@ -67,10 +60,6 @@ class Tables:
     def down(self) -> Callable[[Array], Array]:
         """Round down after an operation (the identity at level float64)."""
         return _same if self.level == "float64" else rounding.down
-
-    def with_worst(self, *parts: str) -> Tables:
-        """Return the tables with further parts replaced by their worst value."""
-        return replace(self, worst=self.worst | frozenset(parts))
 
     def times(self, weight: Interval, value: Array) -> Array:
         """Return an upper bound of weight * value for non-negative weights."""
@@ -91,6 +80,21 @@ class Tables:
         """Return upper bounds of PV[p,x] - PV[p,m], shape (K, V)."""
         value = self.up(self.PV.hi - self.PV.lo[:, m : m + 1])
         return value if "positions_ov" not in self.worst else _repeat(value.max(0), len(value))
+
+
+@dataclass(frozen=True)
+class Tables(Outputs):
+    """All folded tables, with V tokens and K positions: a (V, V) query by key; b (V, K); D (V, V) query by output.
+
+    `ea` and `eb` are exp(a - max a) and exp(b - max b), maxima per query: a positive factor per query changes no sign. At level
+    float64 both ends of an enclosure are one array of unproved numbers.
+    """
+
+    a: Interval
+    b: Interval
+    D: Interval
+    ea: Interval
+    eb: Interval
 
     def direct(self, m: int) -> Array:
         """Return upper bounds of D[q,x] - D[q,m] plus the slack, shape (V, V)."""
@@ -147,6 +151,7 @@ class Algebra:
 class Factors:
     """The lifted factors of the tables: Eq and query with one row per token, keys = K^T, values = V O U, and the direct bias as one row."""
 
+    level: str
     algebra: Algebra
     head: int
     E: Any
@@ -160,7 +165,11 @@ class Factors:
 
 
 def factor(w: Weights, level: str) -> Factors:
-    """Return the factors of the tables at a level; the arrays of `w` may be counting arrays."""
+    """Return the factors of the tables at a level; the arrays of `w` may be counting arrays.
+
+    The levels are `float64` (search: nothing is proved), `real` (rigorous for the network in real arithmetic) and `float32`
+    (rigorous for the network as executed in float32). Raises InputError for an unknown level.
+    """
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
     algebra = Algebra(level != "float64")
@@ -171,26 +180,38 @@ def factor(w: Weights, level: str) -> Factors:
     Eq = E + rows @ algebra.lift(w.P[-1])
     query = Eq @ Q + rows @ algebra.lift(w.q_bias)
     bias = (algebra.lift(w.v_bias) @ O + algebra.lift(w.o_bias)) @ U + algebra.lift(w.u_bias)
-    return Factors(algebra, w.head, E, P, Eq, query, K.T, V @ O @ U, U, bias)
+    return Factors(level, algebra, w.head, E, P, Eq, query, K.T, V @ O @ U, U, bias)
 
 
-def fold(weights: Weights, level: str = "real", *, exp_ulp: float = 2.0) -> Tables:
-    """Fold the weights into tables at a level: `float64` (search), `real` (proof about real arithmetic), `float32` (as executed).
+def fold(f: Factors, weights: Weights, *, exp_ulp: float = 2.0, worst: Iterable[str] = ()) -> Tables:
+    """Fold the factors into tables; `exp_ulp` is the assumed accuracy, in units in the last place, of the executed exponential.
 
-    `exp_ulp` is the assumed accuracy, in units in the last place, of the float32 exponential that executes the network.
-    Raises InputError for an unknown level, or when the tables overflow float64.
+    Raises InputError when the tables overflow float64.
     """
+    out = outputs(f, weights, exp_ulp=exp_ulp, worst=worst)
+    enclose = f.algebra.enclose
     with np.errstate(over="ignore", invalid="ignore"):
-        f = factor(weights, level)
-        enclose = f.algebra.enclose
         a, b = (f.algebra.divide_by_root(enclose(f.query @ f.keys @ tokens.T), f.head) for tokens in (f.E, f.P))
-        ev, pv, direct = enclose(f.E @ f.values), enclose(f.P @ f.values), enclose(f.Eq @ f.U + f.algebra.ones(weights.vocabulary) @ f.bias)
-    for name, table in {"a": a, "b": b, "EV": ev, "PV": pv, "D": direct}.items():
-        if not (np.isfinite(table.lo).all() and np.isfinite(table.hi).all()):
-            raise InputError(f"the table {name} overflows float64; no bound can be given for these weights")
-    ea, eb = f.algebra.exp(a), f.algebra.exp(b)
-    slack = 2.0 * logit_error(weights, exp_ulp=exp_ulp).max(1) if level == "float32" else np.zeros(len(a.lo))
-    return Tables(level, a, b, ev, pv, direct, ea, eb, slack)
+        direct = enclose(f.Eq @ f.U + f.algebra.ones(weights.vocabulary) @ f.bias)
+    for name, table in {"a": a, "b": b, "D": direct}.items():
+        _require_finite(name, table)
+    return Tables(out.level, out.EV, out.PV, out.slack, out.worst, a, b, direct, f.algebra.exp(a), f.algebra.exp(b))
+
+
+def outputs(f: Factors, weights: Weights, *, exp_ulp: float = 2.0, worst: Iterable[str] = ()) -> Outputs:
+    """Return the tables of what is written through the head, alone; as `fold` otherwise."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        ev, pv = f.algebra.enclose(f.E @ f.values), f.algebra.enclose(f.P @ f.values)
+    _require_finite("EV", ev)
+    _require_finite("PV", pv)
+    executed = f.level == "float32"
+    slack = 2.0 * logit_error(weights, exp_ulp=exp_ulp).max(1) if executed else np.zeros(weights.vocabulary)
+    return Outputs(f.level, ev, pv, slack, frozenset(worst))
+
+
+def _require_finite(name: str, table: Interval) -> None:
+    if not (np.isfinite(table.lo).all() and np.isfinite(table.hi).all()):
+        raise InputError(f"the table {name} overflows float64; no bound can be given for these weights")
 
 
 def _same(x: Array) -> Array:

@@ -8,6 +8,7 @@ upward at the rigorous levels), so the answer does not depend on the screening.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -17,13 +18,41 @@ from assay import memory
 from assay.bounds.rounding import Array
 from assay.errors import InputError
 from assay.proofs.cells import ACCURACY, Measure
+from assay.proofs.strategies.base import Advice, Described, Problem
 from assay.proofs.tables import Tables
 from assay.proofs.terms import position_terms, query_slices
+from assay.targets.max_of_k import Weights
 
 Place = tuple[int | slice, ...]
 _ADDITIONS_PER_SECOND = 2e9
 _LANES = 4096  # sums formed at a time, per competitor: 256 kB for 64 tokens
 _PATIENCE = 3600.0  # seconds of work beyond which the table is refused
+
+
+@dataclass(frozen=True)
+class CertifiedTable:
+    """Which sequences are right, as `table` returns it."""
+
+    right: NDArray[np.bool_]
+
+    def weigh(self, measure: Measure = ACCURACY) -> int:
+        """Return the weight of the right sequences: an integer, exact."""
+        return weigh(self.right, measure)
+
+
+@dataclass(frozen=True)
+class BruteForce(Described):
+    """All sequences, one by one."""
+
+    def search(self, problem: Problem) -> Advice:
+        refuse(problem.weights.vocabulary, problem.weights.positions)
+        return {}
+
+    def verify(self, problem: Problem, advice: Advice) -> CertifiedTable:
+        return CertifiedTable(table(problem.tables))
+
+    def unexplained(self, weights: Weights) -> int:
+        return weights.vocabulary ** (weights.positions + 1)
 
 
 def table(tables: Tables, *, budget: int | None = None) -> NDArray[np.bool_]:
@@ -137,7 +166,7 @@ def _again(tables: Tables, terms: Array, own: Array, place: Place, unsure: NDArr
             axis += 1
         else:
             margin = tables.up(margin + part[where])
-    return (margin < 0).all(-1)
+    return np.asarray((margin < 0).all(-1))
 
 
 def _boxes(count: int, m: int, *, own_is_largest: bool) -> Iterator[list[range]]:

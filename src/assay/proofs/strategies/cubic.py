@@ -12,12 +12,36 @@ With c = 0 there is one sequence, and its margin is formed exactly. Cost O(V^3 K
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from assay.bounds.rounding import Array, Interval
 from assay.proofs import cells
-from assay.proofs.cells import Sets
+from assay.proofs.cells import CertifiedSets, Sets
+from assay.proofs.strategies.base import Advice, Described, Problem
 from assay.proofs.tables import Tables, over
+from assay.targets.max_of_k import Weights
+
+
+@dataclass(frozen=True)
+class Cubic(Described):
+    """Pure tokens of every cell."""
+
+    def search(self, problem: Problem) -> Advice:
+        return {"sets": certify(problem.tables)}
+
+    def verify(self, problem: Problem, advice: Advice) -> CertifiedSets:
+        return CertifiedSets(verify(problem.tables, advice["sets"]))
+
+    def unexplained(self, weights: Weights) -> int:
+        return whole_tables(weights)
+
+
+def whole_tables(weights: Weights) -> int:
+    """Return the size of the tables a, EV, D (V by V) and b, PV (K by V): 3 V^2 + 2 K V."""
+    V, K = weights.vocabulary, weights.positions
+    return 3 * V * V + 2 * K * V
 
 
 def certify(tables: Tables) -> Sets:

@@ -18,9 +18,34 @@ import numpy as np
 
 from assay.bounds.rounding import Array
 from assay.proofs import cells
-from assay.proofs.cells import Sets
+from assay.proofs.cells import CertifiedSets, Sets
+from assay.proofs.strategies.base import Advice, Described, Problem
+from assay.proofs.strategies.cubic import whole_tables
 from assay.proofs.tables import Tables
 from assay.proofs.terms import position_terms, query_slices
+from assay.targets.max_of_k import Weights
+
+
+@dataclass(frozen=True)
+class Exact(Described):
+    """Exact worst cases over sets chosen by `choice`: `box`, `set`, `best` (the larger of the two per cell) or `union` (both)."""
+
+    choice: str = "box"
+
+    def search(self, problem: Problem) -> Advice:
+        tables = problem.tables
+        if self.choice in ("box", "set"):
+            return {"sets": search_sets(tables, self.choice)}
+        box, chosen = (search_sets(tables, order) for order in ("box", "set"))
+        if self.choice == "union":
+            return {"sets": np.concatenate([box, chosen])}
+        return {"sets": np.where(box.sum(-1, keepdims=True) >= chosen.sum(-1, keepdims=True), box, chosen)}
+
+    def verify(self, problem: Problem, advice: Advice) -> CertifiedSets:
+        return CertifiedSets(verify_sets(problem.tables, advice["sets"]))
+
+    def unexplained(self, weights: Weights) -> int:
+        return whole_tables(weights)
 
 
 @dataclass(frozen=True)

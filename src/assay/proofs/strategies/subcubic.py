@@ -20,8 +20,9 @@ With `anchored`, ranges over all pairs of logits are replaced by differences to 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,10 +30,11 @@ from numpy.typing import NDArray
 from assay.bounds import rounding
 from assay.bounds.rounding import Array, Interval
 from assay.proofs import cells
-from assay.proofs.cells import Sets
+from assay.proofs.cells import CertifiedSets, Sets
 from assay.proofs.strategies import low_rank
-from assay.proofs.strategies.low_rank import Advice
-from assay.proofs.tables import Factors, Tables, over
+from assay.proofs.strategies.base import Advice, Described, Problem
+from assay.proofs.tables import Factors, Outputs, over
+from assay.targets.max_of_k import Weights
 
 Limits = NDArray[np.int16]  # (q, m, c): S = {0..limit}, -1 for nothing
 
@@ -48,10 +50,32 @@ class Options:
 
 
 @dataclass(frozen=True)
+class SubCubic(Described):
+    """One member of the family."""
+
+    how: Options = Options()
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        return asdict(self.how)
+
+    def search(self, problem: Problem) -> Advice:
+        how, plain = self.how, problem.floating()
+        vectors = low_rank.find_advice(plain.factors, qk=how.qk, direct=how.direct, rank=how.rank)
+        return vectors | {"limits": search(prepare(problem.factors, problem.outputs, vectors, how))}
+
+    def verify(self, problem: Problem, advice: Advice) -> CertifiedSets:
+        return CertifiedSets(verify(prepare(problem.factors, problem.outputs, advice, self.how), advice["limits"]))
+
+    def unexplained(self, weights: Weights) -> int:
+        return low_rank.unexplained(weights, self.how.qk, self.how.direct, self.how.rank)
+
+
+@dataclass(frozen=True)
 class Prepared:
     """What the check of a cell looks up; weights are relative to the largest of their query's row."""
 
-    tables: Tables
+    out: Outputs
     content: Interval  # (q, k): e^S
     running_max: Array  # (q, j): upper bound of e^S over k <= j
     running_min: Array  # (q, j): lower bound
@@ -65,20 +89,20 @@ class Prepared:
     running_rest: Array  # (j, m)
 
 
-def prepare(f: Factors, tables: Tables, advice: Advice, options: Options) -> Prepared:
-    """Return the tables of a strategy; every entry is an enclosure or a bound at the level of `tables`."""
+def prepare(f: Factors, out: Outputs, advice: Advice, options: Options) -> Prepared:
+    """Return the tables of a strategy; every entry is an enclosure or a bound at the level of `out`."""
     scores = low_rank.scores(f, advice, options.qk)
     direct = low_rank.direct_path(f, advice, options.direct, anchored=options.anchored)
     content, position = f.algebra.exp(scores.content), f.algebra.exp(scores.position)
-    least = _partial_sums(np.sort(position.lo[:, :-1], axis=1), tables.down)
-    most = _partial_sums(np.sort(position.hi[:, :-1], axis=1)[:, ::-1], tables.up)
+    least = _partial_sums(np.sort(position.lo[:, :-1], axis=1), out.down)
+    most = _partial_sums(np.sort(position.hi[:, :-1], axis=1)[:, ::-1], out.up)
     if options.anchored:
-        rest = tables.up(low_rank.largest_elsewhere(tables.EV.hi) - tables.EV.lo)
+        rest = out.up(low_rank.largest_elsewhere(out.EV.hi) - out.EV.lo)
     else:
-        rest = np.broadcast_to(tables.up(tables.EV.hi.max(1) - tables.EV.lo.min(1))[:, None], tables.EV.lo.shape)
-    lines, slopes = _lines(tables, direct.shared)
+        rest = np.broadcast_to(out.up(out.EV.hi.max(1) - out.EV.lo.min(1))[:, None], out.EV.lo.shape)
+    lines, slopes = _lines(out, direct.shared)
     return Prepared(
-        tables,
+        out,
         content,
         np.maximum.accumulate(content.hi, axis=1),
         np.minimum.accumulate(content.lo, axis=1),
@@ -86,8 +110,8 @@ def prepare(f: Factors, tables: Tables, advice: Advice, options: Options) -> Pre
         over(position, lambda end: end[:, -1]),
         least,
         most,
-        np.broadcast_to(tables.up(direct.own + tables.slack[:, None]), rest.shape),
-        _envelope(tables, lines, slopes),
+        np.broadcast_to(out.up(direct.own + out.slack[:, None]), rest.shape),
+        _envelope(out, lines, slopes),
         rest,
         np.maximum.accumulate(rest, axis=0),
     )
@@ -95,7 +119,7 @@ def prepare(f: Factors, tables: Tables, advice: Advice, options: Options) -> Pre
 
 def margins(p: Prepared, limits: Limits) -> Array:
     """Return upper bounds of the largest margin in every cell (q, m, c) with smaller tokens 0..limit; NaN or +inf if there is none."""
-    up, V, K = p.tables.up, p.tables.vocabulary, p.tables.positions
+    up, V, K = p.out.up, p.out.vocabulary, p.out.positions
     q, m, c = np.ogrid[:V, :V, :K]
     j = np.maximum(limits, 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -109,7 +133,7 @@ def margins(p: Prepared, limits: Limits) -> Array:
 
 def attention(p: Prepared, q: Array, m: Array, c: Array, j: Array) -> tuple[Array, Array]:
     """Return a lower and an upper bound of the attention on the copies of m, for cells with smaller tokens 0..j."""
-    up, down, n = p.tables.up, p.tables.down, p.tables.positions - 1 - c
+    up, down, n = p.out.up, p.out.down, p.out.positions - 1 - c
     copy, own, growth = over(p.content, lambda end: end[q, m]), over(p.own_place, lambda end: end[q]), p.growth[q]
     place = over(p.content, lambda end: end[q, q])
 
@@ -129,14 +153,14 @@ def attention(p: Prepared, q: Array, m: Array, c: Array, j: Array) -> tuple[Arra
 
 def verify(p: Prepared, limits: Limits) -> Sets:
     """Return the certified sets: cells whose bound is negative, with tokens 0..limit."""
-    V, K = p.tables.vocabulary, p.tables.positions
+    V, K = p.out.vocabulary, p.out.positions
     good = (margins(p, limits) < 0) & (limits >= 0)
     return as_sets(np.where(good, limits, -1), V, K)
 
 
 def search(p: Prepared) -> Limits:
     """Return the largest limit of every cell whose bound is negative (bisection: the bound grows with the limit)."""
-    V, K = p.tables.vocabulary, p.tables.positions
+    V, K = p.out.vocabulary, p.out.positions
     allowed = cells.possible(V, K)
     low = np.full((V, V, K), -1)
     m, c = np.arange(V)[None, :, None], np.arange(K)
@@ -166,17 +190,17 @@ def _partial_sums(parts: Array, round_: Callable[[Array], Array]) -> Array:
     return np.stack(sums, axis=1)
 
 
-def _lines(tables: Tables, shared: Array) -> tuple[Array, Array]:
+def _lines(out: Outputs, shared: Array) -> tuple[Array, Array]:
     """Return offsets and slopes of the lines of h_m, (m, x); the line x = m is far below."""
-    up, V = tables.up, tables.vocabulary
-    pooled = np.stack([tables.position_ov(m).max(0) for m in range(V)])
-    slopes = up(tables.EV.hi - np.diagonal(tables.EV.lo)[:, None])
+    up, V = out.up, out.vocabulary
+    pooled = np.stack([out.position_ov(m).max(0) for m in range(V)])
+    slopes = up(out.EV.hi - np.diagonal(out.EV.lo)[:, None])
     return np.where(np.eye(V, dtype=bool), -np.inf, up(shared + pooled)), slopes
 
 
-def _envelope(tables: Tables, lines: Array, slopes: Array) -> tuple[Array, Array]:
+def _envelope(out: Outputs, lines: Array, slopes: Array) -> tuple[Array, Array]:
     """Return corners of the upper envelope of each m's lines on [0, 1], and upper bounds of its value there, padded with the end."""
-    up = tables.up
+    up = out.up
     corners = [_corners(np.asarray(a), np.asarray(b)) for a, b in zip(lines, slopes, strict=True)]
     width = max(len(row) for row in corners)
     places = np.array([row + [1.0] * (width - len(row)) for row in corners])
@@ -204,7 +228,7 @@ def _corners(offsets: Array, slopes: Array) -> list[float]:
 
 def _convex(p: Prepared, m: Array, share: Array, rest: Array) -> Array:
     """Return an upper bound of h_m(A) + (1 - A) rest."""
-    up, down = p.tables.up, p.tables.down
+    up, down = p.out.up, p.out.down
     places, values = p.envelope
     left = np.zeros(share.shape, int)
     for largest in range(len(places)):
