@@ -125,6 +125,10 @@ def test_training_curves_have_one_picture_per_metric():
     assert {row["key"] for data in drawn["datasets"].values() for row in data} == {"x", "y"}
 
 
+def test_a_run_without_metrics_has_empty_curves():
+    assert rows(charts.training_curves(pl.DataFrame())) == [{"text": "nothing to draw"}]
+
+
 def test_categories_that_differ_by_number_are_in_its_order():
     frame = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0], "layer": ["layer 10", "layer 9", "layer 2"]})
     drawn = spec(charts.line(frame, "x", "y", colour="layer"))

@@ -23,6 +23,8 @@ def training_curves(
     columns: int = 3,
 ) -> Any:
     """Draw one small picture per metric over steps, one line per phase; columns: `step`, optionally `phase`, one per metric."""
+    if not metrics.width:
+        metrics = pl.DataFrame(schema={"step": pl.Int64})
     if "step" not in metrics.columns:
         raise unknown("column", "step", metrics.columns)
     if "phase" not in metrics.columns:
