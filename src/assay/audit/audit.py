@@ -27,8 +27,8 @@ class Audit:
     """How far to trust scores: `table` has a row for every ablated part (example, group, part, estimate, exact, fold, lower, upper).
 
     `pooled` is the agreement over all rows, `by_group` and `by_example` within groups and within inputs. `coverage` and
-    `width` of the bars are measured on inputs that neither chose the scale nor calibrated; `constant_width` is the width
-    there of a constant conformal bar around the first-order estimate.
+    `width` of the bars are measured on inputs that neither chose the scale nor calibrated, leaving out rows where the estimate
+    is exact up to rounding; `constant_width` is the width there of a constant conformal bar around the first-order estimate.
     """
 
     scores: Scores
@@ -160,7 +160,9 @@ def _assess(scores: Scores, sampled: _Sampled, scales: Mapping[str, Mapping[str,
     constant = calibrate(sampled.plain.take(folds[1]), alpha, chance)
     half = bars.half_width(rows.stratum, rows.scales.get(bars.scale, np.ones(len(rows))))
     covered = np.abs(rows.exact - rows.estimate) <= half
-    held = folds[2]
+    # Where the estimate is exact up to rounding and the bar has no width, covering proves nothing.
+    rounding = 1e-12 * np.abs(rows.exact).max()
+    held = folds[2] & ((half > rounding) | (np.abs(rows.exact - rows.estimate) > rounding))
     if set(rows.stratum) == {"all"}:
         names = scores.mechanisms.groups
         bars = replace(

@@ -62,7 +62,7 @@ def fit(
             if not math.isfinite(value):
                 raise AssayError(f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the data")
             if run is not None:
-                run.log(name, step, {"losses/total": value, **{key: float(entry) for key, entry in metrics.items()}})
+                run.log(name, step, {"losses/total": value, **{key: float(entry.detach()) for key, entry in metrics.items()}})
         if run is not None and ((step + 1) % save_every == 0 or last):
             _save(run, name, step + 1, model, optimizer, generator)
     model.train(was_training)
