@@ -53,7 +53,7 @@ def test_bad_input():
         channels(network, torch.zeros(4, 16), torch.zeros(3, dtype=torch.long))
     with pytest.raises(InputError, match=r"0\.\.2"):
         channels(network, torch.zeros(2, 16), torch.tensor([0, 3]))
-    with pytest.raises(InputError, match="embed must be an nn.Linear"):
+    with pytest.raises(InputError, match=r"embed must be an nn\.Linear"):
         channels(torch.nn.Linear(2, 2), torch.zeros(2, 2), torch.tensor([0, 1]))
     with torch.no_grad():
         network.head.weight[0, 0] = float("inf")

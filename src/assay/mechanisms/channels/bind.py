@@ -46,14 +46,14 @@ class ChannelMechanisms(Mechanisms):
             return run_clean(self.weights, self.batch.inputs.double(), self.batch.labels, self.functional)
 
     @cached_property
-    def groups(self) -> Mapping[str, Group]:  # type: ignore[override]
+    def groups(self) -> Mapping[str, Group]:
         axes = (1, self.weights.hidden) if self.weights.positions > 1 else (self.weights.hidden,)
         names = [f"blocks.{block}" for block in range(len(self.weights.layers))]
         return {name: Group(name, (f"{name}.down",), (len(self.batch), *axes)) for name in names}
 
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
         name = site.removesuffix(".down")
-        down = self.target.model.get_submodule(site).weight
+        down = self.target.model.get_parameter(f"{site}.weight")
         return {name: Atoms(seen.input, down.T, self.group(name).shape)}
 
     def exact_rule(self) -> Mapping[str, Tensor]:
