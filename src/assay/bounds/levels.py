@@ -100,7 +100,8 @@ class Arithmetic:
             value: Array = (flat @ below[..., None])[..., 0]
             return value
         value = (np.maximum(flat, 0) @ below[..., None] + np.minimum(flat, 0) @ above[..., None])[..., 0]
-        return sub_down(value, 4 * terms * TINY) if self.rigorous else value
+        # An overflow is undefined, not a bound: rounding down would make a number of infinity.
+        return np.where(np.isfinite(value), sub_down(value, 4 * terms * TINY), np.nan) if self.rigorous else value
 
 
 def arithmetic(level: str) -> Arithmetic:

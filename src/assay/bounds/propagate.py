@@ -314,4 +314,7 @@ def carry(graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic)
         for parent, part in zip(node.parents, parts, strict=True):
             if part is not None:
                 constant = sub_down(constant, _merge(pending, parent, part, known, ar))
+    for part in pending.values():  # an overflowed coefficient stays infinite or NaN down to the inputs, and bounds nothing
+        finite = np.isfinite(part).reshape(*part.shape[:2], -1).all(-1)
+        constant = constant if finite.all() else np.where(finite, constant, np.nan)
     return pending, constant

@@ -80,8 +80,8 @@ def inverse_root_lines(x: Interval, scale: Interval, shift: Interval) -> Lines:
     at, left, right = (inverse_root(Interval.exactly(p), scale, shift) for p in (t, x.lo, x.hi))
     derivative = at * at * at * scale * -0.5
     tangent = derivative.midpoint()
-    wide = x.hi - x.lo > 1e-8 * np.abs(t)  # a chord over less is mostly rounding error
-    chord = np.where(wide, (right.lo - left.hi) / np.where(wide, x.hi - x.lo, 1.0), tangent)
+    # (f(b) - f(a)) / (b - a) = -scale f(a)^2 f(b)^2 / (f(a) + f(b)), without cancellation.
+    chord = -scale.lo * (left.lo * right.lo) * (left.lo * right.lo / (left.lo + right.lo))
     below = tangent_offset(x, t, at, derivative, tangent).lo
     above = np.maximum(_offset(x.lo, left, chord).hi, _offset(x.hi, right, chord).hi)
     return Lines(tangent, below, chord, above)
