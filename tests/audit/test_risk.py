@@ -86,7 +86,7 @@ def test_one_row_an_input_and_no_input_in_two_folds() -> None:
     assert found.rows <= found.calibration
     assert found == calibrate_risk(score, error, group)
     others = {calibrate_risk(score, np.zeros(1500), group, seed=seed).threshold for seed in range(3)}
-    assert len(others) == 3
+    assert len(others) > 1
 
 
 def test_exact_rows_are_left_out() -> None:
