@@ -35,6 +35,7 @@ def fake(monkeypatch, tmp_path):
 
     module.Config = Settings
     module.run = run
+    module.check = lambda config: None
     module.sections = lambda run: ([Fact("steps", 3)], [Section("One", "<b>text</b>")])
     module.headline = lambda run: ("A fake", "lead")
     monkeypatch.setitem(sys.modules, "fake_study", module)

@@ -21,7 +21,7 @@ class Mechanisms(ABC):
     """Gated parts of one target on one batch; the kinds are its subclasses.
 
     A kind sets `groups` and implements `parts`, computed from the *current* value so that gates at several sites compose.
-    It may override `second_rule` and `exact_rule` where it knows an exact rule that is cheaper than the general one.
+    It may override `second_rule`, `exact_rule` and `ablate_rule` where it knows an exact rule that is cheaper than the general one.
     """
 
     target: Target
@@ -46,6 +46,13 @@ class Mechanisms(ABC):
 
     def exact_rule(self) -> Mapping[str, Tensor] | None:
         """Return F(ones) - F(gate at 0) for every gate, (examples, *axes) by group, or None for the general rule."""
+        return None
+
+    def ablate_rule(self, name: str, index: Tensor, budget: int | None = None) -> Tensor | None:
+        """Return F(ones) - F(one gate at 0) for rows of parts of one group, or None for the general rule.
+
+        `index` is (rows, examples, axes), or (rows, axes) for gates shared over the batch; the answer is (rows, examples).
+        """
         return None
 
     def describe(self, group: str, index: tuple[int, ...]) -> str:
@@ -109,6 +116,7 @@ class Mechanisms(ABC):
         """Run the target once on the batch and keep every module's output."""
         return hooks.record(self.target.model, self.batch.inputs)
 
+    @torch.no_grad()
     def norms(self) -> dict[str, Tensor]:
         """Return the norm of every part on the untouched network, (examples, *axes) by group (over sites: root of the summed squares)."""
         squares: dict[str, Tensor] = {}

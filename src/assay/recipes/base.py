@@ -40,12 +40,15 @@ class StudyConfig(Config):
 class Study(Protocol):
     """A module that carries out one kind of study.
 
-    `run` does the work into the folder and returns the summary that `--json` prints; `sections` builds the report from the
-    saved run alone; `title` and `lead` head it. `load` binds the run's mechanisms again, and `contexts` describes its
-    examples, one row each, for the verbs over saved runs; a study without mechanisms has neither.
+    `check` refuses bad input before anything is written; `run` does the work into the folder and returns the summary that
+    `--json` prints; `sections` builds the report from the saved run alone and `headline` its title and lead. `load` binds the
+    run's mechanisms again and `contexts` describes its examples, one row each, for the verbs over saved runs; a study without
+    mechanisms has neither.
     """
 
     Config: type[StudyConfig]
+
+    def check(self, config: Any) -> None: ...
 
     def run(self, config: Any, run: Run) -> dict[str, Any]: ...
 
@@ -100,6 +103,7 @@ def load(name: str, overrides: Sequence[str] = (), *, short: bool = False) -> Re
 def execute(recipe: Recipe, folder: Path | str, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
     """Run a recipe into a folder, write its report and return its summary; a finished run that is resumed returns it at once."""
     saved = {"recipe": recipe.name, "study": recipe.study, "config": recipe.config.model_dump(mode="json")}
+    study(recipe.study).check(recipe.config)
     run = runs.start(folder, saved, resume=resume, force=force)
     if not run.has("summary.json"):
         began = time.process_time()

@@ -23,7 +23,7 @@ from assay.recipes.channels_evaluation import evaluate
 from assay.recipes.channels_page import headline, sections
 from assay.targets.bilinear import BilinearNetwork
 
-__all__ = ["Config", "contexts", "headline", "load", "run", "sections"]
+__all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
 class DataConfig(base.Config):
@@ -52,7 +52,7 @@ class TrainingConfig(base.Config):
 
 
 class AuditConfig(base.Config):
-    """`tolerance` is the relative error rho to certify, `risk` and `confidence` the calibrated threshold's alpha and 1 - eta."""
+    """`tolerance` is the relative error rho to certify; a calibrated threshold keeps the risk with probability 1 - eta."""
 
     functional: Literal["logit", "cross_entropy"] = "logit"
     examples: int = Field(500, ge=8)
@@ -61,7 +61,7 @@ class AuditConfig(base.Config):
     top: int = Field(5, ge=1)
     tolerance: float = Field(0.1, gt=0)
     risk: float = Field(0.05, gt=0, lt=1)
-    confidence: float = Field(0.95, gt=0, lt=1)
+    eta: float = Field(0.05, gt=0, lt=1)
 
 
 class Config(base.StudyConfig):
@@ -69,6 +69,11 @@ class Config(base.StudyConfig):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     audit: AuditConfig = AuditConfig()
+
+
+def check(config: Config) -> None:
+    """Refuse data or sizes that cannot be trained on."""
+    _model(config, _data(config))
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
@@ -180,7 +185,7 @@ def _threshold(config: Config, table: pl.DataFrame) -> dict[str, Any] | None:
         table["example"].to_numpy(),
         tolerance=config.audit.tolerance,
         alpha=config.audit.risk,
-        eta=1 - config.audit.confidence,
+        eta=config.audit.eta,
         seed=config.seed,
     )
     return asdict(found)

@@ -31,6 +31,7 @@ class Evaluation:
     second_bound: Tensor | None
 
 
+@torch.no_grad()
 def evaluate(clean: Clean, *, top: int = 5, tolerance: float = 0.1) -> Evaluation:
     """Measure and certify the `top` channels of each input by |attribution|, over all blocks.
 

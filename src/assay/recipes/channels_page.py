@@ -108,16 +108,19 @@ def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> S
             y_title="mean width of a bar",
         ),
     ]
-    text = (
-        f"Error bars from a random, exactly ablated subset: {bars['guarantee']}. On {bars['held_out']:,} held-out rows the bars cover "
-        f"{bars['coverage']:.1%} at a mean width of {bars['mean_width']:.3g}; a constant bar around the first-order estimate needs "
-        f"{bars['constant_first_order_width']:.3g}."
-    )
+    text = f"Error bars from a random, exactly ablated subset: {bars['guarantee']}. "
+    if bars["coverage"] is None:
+        text += "The estimate is exact up to rounding on every held-out row, so there is nothing for a bar to cover."
+    else:
+        text += (
+            f"On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean width of {bars['mean_width']:.3g}; "
+            f"a constant bar around the first-order estimate needs {bars['constant_first_order_width']:.3g}."
+        )
     threshold, audit = summary["calibrated_threshold"], config["audit"]
     if threshold is not None and threshold.get("threshold") is not None:
         text += (
             f"\n\nSelective risk: among top channels whose certificate is below {threshold['threshold']:.3g} of their attribution, at most "
-            f"{audit['risk']:.0%} are wrong by more than {audit['tolerance']:.0%}, with probability {audit['confidence']:.0%} over the "
+            f"{audit['risk']:.0%} are wrong by more than {audit['tolerance']:.0%}, with probability {1 - audit['eta']:.0%} over the "
             "calibration inputs."
         )
     elif threshold is not None:
