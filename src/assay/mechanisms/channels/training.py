@@ -74,7 +74,8 @@ def make_objective(
         if config.lam_sparse:
             loss = loss + config.lam_sparse * _ramp(step / config.steps, config) * losses["losses/sparsity"]
         logged = step % config.log_every == 0 or step + 1 == config.steps
-        return loss, {**losses, **monitor(model, data, config.monitored)} if logged else losses
+        terms = {name: term.detach() for name, term in losses.items()}
+        return loss, {**terms, **monitor(model, data, config.monitored)} if logged else terms
 
     return objective
 
