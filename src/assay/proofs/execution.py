@@ -49,6 +49,7 @@ def gamma(terms: float) -> float:
     return terms * UNIT / (1 - terms * UNIT)
 
 
+@np.errstate(all="ignore")  # what overflows is refused at the end
 def logit_error(w: Weights, *, exp_ulp: float = 2.0) -> Array:
     """Return bounds of |executed logit - real logit| for each query token and output, shape (V, V), over all sequences.
 
@@ -71,8 +72,7 @@ def logit_error(w: Weights, *, exp_ulp: float = 2.0) -> Array:
     score, score_error = (exact / root).max(1) * _SAFETY, (spread / root).max(1) * _SAFETY + 4 * FLUSH
     shift = score_error + 2 * UNIT * (score + score_error)
     relative, summed = 2 * UNIT * exp_ulp, (positions + 4) * UNIT
-    with np.errstate(over="ignore"):
-        change = np.expm1((2 * shift + 2 * relative / (1 - relative) + summed / (1 - summed)) * _SAFETY)[:, None] * _SAFETY
+    change = np.expm1((2 * shift + 2 * relative / (1 - relative) + summed / (1 - summed)) * _SAFETY)[:, None] * _SAFETY
     # Attention sums to one: a mean of vectors is at most the largest of them, and attention off by a factor within
     # 1 +- change moves the logits by at most `change` times the largest logit that one position writes.
     reach, errors = value.reach.max((0, 1)), value.error.max((0, 1))

@@ -123,7 +123,10 @@ def search(
 
 def certify(problem: Problem, strategy: Strategy, advice: Advice, count: int, measure: Measure = ACCURACY) -> Certificate:
     """Return the certificate of a claim."""
-    stored = {name: certificate.pack(value) if name == "sets" else np.asarray(value) for name, value in advice.items()}
+    if strategy.rule in ("cells", "cubic"):
+        stored = {"sets": certificate.pack(advice["sets"])}
+    else:
+        stored = {name: np.asarray(value) for name, value in advice.items()}
     return Certificate(
         model=certificate.model_entry(problem.weights),
         strategy=strategy.name,

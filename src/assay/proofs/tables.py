@@ -146,6 +146,14 @@ class Algebra:
         shifted = x - x.hi.max(1, keepdims=True)
         return rounding.exp_interval(shifted.lo, np.minimum(shifted.hi, 0.0))
 
+    def growth(self, error: Array) -> Array:
+        """Return upper bounds of exp(error), infinite where they overflow."""
+        if self.rigorous:
+            error = np.where(np.isnan(error), np.inf, error)
+            return rounding.exp_interval(error, error).hi
+        with np.errstate(over="ignore"):
+            return np.exp(error)
+
 
 @dataclass(frozen=True)
 class Factors:

@@ -29,10 +29,10 @@ NAMES = {
     "V": _ATTENTION + "W_V",
     "O": _ATTENTION + "W_O",
     "U": "unembed.W_U",
-    "q_bias": _ATTENTION + "q_bias",
-    "k_bias": _ATTENTION + "k_bias",
-    "v_bias": _ATTENTION + "v_bias",
-    "o_bias": _ATTENTION + "o_bias",
+    "q_bias": _ATTENTION + "b_Q",
+    "k_bias": _ATTENTION + "b_K",
+    "v_bias": _ATTENTION + "b_V",
+    "o_bias": _ATTENTION + "b_O",
     "u_bias": "unembed.b_U",
 }
 _BUFFERS = (_ATTENTION + "mask", _ATTENTION + "IGNORE")

@@ -8,6 +8,7 @@ from assay.proofs.strategies.brute import BruteForce
 from assay.proofs.strategies.cubic import Cubic
 from assay.proofs.strategies.exact import Exact
 from assay.proofs.strategies.subcubic import Options, SubCubic
+from assay.proofs.strategies.worst import Worst
 
 
 def _family(name: str, about: str, qk: str, direct: str, *, anchored: bool = False) -> SubCubic:
@@ -20,6 +21,10 @@ _ALL: tuple[Strategy, ...] = (
     Exact("best", "cells", "exact worst cases over the larger of a set and a box per cell", choice="best"),
     Exact("set_exact", "cells", "exact worst cases over a set of tokens per cell", choice="set"),
     Exact("box_exact", "cells", "exact worst cases over the tokens up to a limit per cell", choice="box"),
+    Worst("worst_positions_ov", "cells", "box_exact with the worst position for what positions write", part="positions_ov"),
+    Worst("worst_positions_qk", "cells", "box_exact with the worst attention to positions", part="positions_qk"),
+    Worst("worst_qk_residual", "cells", "box_exact with the worst scores beyond rank one", part="qk_residual"),
+    Worst("worst_direct", "cells", "box_exact with the worst query token for the direct path", part="direct"),
     Cubic("cubic", "cubic", "pure tokens of pooled competitors and positions"),
     _family("subcubic_anchored", "attention bounds, differences to the answer's own logit", "exact", "exact", anchored=True),
     _family("subcubic", "attention bounds with exact QK and direct path", "exact", "exact"),

@@ -127,27 +127,27 @@ def find_advice(f: Factors, *, qk: str, direct: str, rank: int) -> dict[str, np.
         raise unknown("direct-path option", direct, DIRECT)
     if not 1 <= rank <= _columns(f.query):
         raise InputError(f"rank must be between 1 and {_columns(f.query)} (the head's width), got {rank}")
-    advice = {"key_center": f.E.mean(0).astype(np.float32), "query_center": f.Eq.mean(0).astype(np.float32)}
-    if qk != "exact":
-        right = f.keys @ (f.E - advice["key_center"]).T
-        left, values, keys = np.linalg.svd(f.query @ right, full_matrices=False)
-        scale = np.sqrt(values[:rank])
-        # (A w)(z B) is the leading part of the product A B for w = B v / sqrt(sigma), z = u A / sqrt(sigma).
-        advice["query_directions"] = (right @ keys[:rank].T / scale).astype(np.float32)
-        advice["key_directions"] = (f.query.T @ left[:, :rank] / scale).astype(np.float32)
-    if direct == "direction":
-        rest = f.Eq - f.Eq.mean(0)
-        main = np.linalg.svd(rest @ f.U, full_matrices=False)[0][:, 0] @ rest
-        advice["direct_direction"] = (main / np.linalg.norm(main)).astype(np.float32)
+    advice = {"key_center": _narrow(f.E.mean(0)), "query_center": _narrow(f.Eq.mean(0))}
+    with np.errstate(all="ignore"):
+        if qk != "exact":
+            right = f.keys @ (f.E - advice["key_center"]).T
+            left, values, keys = np.linalg.svd(f.query @ right, full_matrices=False)
+            scale = np.sqrt(values[:rank])
+            # (A w)(z B) is the leading part of the product A B for w = B v / sqrt(sigma), z = u A / sqrt(sigma).
+            advice["query_directions"] = _narrow(right @ keys[:rank].T / scale)
+            advice["key_directions"] = _narrow(f.query.T @ left[:, :rank] / scale)
+        if direct == "direction":
+            rest = f.Eq - f.Eq.mean(0)
+            main = np.linalg.svd(rest @ f.U, full_matrices=False)[0][:, 0] @ rest
+            advice["direct_direction"] = _narrow(main / np.linalg.norm(main))
     return advice
 
 
-def largest_elsewhere(rows: Array) -> Array:
-    """Return the largest entry of each row outside each column (minus infinity in a single column)."""
-    if rows.shape[1] == 1:
-        return np.full_like(rows, -np.inf)
-    pair = np.sort(rows, axis=1)[:, -2:]
-    return np.where(rows == pair[:, 1:], pair[:, :1], pair[:, 1:])
+def _narrow(x: Array) -> np.ndarray:
+    """Return float32 entries, zero where float32 has none: advice only has to be finite."""
+    with np.errstate(all="ignore"):
+        narrow = x.astype(np.float32)
+    return np.where(np.isfinite(narrow), narrow, np.float32(0.0))
 
 
 def unexplained(weights: Weights, qk: str, direct: str, rank: int) -> int:
@@ -159,6 +159,14 @@ def unexplained(weights: Weights, qk: str, direct: str, rank: int) -> int:
     scores = {"exact": V * V, "range": 4 * V, "svd": 2 * V, "max_diff": 2 * V + 2 * d}
     path = {"global": 2, "exact": 2 * V}
     return V * V + V + scores.get(qk, 2 * V + 2 * d) + path.get(direct, V * d + V + 2)
+
+
+def largest_elsewhere(rows: Array) -> Array:
+    """Return the largest entry of each row outside each column (minus infinity in a single column)."""
+    if rows.shape[1] == 1:
+        return np.full_like(rows, -np.inf)
+    pair = np.sort(rows, axis=1)[:, -2:]
+    return np.where(rows == pair[:, 1:], pair[:, :1], pair[:, 1:])
 
 
 def _along(algebra: Algebra, along: Interval, unit: Interval, *, anchored: bool) -> Array:

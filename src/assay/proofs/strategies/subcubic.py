@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.bounds import rounding
 from assay.bounds.rounding import Array, Interval
 from assay.proofs import cells
 from assay.proofs.cells import CertifiedSets, Sets
@@ -106,7 +105,7 @@ def prepare(f: Factors, out: Outputs, advice: Advice, options: Options) -> Prepa
         content,
         np.maximum.accumulate(content.hi, axis=1),
         np.minimum.accumulate(content.lo, axis=1),
-        _growth(f, scores.error),
+        f.algebra.growth(scores.error),
         over(position, lambda end: end[:, -1]),
         least,
         most,
@@ -175,12 +174,6 @@ def search(p: Prepared) -> Limits:
 def as_sets(limits: Limits, vocabulary: int, positions: int) -> Sets:
     """Return limits as sets of tokens."""
     return cells.normal((np.arange(vocabulary) <= limits[..., None])[None])
-
-
-def _growth(f: Factors, error: Array) -> Array:
-    if not f.algebra.rigorous:
-        return np.exp(error)
-    return rounding.exp_interval(error, error).hi
 
 
 def _partial_sums(parts: Array, round_: Callable[[Array], Array]) -> Array:
