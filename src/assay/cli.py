@@ -42,7 +42,10 @@ def run(
     loaded = base.load(recipe, overrides or ())
     folder = out or Path("runs") / loaded.name
     summary = base.execute(loaded, folder, resume=resume, force=force)
-    _show(summary, as_json, f"report: {folder / 'report.html'}")
+    if as_json:
+        _show(summary, True)
+    else:
+        _facts(base.facts(folder), folder)
 
 
 @app.command()
@@ -57,10 +60,15 @@ def recipes(as_json: Json = False) -> None:
 @app.command()
 def tour(out: Out = None, as_json: Json = False) -> None:
     """Run the short recipe of every kind that exists and write one report."""
+    from assay.recipes import base
     from assay.recipes.tour import tour as take
 
     folder = out or Path("runs") / "tour"
-    _show(take(folder), as_json, f"report: {folder / 'report.html'}")
+    summary = take(folder)
+    if as_json:
+        _show(summary, True)
+    else:
+        _facts([fact for name in summary for fact in base.facts(folder / name)], folder)
 
 
 @app.command()
@@ -164,7 +172,15 @@ def _settle() -> None:
             pass
 
 
-def _show(summary: Any, as_json: bool, last: str = "") -> None:
+def _facts(facts: list[Any], folder: Path) -> None:
+    from assay.charts import show
+
+    for fact in facts:
+        print(f"{fact.label:<28} {show(fact.value):>10}  {fact.note}".rstrip())
+    print(f"report: {folder / 'report.html'}")
+
+
+def _show(summary: Any, as_json: bool) -> None:
     if as_json:
         from assay.io.files import plain
 
@@ -172,8 +188,6 @@ def _show(summary: Any, as_json: bool, last: str = "") -> None:
         return
     for key, value in _flat(summary):
         print(f"{key:<44} {value:.4g}" if isinstance(value, float) else f"{key:<44} {value}")
-    if last:
-        print(last)
 
 
 def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:

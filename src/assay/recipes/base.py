@@ -72,7 +72,7 @@ def study(name: str) -> Study:
     """Return a study's module by name."""
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
-    return importlib.import_module(STUDIES[name])  # type: ignore[return-value]
+    return importlib.import_module(STUDIES[name])
 
 
 def shipped() -> list[str]:
@@ -121,6 +121,13 @@ def report(run: Run) -> Path:
     facts, sections = kind.sections(run)
     title, lead = kind.headline(run)
     return page.write(run.folder, page.render(title, lead, facts, [*sections, provenance(run)]))
+
+
+def facts(folder: Path | str) -> list[Fact]:
+    """Return the headline numbers of a finished run."""
+    run = runs.opened(folder)
+    _finished(run)
+    return study_of(run).sections(run)[0]
 
 
 def provenance(run: Run) -> Section:

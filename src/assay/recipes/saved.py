@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import torch
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from assay.attribution import Exact, Gradient, IntegratedGradients, Method, Scores, SecondOrder, ablate, attribute
 from assay.errors import InputError, unknown
@@ -54,7 +55,7 @@ def ablate_run(folder: Path | str, parts: list[str], *, by: str = "gradient", to
     rows = []
     for name, index in chosen:
         effect = ablate(mechanisms, name, torch.tensor([index], dtype=torch.long).reshape(1, len(index)), record=record)[0]
-        estimate = scores.values[name][(slice(None), *index)]
+        estimate = _column(scores.values[name], index)
         rows.append(
             {
                 "part": mechanisms.describe(name, index),
@@ -82,8 +83,8 @@ def explain_run(folder: Path | str, part: str, *, by: str = "gradient", top: int
     """Return the examples in which one part matters most, with what the study says of each."""
     run, mechanisms = _open(folder)
     name, index = _part(mechanisms, part)
-    values = attribute(mechanisms, method(by)).values[name][(slice(None), *index)]
-    norms = mechanisms.norms()[name][(slice(None), *index)]
+    values = _column(attribute(mechanisms, method(by)).values[name], index)
+    norms = _column(mechanisms.norms()[name], index)
     contexts = study_of(run).contexts(run)  # type: ignore[attr-defined]
     table = contexts.with_columns(pl.Series("score", values.tolist()), pl.Series("step", norms.tolist()))
     table = table.sort(pl.col("score").abs(), descending=True).head(top)
@@ -117,11 +118,11 @@ def compare_runs(first: Path | str, second: Path | str, *, by: str = "gradient")
     table = pl.DataFrame(rows).sort("size", descending=True)
     weights = table["size"].to_numpy()
     stability = float(np.average(table["similarity"].to_numpy(), weights=weights)) if weights.sum() > 0 else float("nan")
-    return {"matched": table.height, "stability": stability, "above_0.9": float((table["similarity"] > 0.9).mean() or 0.0)}, table
+    return {"matched": table.height, "stability": stability, "above_0.9": float((table["similarity"].to_numpy() > 0.9).mean())}, table
 
 
 def _similarity(left: Scores, right: Scores, name: str) -> np.ndarray:
-    def standard(scores: Scores) -> torch.Tensor:
+    def standard(scores: Scores) -> Tensor:
         flat = scores.values[name].flatten(1)
         flat = flat - flat.mean(0)
         return flat / flat.norm(dim=0).clamp_min(torch.finfo(flat.dtype).tiny)
@@ -137,6 +138,12 @@ def _place(scores: Scores, name: str, flat: int) -> tuple[int, ...]:
 def _open(folder: Path | str) -> tuple[Run, Mechanisms]:
     run = opened(folder)
     return run, mechanisms_of(run)
+
+
+def _column(values: Tensor, index: tuple[int, ...]) -> Tensor:
+    """Return one part's values over the examples."""
+    place: tuple[Any, ...] = (slice(None), *index)
+    return values[place]
 
 
 def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
