@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from assay.attribution.edge_patching import exact_edges, patch_edges
+from assay.attribution.edges import EdgeScores, edges
 from assay.attribution.exact import Exact, ablate, every
 from assay.attribution.gradient import Gradient, gate_gradient
 from assay.attribution.path import IntegratedGradients
@@ -12,6 +14,7 @@ from assay.attribution.second import SecondOrder, curvature
 from assay.mechanisms.base import Mechanisms
 
 __all__ = [
+    "EdgeScores",
     "Exact",
     "Gap",
     "Gradient",
@@ -22,8 +25,11 @@ __all__ = [
     "ablate",
     "attribute",
     "curvature",
+    "edges",
     "every",
+    "exact_edges",
     "gate_gradient",
+    "patch_edges",
 ]
 
 
