@@ -13,7 +13,7 @@ from assay.attribution import Gradient, SecondOrder, attribute
 from assay.audit import Audit, areas, curve, keep_top, worst_case
 from assay.audit.risk import calibrate_risk
 from assay.io.runs import Run
-from assay.learn import fit
+from assay.learn import cosine, fit
 from assay.mechanisms.channels import ChannelMechanisms, channels
 from assay.mechanisms.channels.attribution import hoyer
 from assay.mechanisms.channels.data import Data, load_arrays, load_digits
@@ -165,7 +165,16 @@ def _train(config: Config, data: Data, run: Run) -> BilinearNetwork:
     generator = torch.Generator().manual_seed(config.seed + 1)
     objective = make_objective(model, data, training, generator)
     optimizer = make_optimizer(model, training)
-    fit(model, objective, optimizer, steps=training.steps, generator=generator, run=run, log_every=training.log_every)
+    fit(
+        model,
+        objective,
+        optimizer,
+        steps=training.steps,
+        generator=generator,
+        schedule=cosine,
+        run=run,
+        log_every=training.log_every,
+    )
     run.save_tensors("model.safetensors", model.state_dict())
     return model
 
