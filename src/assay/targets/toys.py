@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from assay.errors import InputError
 from assay.io.files import load_tensors
 from assay.io.runs import Run
-from assay.learn.loop import cosine, fit
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ def superposed_circuits(
     hidden: int = 5,
     *,
     seed: int = 0,
-    steps: int = 3000,
+    steps: int = 2000,
     probability: float = 0.05,
     samples: int = 1000,
     group: int = 1,
@@ -167,11 +166,11 @@ def superposed_circuits(
 
 def squares(
     features: int = 5,
-    width: int = 5,
+    width: int = 10,
     depth: int = 5,
     *,
     seed: int = 0,
-    steps: int = 3000,
+    steps: int = 2000,
     probability: float = 0.1,
     samples: int = 1000,
     run: Run | None = None,
@@ -190,22 +189,13 @@ def squares(
     return Toy(f"x -> x^2 of {features}", model, inputs, labels, "mse", {}, loss=loss)
 
 
-def xor(*, seed: int = 0, steps: int = 1500, run: Run | None = None) -> Toy:
+def xor(*, seed: int = 0, steps: int = 500, run: Run | None = None) -> Toy:
     """Train XOR of two bits with two GELU units and two logits; the inputs are the four cases."""
     inputs = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
     labels = torch.tensor([0, 1, 1, 0])
     generator = torch.Generator().manual_seed(seed)
     model = MLP([2, 2, 2], generator, nn.functional.gelu)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-2)
-    fit(
-        model,
-        lambda step: (nn.functional.cross_entropy(model(inputs), labels), {}),
-        optimizer,
-        steps=steps,
-        generator=generator,
-        run=run,
-        name="xor",
-    )
+    _minimise(model, lambda: nn.functional.cross_entropy(model(inputs), labels), steps, 2e-2, generator, run, "xor")
     with torch.no_grad():
         loss = float(nn.functional.cross_entropy(model(inputs), labels))
     return Toy("XOR 2-2", model, inputs, labels, "kl", {}, loss=loss)
@@ -222,15 +212,14 @@ def digits(*, hidden: int = 16, seed: int = 0, steps: int = 600, samples: int = 
     held, train = order[:samples], order[samples:]
     model = MLP([64, hidden, 10], generator)
 
-    def objective(step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss() -> Tensor:
         rows = train[torch.randint(len(train), (128,), generator=generator)]
-        return nn.functional.cross_entropy(model(images[rows]), labels[rows]), {}
+        return nn.functional.cross_entropy(model(images[rows]), labels[rows])
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    fit(model, objective, optimizer, steps=steps, generator=generator, schedule=cosine, run=run, name="digits")
+    _minimise(model, loss, steps, 1e-2, generator, run, "digits")
     with torch.no_grad():
-        loss = float(nn.functional.cross_entropy(model(images[held]), labels[held]))
-    return Toy(f"digits 64-{hidden}-10", model, images[held], labels[held], "kl", {}, loss=loss)
+        final = float(nn.functional.cross_entropy(model(images[held]), labels[held]))
+    return Toy(f"digits 64-{hidden}-10", model, images[held], labels[held], "kl", {}, loss=final)
 
 
 def _train(
@@ -242,15 +231,31 @@ def _train(
     run: Run | None,
     name: str,
 ) -> float:
-    def objective(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        x, y = draw()
-        return (model(x) - y).square().mean(), {}
+    """Minimise the squared error on drawn batches; return it as a share of the labels' square."""
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
-    fit(model, objective, optimizer, steps=steps, generator=generator, schedule=cosine, run=run, name=name)
+    def loss() -> Tensor:
+        x, y = draw()
+        return (model(x) - y).square().mean()
+
+    _minimise(model, loss, steps, rate, generator, run, name)
     with torch.no_grad():
         x, y = draw()
         return float((model(x) - y).square().mean() / y.square().mean())
+
+
+def _minimise(
+    model: nn.Module,
+    loss: Callable[[], Tensor],
+    steps: int,
+    rate: float,
+    generator: torch.Generator,
+    run: Run | None,
+    name: str,
+) -> None:
+    from assay.learn.loop import cosine, fit  # training stands above the targets
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    fit(model, lambda step: (loss(), {}), optimizer, steps=steps, generator=generator, schedule=cosine, run=run, name=name)
 
 
 def _best(several: Autoencoder, x: Tensor) -> tuple[Autoencoder, float]:

@@ -1,0 +1,32 @@
+"""Directions in parameter space that matter strongly for a few samples each: gates on the parameter vector."""
+
+from assay.mechanisms.directions.bilevel import BiLevel
+from assay.mechanisms.directions.bind import DirectionMechanisms, choose_factors, directions
+from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
+from assay.mechanisms.directions.factors import fisher_factors, pair_gradients
+from assay.mechanisms.directions.forms import jacobian, products, quadratic_forms
+from assay.mechanisms.directions.local import Local, around
+from assay.mechanisms.directions.npeff import NonNegativeFisher
+from assay.mechanisms.directions.power import PowerIteration
+from assay.mechanisms.directions.refinement import PairGradientRefinement
+from assay.mechanisms.directions.tokens import token_gradients
+
+__all__ = [
+    "BiLevel",
+    "Decomposer",
+    "Decomposition",
+    "DirectionMechanisms",
+    "Local",
+    "NonNegativeFisher",
+    "PairGradientRefinement",
+    "PowerIteration",
+    "around",
+    "choose_factors",
+    "directions",
+    "fisher_factors",
+    "jacobian",
+    "pair_gradients",
+    "products",
+    "quadratic_forms",
+    "token_gradients",
+]

@@ -18,7 +18,8 @@ class Decomposition:
 
     `directions (k, size)` have unit norm; `activity (samples, k)` is each one's share of the curvature of each kept sample;
     `scores (k,)` is the mean squared activity (or what the method says); `count` is where the scores fall off, with the 95 %
-    bootstrap interval `interval` over samples; `kept` are the samples' indices; `history` is the method's objective by step.
+    bootstrap interval `interval` over samples; `kept` are the samples' indices; `history` is the method's objective by step;
+    `encoder (k, size)` reads a coefficient off a gradient where it is not the direction itself.
     """
 
     directions: Tensor
@@ -29,11 +30,19 @@ class Decomposition:
     interval: tuple[int, int]
     method: str
     history: tuple[float, ...] = ()
+    encoder: Tensor | None = None
 
     def top(self, count: int | None = None) -> Decomposition:
         """Return the first `count` directions (by default those above the gap)."""
         count = self.count if count is None else count
-        return replace(self, directions=self.directions[:count], scores=self.scores[:count], activity=self.activity[:, :count], count=count)
+        return replace(
+            self,
+            directions=self.directions[:count],
+            scores=self.scores[:count],
+            activity=self.activity[:, :count],
+            count=count,
+            encoder=None if self.encoder is None else self.encoder[:count],
+        )
 
 
 class Decomposer(Protocol):
@@ -55,13 +64,15 @@ def finish(
     *,
     generator: torch.Generator,
     history: tuple[float, ...] = (),
+    encoder: Tensor | None = None,
 ) -> Decomposition:
     """Score and sort directions on trace-normalised factors: `score_k = mean_s d_sk^2`."""
-    activity = activities(factors, directions)
+    activity = activities(factors, directions if encoder is None else encoder)
     order = activity.square().mean(0).argsort(descending=True)
     activity, directions = activity[:, order], directions[order]
     count, interval = count_components(activity, generator=generator)
-    return Decomposition(directions, activity.square().mean(0), activity, kept, count, interval, method, history)
+    encoder = None if encoder is None else encoder[order]
+    return Decomposition(directions, activity.square().mean(0), activity, kept, count, interval, method, history, encoder)
 
 
 def count_components(

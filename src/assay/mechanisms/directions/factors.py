@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from assay.errors import InputError
+from assay.errors import InputError, unknown
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.forms import BUDGET, jacobian
 from assay.mechanisms.directions.local import Local
@@ -78,21 +78,33 @@ def fisher_factors(local: Local, measure: str | Divergence = "kl", *, budget: in
 
 
 def pair_gradients(
-    local: Local, measure: str | Divergence = "mse", *, references: int = 8, generator: torch.Generator, budget: int = BUDGET
+    local: Local,
+    measure: str | Divergence = "mse",
+    *,
+    references: int | str = 8,
+    generator: torch.Generator | None = None,
+    budget: int = BUDGET,
 ) -> DenseFactors:
-    """Return `g(x_i, r) = grad_W D(f(x_i, W), y_r)` at `W0`, where `y_r` is the output on another sample, in float64.
+    """Return `g(x_i, r) = grad_W D(f(x_i, W), y_r)` at `W0`, `(samples, references, size)`, in float64 (arXiv 2504.00194).
 
-    Each sample gets `references` others, never itself (arXiv 2504.00194): `(samples, references, size)`.
+    `y_r` is the output on another sample, never the sample itself, `references` of them each; `references="zero"` takes the
+    zero output (uniform logits) as the one reference: for regressions without offset, where the difference of two samples
+    adds a direction of its own.
     Raises InputError with fewer than two samples, or a reference count below one.
     """
     measure = divergence(measure)
-    if local.samples < 2 or references < 1:
+    if isinstance(references, str) and references != "zero":
+        raise unknown("kind of reference", references, ["zero"])
+    if not isinstance(references, str) and (local.samples < 2 or references < 1):
         raise InputError(f"pair gradients need two samples and one reference, got {local.samples} and {references}")
     output, slopes = jacobian(local, budget=budget)
     output, slopes = output.double(), slopes.double()
-    shifts = torch.randint(1, local.samples, (local.samples, references), generator=generator).to(output.device)
-    others = (torch.arange(local.samples, device=output.device)[:, None] + shifts) % local.samples
-    cotangents = measure.pull(output.unsqueeze(1), output[others]) / output[0, ..., 0].numel()
+    if isinstance(references, str):
+        other = torch.zeros_like(output).unsqueeze(1)
+    else:
+        drawn = torch.randint(1, local.samples, (local.samples, references), generator=generator).to(output.device)
+        other = output[(torch.arange(local.samples, device=output.device)[:, None] + drawn) % local.samples]
+    cotangents = measure.pull(output.unsqueeze(1), other) / output[0, ..., 0].numel()
     return DenseFactors(torch.einsum("srn,snp->srp", cotangents.flatten(2), slopes.flatten(1, -2)))
 
 

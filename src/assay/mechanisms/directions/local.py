@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -52,7 +52,7 @@ class Local:
         args, kwargs = ((self.inputs,), {}) if isinstance(self.inputs, Tensor) else ((), dict(self.inputs))
         with _evaluating(self.model):
             output = functional_call(self.model, {**self._all(), **(weights or {})}, args, kwargs)
-        output = _tensor(output)
+        output = logits_or_vector(output)
         if self.positions is None:
             return output
         rows = torch.arange(output.shape[0], device=output.device)[:, None]
@@ -73,12 +73,16 @@ class Local:
         return primal, tangent[0]
 
 
-def around(model: nn.Module, inputs: Inputs, parameters: str | list[str] = "*", *, positions: Tensor | None = None) -> Local:
+def around(model: nn.Module, inputs: Any, parameters: str | Sequence[str] = "*", *, positions: Tensor | None = None) -> Local:
     """Fix the samples and choose the parameters by pattern.
 
     `inputs` is a tensor `(samples, ...)` or keyword arguments of such tensors (`input_ids`, `attention_mask`).
     Raises InputError for fused attention, NaN weights, an unknown pattern, or an output that is neither logits nor a vector.
     """
+    if isinstance(inputs, tuple) and len(inputs) == 1:
+        inputs = inputs[0]
+    if not isinstance(inputs, Tensor | Mapping):
+        raise InputError(f"inputs must be a tensor or keyword arguments, got {type(inputs).__name__}")
     space = choose(model, parameters)
     _refuse_fused(model)
     if _length(inputs) == 0:
@@ -107,7 +111,8 @@ def _length(inputs: Inputs) -> int:
     return next(iter(lengths.values()))
 
 
-def _tensor(output: Any) -> Tensor:
+def logits_or_vector(output: Any) -> Tensor:
+    """Return the tensor in a model's output: itself, or its `logits`."""
     found = getattr(output, "logits", output)
     if isinstance(found, Tensor):
         return found

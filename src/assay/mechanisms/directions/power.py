@@ -18,6 +18,7 @@ class PowerIteration:
     Each step is `U <- polar(sum_s sum_o d_sk T_sko G_so)` with `T = G U^T`. The objective is convex in `U`, so the step is a
     monotone ascent on the Stiefel manifold without a learning rate (generalised power method, arXiv 0811.4724). Ask for more
     directions than there are circuits, fewer than parameters, and cut at the gap of the scores.
+    Without `normalised` the curvatures keep their size, and samples with several active circuits dominate (a fourth moment).
     Raises InputError when `k` is larger than the parameter count, or no sample has a trace above `tolerance`.
     """
 
@@ -26,16 +27,18 @@ class PowerIteration:
     converged: float = 1e-7
     tolerance: float = 1e-6
     restarts: int = 1
+    normalised: bool = True
 
     def __call__(self, factors: Factors, *, generator: torch.Generator) -> Decomposition:
         check_count(self.k, factors)
-        factors, kept = normalise(factors, self.tolerance)
-        best, history = self._climb(factors, generator)
+        unit, kept = normalise(factors, self.tolerance)
+        climbed = unit if self.normalised else factors
+        best, history = self._climb(climbed, generator)
         for _ in range(1, self.restarts):
-            other, climb = self._climb(factors, generator)
+            other, climb = self._climb(climbed, generator)
             if climb[-1] > history[-1]:
                 best, history = other, climb
-        return finish(factors, kept, best, "power iteration", generator=generator, history=history)
+        return finish(unit, kept, best, "power iteration", generator=generator, history=history)
 
     def _climb(self, factors: Factors, generator: torch.Generator) -> tuple[Tensor, tuple[float, ...]]:
         like = factors.traces()

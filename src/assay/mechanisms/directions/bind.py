@@ -1,0 +1,123 @@
+"""Directions as gated parts: gate 1 is the network, gate 0 takes the step `-a u_k` in parameter space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assay.errors import InputError
+from assay.hooks import Seen
+from assay.mechanisms.base import Mechanisms
+from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
+from assay.mechanisms.directions.divergence import Divergence, divergence
+from assay.mechanisms.directions.factors import Factors, fisher_factors
+from assay.mechanisms.directions.forms import quadratic_forms
+from assay.mechanisms.directions.local import Local, around, logits_or_vector
+from assay.mechanisms.directions.power import PowerIteration
+from assay.mechanisms.directions.space import Space
+from assay.mechanisms.directions.tokens import token_gradients
+from assay.parts import Group, Parts, Shifts
+from assay.targets.base import Batch, Target
+
+
+@dataclass(frozen=True)
+class FromStart:
+    """A metric: the divergence of the outputs from those at `W0`, averaged over positions. Its gradient there is zero."""
+
+    measure: Divergence
+    reference: Tensor
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        values = self.measure.value(logits_or_vector(output), self.reference)
+        return values if values.ndim == 1 else values.flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class DirectionMechanisms(Mechanisms):
+    """Displacements `a u_k` of the chosen parameters, one gate each, shared over the batch.
+
+    `local` holds the samples and the parameters; `vectors (k, size)` the displacements.
+    """
+
+    local: Local
+    vectors: Tensor
+    found: Decomposition | None = None
+
+    kind = "directions"
+    reference = "W0 - sum a u"
+
+    @property
+    def space(self) -> Space:
+        return self.local.space
+
+    @cached_property
+    def groups(self) -> Mapping[str, Group]:
+        return {"directions": Group("directions", self.space.names, (self.vectors.shape[0],), per_example=False)}
+
+    @cached_property
+    def _shifts(self) -> dict[str, Tensor]:
+        return self.space.split(self.vectors)
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        return {"directions": Shifts(self._shifts[site])}
+
+    def second_rule(self) -> Mapping[str, Tensor] | None:
+        """Return `u^T H_x u` from one JVP per direction where the metric is a divergence from `W0` (exact there), else None."""
+        if not isinstance(self.target.metric, FromStart):
+            return None
+        return {"directions": quadratic_forms(self.local, self.vectors, self.target.metric.measure)}
+
+
+def directions(
+    target: Target,
+    batch: Batch,
+    *,
+    parameters: str | Sequence[str] = "*",
+    k: int = 16,
+    measure: str | Divergence = "kl",
+    decomposer: Decomposer | None = None,
+    found: Decomposition | Tensor | None = None,
+    amount: float = 1.0,
+    metric: str = "own",
+    positions: Tensor | None = None,
+    seed: int = 0,
+) -> DirectionMechanisms:
+    """Find directions in the parameters that match a pattern, or take those in `found`, and bind them to a batch.
+
+    Gates scale the displacements `amount * u_k`. With `metric="divergence"` the target's metric is replaced by the divergence
+    from the untouched network, whose second order in the gates is exact and cheap; its gradient is zero.
+    Raises InputError for an unknown pattern, fused attention, NaN weights, or more directions than parameters.
+    """
+    if metric not in ("own", "divergence"):
+        raise InputError(f"metric must be 'own' or 'divergence', got {metric!r}")
+    measure = divergence(measure)
+    local = around(target.model, batch.inputs, parameters, positions=positions)
+    decomposition = found if isinstance(found, Decomposition) else None
+    if found is None:
+        generator = torch.Generator().manual_seed(seed)
+        factors = choose_factors(local, measure, generator=generator)
+        decomposition = (decomposer or PowerIteration(min(k, local.space.size)))(factors, generator=generator)
+    rows = decomposition.directions if decomposition is not None else found
+    if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != local.space.size:
+        raise InputError(f"found must hold directions (k, {local.space.size}) for {len(local.space.names)} chosen parameters")
+    if metric == "divergence":
+        whole = around(target.model, batch.inputs, parameters)
+        with torch.no_grad():
+            target = Target(target.model, FromStart(measure, whole.output()), target.name)
+        local = whole
+    dtype = next(iter(local.weights.values())).dtype
+    return DirectionMechanisms(target, batch, local, (amount * rows).to(dtype), decomposition)
+
+
+def choose_factors(local: Local, measure: str | Divergence, *, generator: torch.Generator, draws: int = 8, budget: int = 2**29) -> Factors:
+    """Return exact Fisher factors where the Jacobian fits the budget, else per-token gradient sketches."""
+    with torch.no_grad():
+        outputs = local.take(slice(0, 1)).output().numel() * local.samples
+    if outputs * local.space.size * 8 <= budget:
+        return fisher_factors(local, measure)
+    return token_gradients(local, measure, draws=draws, generator=generator)

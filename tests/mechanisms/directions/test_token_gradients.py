@@ -1,0 +1,83 @@
+import pytest
+import torch
+from torch import nn
+
+from assay.errors import InputError
+from assay.mechanisms.directions.forms import quadratic_forms
+from assay.mechanisms.directions.local import around
+from assay.mechanisms.directions.power import PowerIteration
+from assay.mechanisms.directions.tokens import TokenFactors, token_gradients
+
+
+def gpt2() -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    config._attn_implementation = "eager"
+    return GPT2LMHeadModel(config).double()
+
+
+def factors(draws: int = 3, pattern: str = "*.attn.c_*") -> TokenFactors:
+    tokens = torch.randint(30, (5, 6), generator=torch.Generator().manual_seed(1))
+    local = around(gpt2(), tokens, pattern)
+    generator = torch.Generator().manual_seed(2)
+    return token_gradients(local, "kl", draws=draws, generator=generator, dtype=torch.float64, chunk=2)
+
+
+def test_factored_operations_equal_those_of_the_rows() -> None:
+    held = factors()
+    rows = held.dense()
+    generator = torch.Generator().manual_seed(3)
+    directions = torch.randn(4, held.size, generator=generator, dtype=torch.float64)
+    weights = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(held.dot(directions), rows @ directions.T)
+    torch.testing.assert_close(held.add(weights), torch.einsum("srk,srp->kp", weights, rows))
+    torch.testing.assert_close(held.traces(), rows.square().sum((1, 2)))
+    kept = torch.tensor([0, 3])
+    torch.testing.assert_close(held.scaled(kept, torch.tensor([2.0, 0.5]).double()).dense(), rows[kept] * torch.tensor([[[2.0]], [[0.5]]]))
+
+
+def test_low_rank_products_equal_dense_ones() -> None:
+    held = factors(pattern="*.attn.c_proj.weight")
+    name = held.space.names[0]
+    generator = torch.Generator().manual_seed(3)
+    left, right = (torch.randn(4, 8, 2, generator=generator, dtype=torch.float64) for _ in range(2))
+    whole = torch.einsum("kor,kir->kio", left, right)
+    torch.testing.assert_close(held.dot_low_rank(name, left, right), held.dot(held.space.join({name: whole})))
+
+
+@pytest.mark.parametrize("measure", ["kl", "mse"])
+def test_rows_are_gradients_whose_mean_square_is_the_quadratic_form(measure: str) -> None:
+    tokens = torch.randint(30, (2, 5), generator=torch.Generator().manual_seed(1))
+    local = around(gpt2(), tokens, "*.mlp.c_proj.*")
+    generator = torch.Generator().manual_seed(2)
+    held = token_gradients(local, measure, draws=1500, generator=generator, dtype=torch.float64)
+    directions = torch.randn(3, local.space.size, generator=generator, dtype=torch.float64)
+    estimate = held.dot(directions).square().sum(1)
+    torch.testing.assert_close(estimate, quadratic_forms(local, directions, measure), rtol=0.2, atol=0)
+
+
+def test_power_iteration_runs_on_factored_gradients() -> None:
+    held = factors()
+    found = PowerIteration(3, steps=60)(held, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found.directions @ found.directions.T, torch.eye(3, dtype=torch.float64))
+    assert bool((torch.tensor(found.history).diff() >= -1e-9).all())
+
+
+def test_parameters_of_other_layers_are_refused_by_name() -> None:
+    with pytest.raises(InputError, match=r"ln_1.weight.*choose parameters"):
+        factors(pattern="transformer.h.0.ln_1.*")
+
+
+def test_a_layer_that_runs_twice_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.linear(self.linear(x))
+
+    with pytest.raises(InputError, match="more than once"):
+        token_gradients(around(Twice(), torch.ones(2, 3)), "mse", generator=torch.Generator().manual_seed(0))
