@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from assay.errors import InputError, unknown
+from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.chunks import BUDGET, chunk_examples
 from assay.mechanisms.channels.clean import Clean, last_gradient
 from assay.mechanisms.channels.forms import interaction_forms, jacobians, norm_jacobian
@@ -20,30 +21,34 @@ from assay.mechanisms.channels.second_order import half_curvatures
 SLACK = 1e-10
 
 Norms = Literal["spectral", "frobenius"]
+Ablated = Literal["plain", "frozen", "live"]
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """Bounds on the error of attribution, each (examples, blocks, hidden).
+    """Bounds on the error of the given attribution, each (examples, blocks, hidden).
 
-    `|Delta - attr| <= first` (scalar), and, where the tight recursion holds, `|Delta - (attr - q)| <= second` and
-    `|Delta - attr| <= |q| + second`. `level` is "float64" (true for the computed numbers, with slack on the norms) or "real"
-    (true for the network over the real numbers). `ablation` says whether norms move when a channel is ablated: "frozen"
-    certifies only the network that keeps their scale, "live" the real ablation, "plain" a network without norms.
+    `|Delta - attribution| <= first` (scalar), and, where the tight recursion holds, `|Delta - (attribution - q)| <= second`
+    and `|Delta - attribution| <= |q| + second`, `q` the curvature. `level` is "float64" (true for the computed numbers, with
+    slack on the norms) or "real" (true for the network over the real numbers). `ablation` says whether norms move when a
+    channel is ablated: "frozen" certifies only the network that keeps their scale, "live" the real ablation, "plain" a network
+    without norms.
     """
 
+    attribution: Float[Tensor, "examples blocks hidden"]
     first: Float[Tensor, "examples blocks hidden"]
     curvature: Float[Tensor, "examples blocks hidden"] | None
     second: Float[Tensor, "examples blocks hidden"] | None
     level: Literal["float64", "real"]
-    ablation: Literal["plain", "frozen", "live"]
+    ablation: Ablated
 
     @property
     def first_tight(self) -> Float[Tensor, "examples blocks hidden"]:
         """The bound `|q| + second` on first-order attribution."""
         if self.curvature is None or self.second is None:
             raise InputError("the tight certificate was not computed; certify with tight=True")
-        return self.curvature.abs() + self.second
+        total = self.curvature.abs() + self.second
+        return torch.where(self.second == 0, total, torch.nextafter(total, torch.full_like(total, math.inf)))
 
 
 def certify_channels(clean: Clean, *, tight: bool = True, norms: Norms = "spectral", budget: int = BUDGET) -> Certificates:
@@ -76,7 +81,9 @@ def certify_channels(clean: Clean, *, tight: bool = True, norms: Norms = "spectr
         parts = [_certify(clean.take(chunk), tight, norms) for chunk in chunk_examples(clean, budget)]
     first, curvature, second = (torch.cat(column) if tight or not index else None for index, column in enumerate(zip(*parts, strict=True)))
     assert first is not None
-    return Certificates(first, curvature, second, "float64", "live" if clean.live else "frozen" if clean.weights.normed else "plain")
+    attribution = attribute_channels(clean).detach()
+    ablation: Ablated = "live" if clean.live else "frozen" if clean.weights.normed else "plain"
+    return Certificates(attribution, first, curvature, second, "float64", ablation)
 
 
 def certify_relative(bound: Tensor, estimate: Tensor, tolerance: float = 0.1) -> Bool[Tensor, "*any"]:
