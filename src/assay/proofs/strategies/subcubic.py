@@ -141,9 +141,10 @@ def attention(p: Prepared, q: Array, m: Array, c: Array, j: Array) -> tuple[Arra
         round_, back = (up, down) if grow else (down, up)
         copies = np.where(q == m, back(s + own_s), s)
         others = round_(round_(t * extreme) + np.where(q == m, 0.0, round_(own_t * place)))
-        ratio = round_(others / back(copies * copy))
+        # Rounding down must not pass zero: a negative rest would turn a small share into any other.
+        ratio = round_(np.maximum(others, 0.0) / np.maximum(back(copies * copy), 0.0))
         ratio = round_(ratio * growth) if grow else round_(ratio / growth)
-        return back(1.0 / round_(1.0 + ratio))
+        return back(1.0 / round_(1.0 + np.maximum(ratio, 0.0)))
 
     low = share(p.least[q, n], p.most[q, c], own.lo, own.hi, p.running_max[q, j], copy.lo, place.hi, True)
     high = share(p.most[q, n], p.least[q, c], own.hi, own.lo, p.running_min[q, j], copy.hi, place.lo, False)
