@@ -21,7 +21,9 @@ from assay.report import page
 from assay.report.page import Fact, Section
 
 STUDIES = {
+    "attribution": "assay.recipes.attribution",
     "channels": "assay.recipes.channels",
+    "toy-directions": "assay.recipes.toy_directions",
 }
 
 

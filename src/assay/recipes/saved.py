@@ -147,12 +147,12 @@ def _column(values: Tensor, index: tuple[int, ...]) -> Tensor:
 
 
 def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
-    """Read `group[i, j]`; InputError when the group is unknown or the index out of range."""
-    match = re.fullmatch(r"(.+?)\[([\d,\s]*)\]", text.strip())
+    """Read `group[i, j]`, or `group[pos i, head j]` as tables show it; InputError when the group is unknown or the index out of range."""
+    match = re.fullmatch(r"(.+?)\[([^\[\]]*)\]", text.strip())
     if match is None:
         raise InputError(f"a part is written group[index], for example {next(iter(mechanisms.groups))}[0]; got {text!r}")
     group = mechanisms.group(match[1])
-    index = tuple(int(entry) for entry in match[2].split(",") if entry.strip())
+    index = tuple(int(entry) for entry in re.findall(r"\d+", match[2]))
     if len(index) != len(group.axes) or any(place >= size for place, size in zip(index, group.axes, strict=True)):
         raise InputError(f"{text!r}: the index must have {len(group.axes)} entries within {group.axes}")
     return match[1], index

@@ -1,0 +1,200 @@
+"""The attribution study: score the heads, MLPs and residual streams of a language model, patch them exactly, and put bars on the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import polars as pl
+import torch
+from pydantic import Field
+
+from assay.attribution import Gradient, IntegratedGradients, Scores, attribute
+from assay.audit import Audit, areas, curve, keep_top, scrub, worst_case
+from assay.audit.agreement import agreement_table
+from assay.errors import InputError
+from assay.io.files import existing
+from assay.io.prompts import Pairs, read_pairs
+from assay.io.runs import Run
+from assay.learn.language import AgreementTraining, train_agreement_model
+from assay.mechanisms.nodes import Nodes, indirect_effect, nodes
+from assay.recipes import base
+from assay.recipes.attribution_page import headline, sections
+from assay.targets.base import Batch, Target
+from assay.targets.language import LanguageModel, load_language_model
+from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
+
+__all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
+
+
+class TargetConfig(base.Config):
+    """`path` is a Hugging Face folder or hub name; without it a small agreement model is trained with the other keys."""
+
+    path: str | None = None
+    layers: int = Field(4, ge=1)
+    width: int = Field(128, ge=4)
+    heads: int = Field(4, ge=1)
+    steps: int = Field(600, ge=1)
+    rate: float = Field(2e-3, gt=0)
+    required: float = Field(0.99, ge=0, le=1)
+
+
+class DataConfig(base.Config):
+    """`pairs` is a JSONL or CSV file of clean and patch prompts; without it the agreement model's held-out pairs."""
+
+    pairs: str | None = None
+    limit: int = Field(200, ge=2)
+
+
+class AuditConfig(base.Config):
+    exact: int = Field(60, ge=1)
+    alpha: float = Field(0.1, gt=0, lt=1)
+    tolerance: float = Field(0.01, gt=0)
+    kept: float = Field(0.1, gt=0, lt=1)
+
+
+class Config(base.StudyConfig):
+    target: TargetConfig = TargetConfig()
+    data: DataConfig = DataConfig()
+    metric: str = "logit_difference"
+    sites: tuple[str, ...] = ()
+    reference: Literal["counterfactual", "mean", "zero"] = "counterfactual"
+    audit: AuditConfig = AuditConfig()
+
+
+def check(config: Config) -> None:
+    """Refuse an unknown metric, and files that are not there."""
+    choose_metric(config.metric)
+    if config.data.pairs is not None:
+        existing(config.data.pairs)
+    if config.target.path is not None and config.data.pairs is None:
+        raise InputError("a model of your own needs pairs of your own: --set data.pairs=PAIRS.jsonl")
+
+
+def run(config: Config, run: Run) -> dict[str, Any]:
+    """Train or load the model, score every node by two methods, audit both, and measure the circuit they suggest."""
+    model = _model(config, run)
+    pairs = _pairs(config, run, model)
+    clean, patch = _batches(config, model, pairs)
+    target = Target(model.model, choose_metric(config.metric), model.path)
+    mechanisms = nodes(target, clean, patch, _sites(config, model), config.reference)
+    methods = {"gradient": attribute(mechanisms), "ig": attribute(mechanisms, IntegratedGradients(tolerance=config.audit.tolerance))}
+    audits = {}
+    for name, scores in methods.items():
+        against = methods["gradient"] if name == "ig" else None
+        audits[name] = scores.audit(exact=config.audit.exact, alpha=config.audit.alpha, seed=config.seed, against=against)
+        run.save_table(f"audit-{name}.parquet", _with_kind(audits[name].table, model))
+        run.save_table(f"scores-{name}.parquet", scores.table())
+    run.save_table("top.parquet", audits["ig"].top(24))
+    run.save_table("heat.parquet", _heat(methods["ig"], audits["ig"]))
+    circuit, found = _circuit(config, model, target, clean, patch, pairs)
+    run.save_table("faithfulness.parquet", circuit)
+    with torch.no_grad():
+        values = target.values(clean).double()
+    return {
+        "model": {"family": model.family, "layers": len(model.site_names("mlp")), "metric_mean": float(values.mean())},
+        "pairs": {"kept": len(pairs), "dropped": dict(pairs.dropped)},
+        "patching": mechanisms.patching,
+        "methods": {name: _summary(audit, model) for name, audit in audits.items()},
+        "completeness_gaps": {name: gap.relative for name, gap in methods["ig"].gaps.items()},
+        "circuit": found,
+        "reference": config.reference,
+        "metric": config.metric,
+    }
+
+
+def load(run: Run) -> Nodes:
+    """Bind the nodes of a saved run to its pairs again."""
+    config = base.config_of(run)
+    model = _model(config, run)
+    clean, patch = _batches(config, model, _pairs(config, run, model))
+    target = Target(model.model, choose_metric(config.metric), model.path)
+    return nodes(target, clean, patch, _sites(config, model), config.reference)
+
+
+def contexts(run: Run) -> pl.DataFrame:
+    """Describe the pairs that the run's nodes were bound to."""
+    config = base.config_of(run)
+    texts = _pairs(config, run, _model(config, run)).texts
+    return pl.DataFrame(
+        {
+            "example": range(len(texts)),
+            "clean": [text.clean_prefix for text in texts],
+            "patch": [text.patch_prefix for text in texts],
+            "answers": [f"{text.clean_answer.strip()} / {text.patch_answer.strip()}" for text in texts],
+            "case": [text.case for text in texts],
+        }
+    )
+
+
+def _model(config: Config, run: Run) -> LanguageModel:
+    if config.target.path is not None:
+        return load_language_model(config.target.path)
+    chosen = config.target.model_dump(exclude={"path"})
+    folder = run.path("model")
+    return load_language_model(folder if folder.is_dir() else train_agreement_model(run, AgreementTraining(**chosen, seed=config.seed)))
+
+
+def _pairs(config: Config, run: Run, model: LanguageModel) -> Pairs:
+    path: Path | str = config.data.pairs if config.data.pairs is not None else run.path("pairs.jsonl")
+    pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
+    if len(pairs) <= config.data.limit:
+        return pairs
+    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed))[: config.data.limit]
+    return pairs.take(chosen.sort().values)
+
+
+def _batches(config: Config, model: LanguageModel, pairs: Pairs) -> tuple[Batch, Batch]:
+    clean, patch = pair_batch(pairs, "clean"), pair_batch(pairs, "patch")
+    return (with_clean_run(model.model, clean), with_clean_run(model.model, patch, clean)) if config.metric == "kl" else (clean, patch)
+
+
+def _sites(config: Config, model: LanguageModel) -> list[str]:
+    wanted = ("attn.hook_z", "hook_mlp_out", "hook_resid_post")
+    return list(config.sites) or [name for name in model.site_names() if name.partition(".")[2].partition(".")[2] in wanted]
+
+
+def _with_kind(table: pl.DataFrame, model: LanguageModel) -> pl.DataFrame:
+    kinds = {name: model.site(name).kind for name in table["group"].unique()}
+    return table.with_columns(pl.col("group").replace_strict(kinds, return_dtype=pl.String).alias("kind"))
+
+
+def _summary(audit: Audit, model: LanguageModel) -> dict[str, Any]:
+    by_kind = agreement_table(_with_kind(audit.table, model), "kind")
+    return {**audit.summary(), "by_kind": {row.pop("kind"): row for row in by_kind.to_dicts()}}
+
+
+def _heat(scores: Scores, audit: Audit) -> pl.DataFrame:
+    """Return the mean indirect effect of every (site, position), heads added up, with the sum of its bars' mean half-widths."""
+    frames = []
+    halves, effects = audit.half_widths(), indirect_effect(scores)
+    for name, values in effects.items():
+        mean, half = values.mean(0), halves[name].mean(0)
+        effect, bar = (entry.reshape(entry.shape[0], -1).sum(1).tolist() for entry in (mean, half))
+        frames.append(pl.DataFrame({"site": [name] * len(effect), "position": range(len(effect)), "effect": effect, "bar": bar}))
+    return pl.concat(frames)
+
+
+def _circuit(
+    config: Config, model: LanguageModel, target: Target, clean: Batch, patch: Batch, pairs: Pairs
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    # Residual nodes would carry everything upstream of them; a circuit is made of heads and MLPs.
+    chosen = [name for name in _sites(config, model) if model.site(name).kind in ("head", "mlp", "attention", "neurons")]
+    if not chosen:
+        return pl.DataFrame({"share": [], "faithfulness": []}), {}
+    bound = nodes(target, clean, patch, chosen, config.reference)
+    scores = attribute(bound, Gradient())
+    table = curve(scores, (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), per_example=True)
+    keep = keep_top(scores, config.audit.kept, per_example=True)
+    worst = worst_case(bound, keep, steps=8, restarts=2)
+    labels = sorted(set(pairs.cases))
+    classes = torch.tensor([labels.index(case) for case in pairs.cases])
+    kept = scrub(bound, keep, classes, draws=4, seed=config.seed)
+    return table, {
+        **areas(table),
+        "kept_share": config.audit.kept,
+        "worst_damage_at_least": float(worst.damage.mean()),
+        "worst_evaluations": worst.evaluations,
+        "scrubbed_share_kept": kept.share,
+        "scrubbed_error": kept.error,
+    }
