@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
@@ -15,6 +16,7 @@ from assay.hooks import Seen
 from assay.io.files import require_finite
 from assay.mechanisms.base import Mechanisms
 from assay.mechanisms.nodes.parts import Columns
+from assay.mechanisms.nodes.suffix import Suffix, plan
 from assay.parts import Group, Parts, Whole
 from assay.targets import names
 from assay.targets.base import Batch, Target
@@ -73,10 +75,14 @@ class Nodes(Mechanisms):
     part = current value - reference value, one for every (example, position), (example, position, head) or (example, position,
     neuron) of a site. F(ones) - F(gate at 0) is the *negative* of the indirect effect m(clean, do(a := reference)) - m(clean):
     see `indirect_effect`.
+
+    Single nodes of causal language models are patched by computing again only what changes; `patching` says whether that
+    applies, and `fast=False` keeps to the general rule, which needs nothing but the model.
     """
 
     spots: Mapping[str, Spot]
     reference: str = "counterfactual"
+    fast: bool = True
 
     kind = "nodes"
 
@@ -94,6 +100,36 @@ class Nodes(Mechanisms):
         labels += [] if spot.columns is None else [spot.unit]
         inside = ", ".join(f"{label} {entry}" for label, entry in zip(labels, index, strict=True))
         return f"{group}[{inside}]" if inside else group
+
+    @property
+    def patching(self) -> str:
+        """How single nodes are patched: "suffix only" (for which sites), or "general" and why."""
+        if isinstance(self._suffix, str):
+            return f"general: {self._suffix}"
+        others = [name for name, spot in self.spots.items() if spot.ref.site not in self._suffix.sites]
+        return "suffix only" + (f"; general for {', '.join(others)}" if others else "")
+
+    def ablate_rule(self, name: str, index: Tensor, budget: int | None = None) -> Tensor | None:
+        spot, suffix = self.spots[name], self._suffix
+        if isinstance(suffix, str) or spot.ref.site not in suffix.sites:
+            return None
+        difference = spot.difference(suffix.values[spot.ref.site])
+        who, positions = torch.arange(len(self.batch), device=index.device).expand(index.shape[:2]), index[..., 0]
+        if spot.columns is None:
+            alive, columns = (difference != 0).any(-1)[who, positions], None
+        else:
+            alive = (difference[..., spot.columns] != 0).any(-1)[who, positions, index[..., 1]]
+            columns = spot.columns[index[..., 1][alive]]
+        found = torch.zeros(alive.shape, dtype=torch.float64, device=index.device)
+        found[alive] = suffix.effects(spot.ref.site, difference, who[alive], positions[alive], columns, budget)
+        return found
+
+    @cached_property
+    def _suffix(self) -> Suffix | str:
+        if not self.fast:
+            return "fast=False"
+        with torch.no_grad():
+            return plan(self.target, self.batch, list(self.sites))
 
     def take(self, index: Tensor | slice) -> Nodes:
         """Return the nodes of some of the examples, with the reference values that were read for all of them."""
