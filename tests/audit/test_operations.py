@@ -36,7 +36,7 @@ def test_audit_reports_true_effects_and_valid_bars(kind):
     assert audit.coverage >= 0.6
     assert np.isfinite(audit.width)
     top = audit.top(5)
-    assert {"part", "score", "bar", "exact"} <= set(top.columns)
+    assert {"part", "score", "bar", "score_sampled", "exact_sampled", "sampled"} <= set(top.columns)
     assert "exact ablations" in audit._repr_html_()
     halves = audit.half_widths()
     assert all(halves[name].shape == scores.values[name].shape for name in halves)

@@ -10,6 +10,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
+from assay.charts.tables import notebook_html
 from assay.errors import InputError
 from assay.mechanisms.base import Mechanisms
 
@@ -112,7 +113,7 @@ class Scores:
 
     def _repr_html_(self) -> str:
         head = f"<p><b>{self.mechanisms.kind}</b>: {self.method}, {self.estimand}, reference {self.reference}</p>"
-        return head + self.top(20).select("part", "score", "sd", "n")._repr_html_()
+        return head + notebook_html(self.top(20).select("part", "score", "sd", "n"))
 
 
 def require_scores(values: Mapping[str, Tensor]) -> None:

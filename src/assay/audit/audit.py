@@ -19,6 +19,7 @@ from assay.attribution.scores import Scores
 from assay.audit.agreement import Agreement, agreement, agreement_table
 from assay.audit.bars import Bars, Rows, calibrate, split
 from assay.audit.sampling import sample
+from assay.charts.tables import notebook_html
 from assay.errors import InputError
 
 
@@ -58,9 +59,12 @@ class Audit:
         return found
 
     def top(self, count: int = 20) -> pl.DataFrame:
-        """Return the parts with the largest mean |score|, with the mean half-width of their bars and the exact mean where sampled."""
+        """Return the parts with the largest mean |score|, the mean half-width of their bars, and, over the `sampled` inputs in
+        which a part was ablated, the mean score and the mean exact effect there."""
         bars = {name: values.mean(0) for name, values in self.half_widths().items()}
-        exact = self.table.group_by("group", "part").agg(pl.col("exact").mean(), pl.len().alias("ablated"))
+        exact = self.table.group_by("group", "part").agg(
+            pl.col("estimate").mean().alias("score_sampled"), pl.col("exact").mean().alias("exact_sampled"), pl.len().alias("sampled")
+        )
         top = self.scores.top(count).with_columns(
             pl.struct("group", "index")
             .map_elements(lambda row: float(bars[row["group"]][tuple(row["index"])]), return_dtype=pl.Float64)
@@ -105,7 +109,7 @@ class Audit:
             f"<p><b>{self.scores.method}</b> against {self.table.height} exact ablations: r {self.pooled.pearson:.3f}, "
             f"slope {self.pooled.slope:.3f}, sign {self.pooled.sign:.3f}; {self.bars.guarantee}; measured {self.coverage:.3f}</p>"
         )
-        return line + self.top(20).select("part", "score", "bar", "exact", "ablated")._repr_html_()
+        return line + notebook_html(self.top(20).drop("group", "index", "n", "size"))
 
 
 def audit(

@@ -130,7 +130,7 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
 def _tables(run: Run, summary: dict[str, Any]) -> Section:
     gaps = pl.DataFrame([{"site": name, "gap": gap} for name, gap in summary["completeness_gaps"].items()])
     tables = [
-        Table(run.table("top.parquet").select("part", "score", "bar", "exact", "ablated"), "Largest nodes"),
+        Table(run.table("top.parquet").drop("group", "index", "n", "size"), "Largest nodes"),
         Table(gaps, "Completeness gaps"),
     ]
     if summary["pairs"]["dropped"]:
