@@ -144,6 +144,35 @@ def compare(
     _table(*compare_runs(first, second, by=method), as_json)
 
 
+@app.command()
+def prove(
+    task: Annotated[str, typer.Argument(help="What the network does: max-of-k.")],
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Safetensors file with the network's weights.")],
+    strategy: Annotated[str, typer.Option(help="A strategy's name, best, or all.")] = "best",
+    level: Annotated[str, typer.Option(help="real, float32, or float64 (a search: proves nothing).")] = "real",
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="CERT.json", help="Write the certificate here.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Prove a lower bound of a network's accuracy over all inputs."""
+    from assay.recipes.proofs import prove_task
+
+    _show(prove_task(task, weights, strategy=strategy, level=level, certificate=out), as_json)
+
+
+@app.command()
+def check(
+    certificate: Annotated[Path, typer.Argument(metavar="CERT.json")],
+    weights: Annotated[Path, typer.Option("--weights", metavar="WEIGHTS", help="Safetensors file with the network's weights.")],
+    as_json: Json = False,
+) -> None:
+    """Recompute what a certificate claims; exit 0 if the weights support it, 1 with the reason if not."""
+    from assay.recipes.proofs import check_certificate
+
+    verdict = check_certificate(certificate, weights)
+    _show(verdict, as_json)
+    raise typer.Exit(0 if verdict["accepted"] else 1)
+
+
 def main() -> None:
     """Run the command: one clear line and exit code 2 for bad input, 1 for a failure."""
     _settle()
