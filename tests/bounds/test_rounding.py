@@ -53,7 +53,7 @@ def test_sums_run_along_any_axis() -> None:
 
 @st.composite
 def intervals_and_points(draw: st.DrawFn) -> tuple[Interval, Fraction]:
-    ends = sorted(draw(st.tuples(MEDIUM, MEDIUM)))
+    ends = sorted(x + 0.0 for x in draw(st.tuples(MEDIUM, MEDIUM)))  # no negative zero: drawing between signed zeros fails
     point = draw(st.floats(*ends))
     return Interval(np.array(ends[0]), np.array(ends[1])), Fraction(point)
 
