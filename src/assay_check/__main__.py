@@ -6,18 +6,15 @@ import sys
 
 from assay_check import InputError, check
 
-parser = argparse.ArgumentParser(prog="assay_check", description="Check a certificate against the weights that it is about.")
-parser.add_argument("certificate", help="the certificate, a JSON file")
-parser.add_argument("--weights", required=True, help="the weights, a safetensors file")
-parser.add_argument("--json", action="store_true", help="print JSON")
+parser = argparse.ArgumentParser(prog="assay_check", description="Check a certificate (JSON) against its weights (safetensors).")
+parser.add_argument("certificate")
+parser.add_argument("--weights", required=True)
+parser.add_argument("--json", action="store_true")
 arguments = parser.parse_args()
 try:
     verdict = check(arguments.certificate, arguments.weights)
-except InputError as error:
-    print(f"assay_check: {error}", file=sys.stderr)
-    sys.exit(2)
-if arguments.json:
-    print(json.dumps({**vars(verdict), "bound": str(verdict.bound)}))
-else:
-    print(f"{'accepted' if verdict.accepted else 'rejected'}: {verdict.reason}")
-sys.exit(0 if verdict.accepted else 1)
+except (InputError, OSError) as error:
+    parser.error(str(error))
+text = f"{'accepted' if verdict.accepted else 'rejected'}: {verdict.reason}"
+print(json.dumps({**vars(verdict), "bound": str(verdict.bound)}) if arguments.json else text)
+sys.exit(not verdict.accepted)

@@ -1,116 +1,144 @@
-"""The inequality behind every claim, first in float64 with error bounds, then in balls.
+"""The inequality behind every claim, first in float64 with error bounds, then in balls; and what the sequences of a cell weigh.
 
 The answer m beats x on tokens t with the query q last iff sum_p g_p(t_p) < 0 (the attention weights share a denominator), where
 
     g_p(k) = exp(a[q,k] + b[q,p]) (EV[k,x] - EV[k,m] + PV[p,x] - PV[p,m] + D[q,x] - D[q,m]).
 
-A sum over positions is maximised term by term. In float64, with tables within one rounding, |value| <= R, a weight within 8
-roundings and a value within 8 R roundings, w (value + 2**-48 R) is above the real term, and a sum of K of them errs by less
-than K 2**-51 times the sum of magnitudes. What stays within these errors of zero is settled in balls of 128 and 1024 bits.
+A sum over positions is maximised term by term: in a cell (q, m, c) with tokens S its maximum is g_{K-1}(q) + sum_p g_p(m) + the c
+largest of max_{k in S} g_p(k) - g_p(m). In float64, with u = 2**-53, tables within 2u and values up to R, a weight errs by less
+than 8u of itself and a value by 8u R, so that weight * (value + 32u R) is above g; sums of n such terms err by n u of their sizes.
+What stays within these errors of zero is settled in balls.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
+from math import comb
 from typing import Any
 
 import numpy as np
 from flint import arb, ctx, fmpq_mat
 
 from assay_check.model import Model, floats
+from assay_check.reader import need
+
+
+class Measure:
+    """A sequence counts as the product of its tokens' weights (null: 1) if its cell is listed (null: all are), else as 0.
+
+    The cell (q, m, c) holds the sequences with query q (the last token), largest token m and exactly c other tokens below m (at
+    most K - 2 if q < m). `tokens` (q, m, c, k) may stand in those c positions; the one sequence with c = 0 is written as {0}.
+    """
+
+    def __init__(self, entry: Any, V: int, K: int):
+        need(isinstance(entry, dict) and entry.keys() == {"name", "tokens", "cells"}, "measure needs name, tokens and cells")
+        self.plain, cells = entry["tokens"] is None, np.array(entry["cells"], object)
+        self.weights = np.ones((K, V), object) if self.plain else np.array(entry["tokens"], object)
+        good = self.weights.shape == (K, V) and all(type(n) is int and n >= 0 for n in self.weights.flat)
+        need(good, f"measure.tokens must be null or {K} lists of {V} natural numbers")
+        q, m, c, k = np.ogrid[:V, :V, :K, :V]
+        self.tokens = np.asarray((q <= m) & (c <= np.where(q == m, K - 1, K - 2)) & np.where(c == 0, k == 0, k < m))
+        self.counted = np.asarray(self.tokens.any(-1))
+        if entry["cells"] is not None:
+            good = cells.shape[1:] == (3,) and all(type(i) is int and 0 <= i < max(V, K) for i in cells.flat)
+            need(good and (cells < (V, V, K)).all(), "measure.cells must be null or a list of [q, m, c]")
+            listed = np.zeros_like(self.counted)
+            listed[tuple(cells.T.astype(int))] = True
+            self.counted &= listed
+        self.total = self.weigh(self.tokens[None], self.counted[None])
+
+    def weigh(self, sets: np.ndarray, holds: np.ndarray) -> int:
+        """Return the weight of the sequences in any of one or two families of sets (family, q, m, c, k), where they hold."""
+        both = sets.all(0)
+        parts = [*zip([1] * len(sets), sets, holds, strict=True), *[(-1, both, both.any(-1) & holds.all(0))][: len(sets) - 1]]
+        return sum(sign * self._cell(part[q, m, c], q, m, c) for sign, part, held in parts for q, m, c in np.argwhere(held).tolist())
+
+    def _cell(self, S: np.ndarray, q: int, m: int, c: int) -> int:
+        if self.plain:
+            return comb(len(self.weights) - 1, c) * int(S.sum()) ** c
+        ways = [1]  # by how many positions so far are below m
+        for row in self.weights[:-1]:
+            below = 1 if c == 0 else row[S].sum()
+            ways = [same * row[m] + fewer * below for same, fewer in zip([*ways, 0], [0, *ways], strict=True)]
+        return int(self.weights[-1][q] * ways[c])
 
 
 class Margins:
-    """Upper bounds of the terms g for a model whose logits may be off by `error` (query, token)."""
+    """Upper bounds of margins for a model whose logits may be off by `error` (query, token)."""
 
     def __init__(self, model: Model, error: np.ndarray):
-        self.V, self.K, self.head = (model.sizes[name] for name in ("vocabulary", "positions", "head"))
-        self.exact, self.error = [table.tolist() for table in (model.a, model.b, model.EV, model.PV, model.D)], error
-        self.ea, self.eb = (_exponentials(scores, self.head) for scores in (model.a, model.b))
-        self.EV, self.PV, self.D = (floats(table) for table in (model.EV, model.PV, model.D))
-        R = 2 * sum(float(np.abs(table).max()) for table in (self.EV, self.PV, self.D, error))
-        self.extra, self.lost = 2.0**-48 * R, 2.0**-1000 * (1 + R)  # `lost` is more than what underflow can lose
-        self.refuted = 4 * self.K * (self.K + 1) * self.extra + 2 * self.lost  # an upper bound this large is of a positive margin
+        tables = (model.a, model.b, model.EV, model.PV, model.D)
+        self.exact, self.error, self.head = [table.tolist() for table in tables], error, model.head
+        self.ea, self.eb = (_exponentials(scores, model.head) for scores in tables[:2])
+        self.EV, self.PV, self.D = map(floats, tables[2:])
+        self.R = 2 * sum(float(np.abs(table).max()) for table in (self.EV, self.PV, self.D, error))
+        self.lost, self.room = 2.0**-1000 * (1 + self.R), model.K * 2.0**-46 * self.R  # to underflow; in K terms with weights up to 1
 
-    def terms(self, m: int, queries: slice) -> tuple[np.ndarray, np.ndarray]:
-        """Return g of the non-query positions, (K - 1, m + 1, Q, V) over (position, token, query, x), and of the query's, (Q, V)."""
-        token, place = (self.EV - self.EV[:, m : m + 1])[: m + 1], self.PV - self.PV[:, m : m + 1]
-        direct = ((self.D - self.D[:, m : m + 1]) + (self.error + self.error[:, m : m + 1]) + self.extra)[queries]
-        weights = self.eb[queries].T[:-1, None, :] * self.ea[queries, : m + 1].T
-        g = ((token + place[:-1, None])[:, :, None] + direct) * weights[..., None]
-        return g, (self.ea.diagonal()[queries] * self.eb[queries, -1])[:, None] * (token[queries] + place[-1] + direct)
-
-    def slack(self, sizes: np.ndarray) -> np.ndarray:
-        """Return the error of a sum of K terms whose magnitudes sum to `sizes`."""
-        return self.K * 2.0**-51 * sizes + self.lost
-
+    @np.errstate(all="ignore")
     def hold(self, sets: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """Return which of the wanted cells (family, q, m, c) are right with the tokens `sets` (family, q, m, c, k)."""
-        holds = np.zeros_like(wanted)
-        for m in range(self.V):
-            step = max(1, (1 << 17) // (self.K * (m + 1) * self.V))
-            for queries in (slice(start, min(start + step, m + 1)) for start in range(0, m + 1, step)):
-                if wanted[:, queries, m].any():
-                    with np.errstate(all="ignore"):
-                        holds[:, queries, m] = self._hold(sets[:, queries, m], wanted[:, queries, m], m, queries)
+        holds, K = np.zeros_like(wanted), len(self.PV)
+        for q, m in np.argwhere(wanted.any((0, 3))).tolist():
+            token, place, direct = (table - table[:, m : m + 1] for table in (self.EV, self.PV, self.D[q : q + 1]))
+            value = token[: m + 1] + place[:, None] + (direct + (self.error[q] + self.error[q, m] + 2.0**-48 * self.R))
+            g = (self.eb[q, :, None] * self.ea[q, : m + 1])[..., None] * value
+            own, stay, g = g[-1, q], g[:-1, m], g[:-1, : max(m, 1)]
+            for S, want, hold in zip(sets[:, q, m, :, : max(m, 1)], wanted[:, q, m], holds[:, q, m], strict=True):
+                if (S[:, 1:] <= S[:, :-1]).all():  # boxes {0..j}
+                    change = np.maximum.accumulate(g, axis=1)[:, np.maximum(S.sum(1), 1) - 1]
+                else:
+                    change = np.where(S[..., None], g[:, None], -np.inf).max(2)
+                excess = np.cumsum(-np.sort(stay[:, None] - change, axis=0), axis=0)
+                margin = own + stay.sum(0) + np.concatenate([np.zeros((1, *excess.shape[1:])), excess])[range(K), range(K)]
+                margin[:, m] = -np.inf
+                slack = K * 2.0**-50 * (np.abs(own) + np.abs(stay).sum(0) + np.abs(change).sum(0)) + self.lost
+                for c in np.flatnonzero(want & ~(margin > slack + self.room).any(1)).tolist():
+                    doubtful, tokens = np.flatnonzero(~(margin[c] + slack[c] < 0)).tolist(), [np.flatnonzero(S[c]).tolist()] * (K - 1)
+                    hold[c] = all(self.settle(q, m, x, c, tokens) for x in doubtful if x != m)
         return holds
 
-    def _hold(self, sets: np.ndarray, wanted: np.ndarray, m: int, queries: slice) -> np.ndarray:
-        g, own = self.terms(m, queries)
-        holds, stay, running = np.zeros_like(wanted), g[:, m], np.maximum.accumulate(g[:, :m], axis=1)
-        for family, c in np.argwhere(wanted.any(1)).tolist():
-            S, change = sets[family, :, c, :m], stay
-            if c > 0 and (S[:, 1:] <= S[:, :-1]).all():  # boxes {0..j}
-                change = running[:, np.maximum(S.sum(1), 1) - 1, np.arange(len(S))]
-            elif c > 0:
-                change = np.where(S.T[:, :, None], g[:, :m], -np.inf).max(1)
-            margin = largest_sum(own, stay, change, c, np.maximum)
-            slack = self.slack(np.abs(own) + np.maximum(np.abs(stay), np.abs(change)).sum(0))
-            margin[:, m] = -np.inf
-            for row in np.flatnonzero(wanted[family, :, c]).tolist():
-                refuted = (margin[row] > self.refuted).any()
-                doubtful = np.flatnonzero(~(margin[row] + slack[row] < 0)).tolist()
-                tokens = [np.flatnonzero(S[row]).tolist()] * (self.K - 1)
-                holds[family, row, c] = not refuted and all(self.settle(queries.start + row, m, x, c, tokens) for x in doubtful if x != m)
-        return holds
+    def weigh_sequences(self, measure: Measure) -> int:
+        """Return the weight of the single sequences that are proved right; of those in doubt, some thousands are settled in balls."""
+        (K, V), found, doubts = measure.weights.shape, 0, 10_000
+        grid, lane = np.indices((V,) * (K - 1)).reshape(K - 1, V ** (K - 1)), np.arange(V ** (K - 1))
+        weights = np.prod([row[tokens] for row, tokens in zip(measure.weights, grid, strict=False)], axis=0)
+        for q in range(V):
+            w = (self.eb[q, :, None] * self.ea[q])[:, None]  # (place, x, token); the sum of weights is one more x
+            g = np.concatenate([w * (self.EV + self.PV[:, None] + (self.D[q] + self.error[q])).transpose(0, 2, 1), w], axis=1)
+            sums, m = g[-1][:, [q]], grid.max(0, initial=q)
+            for part in g[:-1]:
+                sums = (sums[..., None] + part[:, None]).reshape(V + 1, -1)
+            answer, room = sums[m, lane] - 2 * self.error[q, m] * sums[V], self.room * sums[V] + self.lost
+            sums[m, lane] = -np.inf
+            other = sums[:V].max(0)
+            right = other < answer - room
+            for n in np.flatnonzero(~right & ~(other > answer + room))[:doubts].tolist():
+                doubts, tokens = doubts - 1, grid[:, [n]].tolist()
+                right[n] = all(self.settle(q, int(m[n]), x, K - 1, tokens) for x in range(V) if x != m[n])
+            found += int(weights[right & measure.counted[q, m, (grid < m).sum(0)]].sum() * measure.weights[-1][q])
+        return found
 
     def settle(self, q: int, m: int, x: int, c: int, tokens: Sequence[Sequence[int]]) -> bool:
         """Return whether it is proved that m beats x while any c non-query positions p hold any of tokens[p] and the others m."""
-        a, b, EV, PV, D = self.exact
+        (a, b, EV, PV, D), errors = self.exact, self.error[q, [x, m]].tolist()
         top = max(a[q][: m + 1]) + max(b[q])
+
+        def g(p: int, k: int) -> arb:
+            value = EV[k][x] - EV[k][m] + PV[p][x] - PV[p][m] + D[q][x] - D[q][m]
+            return (arb(a[q][k] + b[q][p] - top) / arb(self.head).sqrt()).exp() * (arb(value) + sum(map(arb, errors)))
+
         for bits in (128, 1024):
             with ctx.workprec(bits):
-                root, error = arb(self.head).sqrt(), arb(float(self.error[q, x])) + arb(float(self.error[q, m]))
-
-                def g(p: int, k: int) -> arb:
-                    value = EV[k][x] - EV[k][m] + PV[p][x] - PV[p][m] + D[q][x] - D[q][m]
-                    return (arb(a[q][k] + b[q][p] - top) / root).exp() * (arb(value) + error)
-
-                stay = [g(p, m) for p in range(self.K - 1)]
-                change = [reduce(arb.max, [g(p, k) for k in tokens[p]]) for p in range(self.K - 1)] if c else stay
-                margin = largest_sum(g(self.K - 1, q), stay, change, c, arb.max)
-                if margin < 0 or margin > 0:
-                    return bool(margin < 0)
+                stay = [g(p, m) for p in range(len(tokens))]
+                excess = [reduce(arb.max, [g(p, k) - stay[p] for k in choice]).upper() for p, choice in enumerate(tokens)] if c else []
+                margin = sum([*stay, *sorted(excess, reverse=True)[:c]], g(len(tokens), q))
+                if all(part.is_finite() for part in excess) and margin < 0:
+                    return True
         return False
 
 
-def largest_sum(own: Any, stay: Any, change: Any, c: int, larger: Callable[[Any, Any], Any]) -> Any:
-    """Return the largest own + sum_p (stay_p or change_p) with exactly c changes, c <= the number of positions."""
-    best = [own]
-    for here, there in zip(stay, change, strict=True):
-        kept, moved = [value + here for value in best], [value + there for value in best]
-        best = [kept[0], *map(larger, kept[1:], moved[:-1]), moved[-1]][: c + 1]
-    return best[c]
-
-
 def _exponentials(scores: fmpq_mat, head: int) -> np.ndarray:
-    """Return exp((s - its row's maximum) / sqrt(head)) within one rounding; NaN where that cannot be promised."""
-
-    def exponential(score: arb) -> float:
-        value = arb(0) if score < -800 else score.exp()  # below float64's range
-        return float(value) if value.rel_accuracy_bits() > 60 else float("nan")
-
+    """Return exp((s - its row's maximum) / sqrt(head)) within 2u; NaN where that cannot be promised."""
     with ctx.workprec(128):
-        root = arb(head).sqrt()
-        return np.array([[exponential(arb(s - max(row)) / root) for s in row] for row in scores.tolist()])
+        rows = [[arb(s - max(row)) / arb(head).sqrt() for s in row] for row in scores.tolist()]
+        balls = [[arb(0) if s < -800 else s.exp() for s in row] for row in rows]  # exp(-800) is below float64's range
+        return np.array([[float(ball) if ball.rel_accuracy_bits() > 60 else np.nan for ball in row] for row in balls])
