@@ -46,9 +46,10 @@ class Audit:
     scales: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
     sampled: _Sampled = field(repr=False)
 
-    def at_level(self, alpha: float) -> Audit:
-        """Return the same audit with bars of another level, from the same ablations."""
-        return _assess(self.scores, self.sampled, self.scales, alpha, time.process_time())
+    def at_level(self, alpha: float, *, seed: int | None = None) -> Audit:
+        """Return the audit with bars of another level, or with other random folds of the inputs, from the same ablations."""
+        sampled = self.sampled if seed is None else replace(self.sampled, seed=seed)
+        return _assess(self.scores, sampled, self.scales, alpha, time.process_time())
 
     def half_widths(self) -> dict[str, Tensor]:
         """Return the half-width of every part's bar, (examples, *axes) by group; infinite where there is no bar."""

@@ -32,6 +32,14 @@ class Run:
     def has(self, name: str) -> bool:
         return self.path(name).exists()
 
+    def discard_if_bare(self) -> None:
+        """Remove the folder when it holds no more than a new run does: input refused at the start leaves nothing behind."""
+        entries = list(self.folder.iterdir())
+        if {entry.name for entry in entries} <= {"config.json", "versions.json"}:
+            for entry in entries:
+                entry.unlink()
+            self.folder.rmdir()
+
     def save_json(self, name: str, value: Any) -> None:
         files.write_json(self.path(name), value)
 

@@ -109,7 +109,11 @@ def execute(recipe: Recipe, folder: Path | str, *, resume: bool = False, force: 
     run = runs.start(folder, saved, resume=resume, force=force)
     if not run.has("summary.json"):
         began = time.process_time()
-        summary = study(recipe.study).run(recipe.config, run)
+        try:
+            summary = study(recipe.study).run(recipe.config, run)
+        except InputError:
+            run.discard_if_bare()
+            raise
         run.save_json("timing.json", {"cpu_seconds": time.process_time() - began})
         run.save_json("summary.json", summary)
     report(run)

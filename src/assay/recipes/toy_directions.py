@@ -238,7 +238,7 @@ def _keep(run: Run, toy: toys.Toy, local: Local, factors: DenseFactors, found: D
         shares = pl.DataFrame(_shares(found.directions, owner, toy.count))
         run.save_table("shares.parquet", shares)
         recovery = ev.recover(found.directions, owner)
-        if recovery.match:
+        if recovery.match and bool((owner >= 0).all()):
             circuits = found.directions[list(recovery.match.values())]
             steep = PowerIteration(len(circuits), normalised=False)(factors, generator=torch.Generator().manual_seed(0)).directions
             summary["steepness"] = {"circuits": float(steepness(factors, circuits)), "steepest": float(steepness(factors, steep))}
