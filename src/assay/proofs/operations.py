@@ -43,7 +43,8 @@ class Counted(np.ndarray[Any, Any]):
             rank = min(rows, columns)
             _total[0] += rows * rank + rows * columns * (2 * rank - 1)
             return function(_plain(args[0]), **kwargs)
-        return super().__array_function__(function, types, args, kwargs)
+        result = super().__array_function__(function, types, args, kwargs)
+        return [_counted(part) for part in result] if isinstance(result, list | tuple) else _counted(result)
 
 
 def counting(x: np.ndarray[Any, Any]) -> Counted:
@@ -64,7 +65,7 @@ def _plain(x: Any) -> Any:
 
 
 def _counted(x: Any) -> Any:
-    return x.view(Counted) if isinstance(x, np.ndarray) and x.dtype.kind == "f" else x
+    return x.view(Counted) if isinstance(x, np.ndarray) and x.dtype.kind == "f" and not isinstance(x, Counted) else x
 
 
 def _cost(ufunc: np.ufunc, method: str, inputs: list[Any], result: Any, kwargs: dict[str, Any]) -> int:
