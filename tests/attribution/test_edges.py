@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from assay.attribution.edge_patching import _Circuit, exact_edges, patch_edges
-from assay.attribution.edges import edges, read_sources
+from assay.attribution.edge_scores import edges, read_sources
 from assay.attribution.graph import EdgeGraph
 from assay.attribution.wiring import wire
 from assay.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from assay.attribution.edge_patching import exact_edges, patch_edges
-from assay.attribution.edges import EdgeScores, edges
+from assay.attribution.edge_scores import EdgeScores, edges
 from assay.attribution.exact import Exact, ablate, every
 from assay.attribution.gradient import Gradient, gate_gradient
 from assay.attribution.path import IntegratedGradients

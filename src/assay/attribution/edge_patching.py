@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from assay.attribution.edges import EdgeScores, read_sources, require_pair
+from assay.attribution.edge_scores import EdgeScores, read_sources, require_pair
 from assay.attribution.wiring import Block, Reader, Wiring, separate_heads, wire
 from assay.errors import InputError
 from assay.hooks import Edit, Seen
@@ -113,7 +113,7 @@ class _Run:
 
     def _source_heads(self, layer: int, block: Block) -> Edit:
         def edit(seen: Seen) -> Tensor:
-            difference = (self._other(block.z) - seen.written)[..., block.columns.to(seen.written.device)]
+            difference = block.heads.split(self._other(block.z) - seen.written)
             carried = torch.einsum("bphk,hkd->bphd", difference, self.writes[layer])
             self.heads.append((self.wiring.graph.from_heads(layer), carried, None))
             return seen.written
@@ -173,7 +173,7 @@ class _Run:
                     made = torch.einsum("bphd,hkd->bphk", inputs, reader.weight(self.model))
                     bias = reader.bias(self.model)
                     value = value.clone()
-                    value[..., reader.places().to(value.device)] = made if bias is None else made + bias
+                    reader.separate.split(value).copy_(made if bias is None else made + bias)
             return value
 
         return edit

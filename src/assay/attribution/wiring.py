@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -28,27 +27,42 @@ _NORMS = {
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Where heads lie in a row of columns: head h owns the `size` columns from `start + h * stride` on."""
+
+    count: int
+    size: int
+    start: int = 0
+    stride: int = 0
+
+    def split(self, value: Float[Tensor, "*rows columns"]) -> Float[Tensor, "*rows heads size"]:
+        """Return a view of the columns of every head."""
+        stride = self.stride or self.size
+        return value[..., self.start : self.start + (self.count - 1) * stride + self.size].unfold(-1, self.size, stride)
+
+
+@dataclass(frozen=True)
 class Reader:
-    """The projection that makes q, k or v of a layer's heads: its path and its columns (heads, head_dim) before any repetition."""
+    """The projection that makes q, k or v of a layer's heads; each of its heads serves `repeats` query heads."""
 
     path: str
-    columns: Tensor
+    heads: Heads
     repeats: int
 
-    def weight(self, model: nn.Module) -> Float[Tensor, "heads head_dim width"]:
+    def weight(self, model: nn.Module) -> Float[Tensor, "heads size width"]:
         """Return the rows of the projection that make each query head's own value."""
-        weight = _matrix(model.get_submodule(self.path))
-        return weight[self.columns.to(weight.device)].repeat_interleave(self.repeats, dim=0)
+        rows = self.heads.split(_matrix(model.get_submodule(self.path)).T).permute(1, 2, 0)
+        return rows if self.repeats == 1 else rows.repeat_interleave(self.repeats, dim=0)
 
-    def bias(self, model: nn.Module) -> Tensor | None:
-        """Return the bias, (heads, head_dim), None when the projection has none."""
+    def bias(self, model: nn.Module) -> Float[Tensor, "heads size"] | None:
+        """Return the bias, None when the projection has none."""
         bias = getattr(model.get_submodule(self.path), "bias", None)
-        return None if bias is None else bias[self.columns.to(bias.device)].repeat_interleave(self.repeats, dim=0)
+        return None if bias is None else self.heads.split(bias).repeat_interleave(self.repeats, dim=0)
 
-    def places(self) -> Tensor:
-        """Return the columns of the projection's output once every query head has its own, (heads, head_dim)."""
-        heads, width = self.columns.shape
-        return self.columns if self.repeats == 1 else torch.arange(heads * self.repeats * width).reshape(-1, width)
+    @property
+    def separate(self) -> Heads:
+        """Where the heads lie in the projection's output once every query head has its own."""
+        return self.heads if self.repeats == 1 else Heads(self.heads.count * self.repeats, self.heads.size)
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ class Block:
     mlp_norm: str
     readers: tuple[Reader, ...]
     output: str
-    columns: Tensor
+    heads: Heads
     post: str | None
     mlp: str
     attention: str
@@ -70,10 +84,9 @@ class Block:
         """The site of the heads' values before the output projection."""
         return f"{self.output}:input"
 
-    def write(self, model: nn.Module) -> Float[Tensor, "heads head_dim width"]:
+    def write(self, model: nn.Module) -> Float[Tensor, "heads size width"]:
         """Return what each head's value is multiplied with to reach the residual stream."""
-        weight = _matrix(model.get_submodule(self.output)).T
-        return weight[self.columns.to(weight.device)]
+        return self.heads.split(_matrix(model.get_submodule(self.output))).permute(1, 2, 0)
 
 
 @dataclass(frozen=True)
@@ -99,26 +112,26 @@ def wire(model: nn.Module) -> Wiring:
     if found is None or family not in _NORMS:
         raise InputError(f"edges need a family whose heads are known ({', '.join(_NORMS)}); this model is of family {family!r}")
     blocks = []
-    queries = names.resolve(model, "blocks.0.attn.hook_q").columns()
+    queries = _heads(names.resolve(model, "blocks.0.attn.hook_q"))
     depth = len(model.get_submodule(found.blocks))  # type: ignore[arg-type]
     for layer in range(depth):
         path = f"{found.blocks}.{layer}"
         readers = []
         for slot in SLOTS:
             ref = names.resolve(model, f"blocks.{layer}.attn.hook_{slot}")
-            columns = ref.columns()
-            readers.append(Reader(ref.site, columns, len(queries) // len(columns)))
+            heads = _heads(ref)
+            readers.append(Reader(ref.site, heads, queries.count // heads.count))
             _matrix(model.get_submodule(ref.site))
         output = f"{path}.{found.attention_projection}"
         attention = output.rsplit(".", 1)[0]
         added = f"{path}.{found.attention}"
-        columns = names.resolve(model, f"blocks.{layer}.attn.hook_z").columns()
+        heads = _heads(names.resolve(model, f"blocks.{layer}.attn.hook_z"))
         norm, mlp_norm = (f"{path}.{name}" for name in _NORMS[family])
         post = None if added == attention else added
-        blocks.append(Block(path, norm, mlp_norm, tuple(readers), output, columns, post, f"{path}.{found.mlp}", attention))
+        blocks.append(Block(path, norm, mlp_norm, tuple(readers), output, heads, post, f"{path}.{found.mlp}", attention))
     parallel = family == "gpt_neox" and bool(getattr(model.config, "use_parallel_residual", False))
     width = _matrix(model.get_submodule(blocks[0].output)).shape[0]
-    return Wiring(EdgeGraph(depth, len(queries), width, parallel), tuple(blocks))
+    return Wiring(EdgeGraph(depth, queries.count, width, parallel), tuple(blocks))
 
 
 @contextmanager
@@ -140,12 +153,16 @@ def separate_heads(model: nn.Module, wiring: Wiring) -> Iterator[None]:
 
 
 def _repeat(reader: Reader) -> Any:
-    heads, width = reader.columns.shape
-
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        return out.unflatten(-1, (heads, width)).repeat_interleave(reader.repeats, dim=-2).flatten(-2)
+        return reader.heads.split(out).repeat_interleave(reader.repeats, dim=-2).flatten(-2)
 
     return hook
+
+
+def _heads(ref: names.SiteRef) -> Heads:
+    columns = ref.columns()
+    count, size = columns.shape
+    return Heads(count, size, int(columns[0, 0]), ref.stride or size)
 
 
 def _matrix(module: nn.Module) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from assay.attribution.graph import EdgeGraph
+from assay.attribution.norms import read_norm
 from assay.attribution.scores import Gap, require_scores
 from assay.attribution.wiring import Block, Wiring, separate_heads, wire
 from assay.errors import InputError, unknown
@@ -186,14 +187,9 @@ class _Run:
                 self._write(layer, block, tape, count)
         graph = self.wiring.graph
         for layer, block in enumerate(self.wiring.blocks):
-            heads = self._pull_heads(block, tape, gradients)
-            self._contract(heads, graph.seen_by_heads(layer), graph.of_heads(layer), count)
-            given = gradients[f"{block.mlp_norm}:input"]
-            if given is not None:
-                self._contract(given.unsqueeze(-2), graph.seen_by_mlp(layer), graph.of_mlp(layer), count)
-        last = gradients[self.wiring.blocks[-1].path]
-        if last is not None:
-            self._contract(last.unsqueeze(-2), len(graph.sources), slice(-1, None), count)
+            self._read_heads(layer, block, tape, gradients, count)
+            self._read(gradients[f"{block.mlp_norm}:input"], graph.seen_by_mlp(layer), graph.of_mlp(layer), count)
+        self._read(gradients[self.wiring.blocks[-1].path], len(graph.sources), slice(-1, None), count)
 
     def _edits(self, tape: dict[str, Tensor], weights: Tensor) -> dict[str, Edit]:
         start = self.theirs[self.wiring.start]
@@ -218,16 +214,16 @@ class _Run:
         return edits
 
     def _subtract(self, ours: Mapping[str, Tensor]) -> None:
-        """Set the differences of all sources, (examples, sources, positions, width), in float64."""
+        """Set the differences of all sources, (1, examples, positions, sources, width), in float64."""
         model, graph = self.target.model, self.wiring.graph
-        first = (self.theirs[self.wiring.start] - ours[self.wiring.start]).double()
-        found = first.new_zeros(len(first), len(graph.sources), *first.shape[1:])
-        found[:, 0] = first
+        first = self.theirs[self.wiring.start] - ours[self.wiring.start]
+        found = first.new_empty(1, *first.shape[:2], len(graph.sources), first.shape[2], dtype=torch.float64)
+        found[0, :, :, 0] = first
         for layer, block in enumerate(self.wiring.blocks):
-            difference = self.theirs[block.z] - ours[block.z]
-            self.written[layer] = torch.einsum("bphk,hkd->bphd", difference[..., block.columns.to(difference.device)], block.write(model))
-            found[:, graph.from_heads(layer)] = self.written[layer].transpose(1, 2).double()
-            found[:, graph.from_heads(layer).stop] = (self.theirs[block.mlp] - ours[block.mlp]).double()
+            difference = block.heads.split(self.theirs[block.z] - ours[block.z])
+            self.written[layer] = torch.einsum("bphk,hkd->bphd", difference, block.write(model))
+            found[0, :, :, graph.from_heads(layer)] = self.written[layer]
+            found[0, :, :, graph.from_heads(layer).stop] = self.theirs[block.mlp] - ours[block.mlp]
         self.differences = found
 
     def _write(self, layer: int, block: Block, tape: Mapping[str, Tensor], count: int) -> None:
@@ -237,41 +233,54 @@ class _Run:
         tangent = self.written[layer].repeat(count, 1, 1, 1)
         rows = value.unsqueeze(-2).expand_as(tangent).contiguous()
         carried = torch.func.jvp(norm.forward, (rows,), (tangent,))[1]
-        carried = carried.unflatten(0, (count, -1)).double()  # steps, examples, positions, heads, width
-        if self.differences.ndim == 4 or self.differences.shape[2] != count:
-            base = self.differences if self.differences.ndim == 4 else self.differences[:, :, 0]
-            self.differences = base.unsqueeze(2).repeat(1, 1, count, 1, 1)
-        self.differences[:, self.wiring.graph.from_heads(layer)] = carried.permute(1, 3, 0, 2, 4)
+        if len(self.differences) != count:
+            self.differences = self.differences[:1].repeat(count, 1, 1, 1, 1)
+        self.differences[:, :, :, self.wiring.graph.from_heads(layer)] = carried.unflatten(0, (count, -1)).double()
 
-    def _pull_heads(self, block: Block, tape: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensor:
-        """Return the gradient at the q, k and v inputs of every head, (steps * examples, positions, 3 heads, width)."""
-        model = self.target.model
-        value = tape[f"{block.norm}:input"].detach()
-        rows = []
+    def _read_heads(self, layer: int, block: Block, tape: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], count: int) -> None:
+        """Score the edges into q, k and v of a layer's heads.
+
+        The norm in front pulls a cotangent c back to `scale (c' - mean(c') - unit <unit, c'> / width)` with c' = gain * c. The
+        scale is a number per position, so that the first two terms are summed over steps before they are multiplied with
+        the projections; in the last, `<unit, c'>` is the product of a head's gradient with its own value.
+        """
+        model, graph = self.target.model, self.wiring.graph
+        sources, receivers = graph.seen_by_heads(layer), graph.of_heads(layer)
+        normed = read_norm(model.get_submodule(block.norm), tape[f"{block.norm}:input"].detach())
+        rows, products = [], []
         for reader in block.readers:
-            given = gradients[reader.path]
-            weight = reader.weight(model)
-            if given is None:
-                rows.append(value.new_zeros(*value.shape[:-1], len(weight), value.shape[-1]))
-            else:
-                rows.append(torch.einsum("bphk,hkd->bphd", given[..., reader.places().to(given.device)], weight))
-        return _pull(model.get_submodule(block.norm), value, torch.cat(rows, dim=-2))
+            weight, bias, given = reader.weight(model), reader.bias(model), gradients[reader.path]
+            value = reader.separate.split(tape[reader.path].detach())
+            scaled = torch.zeros_like(value) if given is None else reader.separate.split(given) * normed.scale.unsqueeze(-1)
+            constant = weight @ normed.offset + (0 if bias is None else bias)
+            products.append((scaled * (value - constant)).sum(-1, dtype=torch.float64))
+            steps = scaled.unflatten(0, (count, -1))
+            summed = steps.double() if self._moving else steps.sum(0, keepdim=True, dtype=torch.float64)
+            rows.append(torch.einsum("sbphk,hkd->sbphd", summed, (weight * normed.gain).double()))
+        pulled, product = torch.cat(rows, dim=-2), torch.cat(products, dim=-1).unflatten(0, (count, -1))
+        if normed.centred:
+            pulled -= pulled.mean(-1, keepdim=True)
+        unit = normed.unit.unflatten(0, (count, -1)).double() / normed.unit.shape[-1]
+        if self._moving:
+            unit, product = unit.unsqueeze(-1), product.unsqueeze(-2)
+        else:
+            unit, product = unit.permute(1, 2, 3, 0).unsqueeze(0), product.permute(1, 2, 0, 3).unsqueeze(0)
+        before = self.differences[:, :, :, :sources]
+        each = before @ pulled.mT - (before @ unit) @ product  # steps, examples, positions, sources, receivers
+        self.scores[:, :sources, receivers] += each.sum((0, 2))
 
-    def _contract(self, gradient: Tensor, sources: int, receivers: slice, count: int) -> None:
-        differences = self.differences[:, :sources].flatten(2)
-        steps = gradient.double().unflatten(0, (count, -1))
-        if self.differences.ndim == 4:
-            steps = steps.sum(0, keepdim=True)
-        rows = steps.permute(1, 3, 0, 2, 4).flatten(2)
-        self.scores[:, :sources, receivers] += differences @ rows.transpose(1, 2)
+    def _read(self, gradient: Tensor | None, sources: int, receivers: slice, count: int) -> None:
+        """Score the edges into one receiver whose gradient is known at its input."""
+        if gradient is not None:
+            steps = gradient.unflatten(0, (count, -1))
+            rows = steps.double() if self._moving else steps.sum(0, keepdim=True, dtype=torch.float64)
+            each = self.differences[:, :, :, :sources] @ rows.unsqueeze(-1)
+            self.scores[:, :sources, receivers] += each.sum((0, 2))
 
-
-def _pull(norm: nn.Module, value: Tensor, cotangents: Tensor) -> Tensor:
-    """Pull several cotangents (..., rows, width) at a norm's output back to its input `value` (..., width)."""
-    rows = value.unsqueeze(-2).expand_as(cotangents).contiguous().requires_grad_()
-    with torch.enable_grad():
-        out = norm.forward(rows)  # past the hooks: the norm has had its turn in this run
-    return torch.autograd.grad(out, rows, cotangents)[0]
+    @property
+    def _moving(self) -> bool:
+        """Whether the differences of outputs depend on the step: behind a norm they do."""
+        return any(block.post is not None for block in self.wiring.blocks)
 
 
 def _keep(kept: dict[str, Tensor], site: str) -> Edit:
