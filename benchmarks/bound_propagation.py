@@ -67,7 +67,7 @@ def dense_crown(model: nn.Sequential, x: torch.Tensor, radius: float) -> tuple[t
 def print_propagation() -> None:
     """Print widths and seconds of both methods at every level."""
     model = network(0)
-    x = torch.rand(64, 64, generator=torch.Generator().manual_seed(1)).double()
+    x = torch.randn(64, 64, generator=torch.Generator().manual_seed(1)).double()
     graph, box = graph_of(model, (64,)), ball(x, RADIUS)
     model = model.double()
     lower, upper = dense_crown(model, x, RADIUS)
