@@ -5,29 +5,42 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
-    "Batch": "assay.targets.base",
-    "Target": "assay.targets.base",
-    "target": "assay.targets.base",
-    "channels": "assay.mechanisms.channels",
-    "attribute": "assay.attribution",
-    "ablate": "assay.attribution",
-    "Gradient": "assay.attribution",
-    "IntegratedGradients": "assay.attribution",
-    "SecondOrder": "assay.attribution",
-    "Exact": "assay.attribution",
-    "Scores": "assay.attribution",
-    "Audit": "assay.audit",
-    "faithfulness": "assay.audit",
-    "curve": "assay.audit",
-    "keep_top": "assay.audit",
-    "worst_case": "assay.audit",
-    "scrub": "assay.audit",
-    "AssayError": "assay.errors",
-    "InputError": "assay.errors",
+_HOMES = {
+    "assay.attribution": ("Exact", "Gradient", "IntegratedGradients", "Scores", "SecondOrder", "ablate", "attribute"),
+    "assay.audit": ("Audit", "scrub", "worst_case"),
+    "assay.audit.faithfulness": ("curve", "faithfulness", "keep_top"),
+    "assay.errors": ("AssayError", "InputError"),
+    "assay.mechanisms.channels": ("channels",),
+    "assay.mechanisms.nodes": ("nodes",),
+    "assay.targets.base": ("Batch", "Target", "target"),
+    "assay.targets.load": ("load", "pairs"),
 }
+_PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted(_PUBLIC)  # noqa: PLE0605
+__all__ = [
+    "AssayError",
+    "Audit",
+    "Batch",
+    "Exact",
+    "Gradient",
+    "InputError",
+    "IntegratedGradients",
+    "Scores",
+    "SecondOrder",
+    "Target",
+    "ablate",
+    "attribute",
+    "channels",
+    "curve",
+    "faithfulness",
+    "keep_top",
+    "load",
+    "nodes",
+    "pairs",
+    "scrub",
+    "target",
+    "worst_case",
+]
 
 if TYPE_CHECKING:
     from assay.attribution import Exact, Gradient, IntegratedGradients, Scores, SecondOrder, ablate, attribute
@@ -35,7 +48,9 @@ if TYPE_CHECKING:
     from assay.audit.faithfulness import curve, faithfulness, keep_top
     from assay.errors import AssayError, InputError
     from assay.mechanisms.channels import channels
+    from assay.mechanisms.nodes import nodes
     from assay.targets.base import Batch, Target, target
+    from assay.targets.load import load, pairs
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,53 @@
+"""Load a language model as a target, and pairs of prompts as its batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from assay.errors import InputError
+from assay.io.prompts import TextPair, encode_pairs, read_pairs
+from assay.targets.base import Batch, Metric, Target
+from assay.targets.language import load_language_model
+from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
+
+
+@dataclass(frozen=True)
+class LanguageTarget(Target):
+    """A target that carries its tokenizer, so that prompts can be given as text."""
+
+    tokenizer: Any = None
+
+
+def load(path: Path | str, metric: str | Metric = "logit_difference", *, dtype: torch.dtype | None = torch.float32) -> LanguageTarget:
+    """Load a Hugging Face causal language model, from a folder or by its hub name, as a target.
+
+    `metric` is a name (logit_difference, probability, answer_loss, kl, greater_than, loss) or a function
+    `(output, batch) -> (examples,)`. Attention runs unfused, so that every method applies.
+    Raises InputError as `load_language_model`.
+    """
+    model = load_language_model(path, dtype=dtype)
+    return LanguageTarget(model.model, choose_metric(metric), model.path, model.tokenizer)
+
+
+def pairs(target: Target, source: Path | str | list[tuple[str, str, str, str]], *, limit: int | None = None) -> tuple[Batch, Batch]:
+    """Return the clean and the patch batch of pairs of prompts.
+
+    `source` is a JSONL or CSV file, or a list of (clean prompt, patch prompt, clean answer, patch answer). Pairs whose prompts
+    differ in length in tokens, or whose answers are not one token, are dropped.
+    Raises InputError when the target has no tokenizer or no pair is left.
+    """
+    tokenizer = getattr(target, "tokenizer", None)
+    if tokenizer is None:
+        raise InputError("the target has no tokenizer: load it with assay.load, or make the batches yourself with assay.Batch")
+    if isinstance(source, list):
+        found = encode_pairs([TextPair(*entry) for entry in source], tokenizer, limit=limit)
+    else:
+        found = read_pairs(source, tokenizer, limit=limit)
+    clean, patch = (pair_batch(found, side, target.device) for side in ("clean", "patch"))
+    if "clean_log_probs" in getattr(target.metric, "needs", ()):
+        return with_clean_run(target.model, clean), with_clean_run(target.model, patch, clean)
+    return clean, patch
