@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from assay.learn.max_of_k import train_max_of_k
 from assay.proofs.prove import ProofResult, prove
 from assay.proofs.strategies import STRATEGIES
 from assay.targets import max_of_k
@@ -28,7 +29,7 @@ GROWTH = ("box_exact", "cubic", "subcubic", "subcubic_low_rank")
 
 
 def train(vocabulary: int, positions: int, seed: int) -> Weights:
-    return max_of_k.weights_of(max_of_k.train(vocabulary, positions, seed=seed))
+    return max_of_k.weights_of(train_max_of_k(vocabulary, positions, seed=seed))
 
 
 def print_table(results: dict[str, list[ProofResult]], truth: list[int]) -> None:

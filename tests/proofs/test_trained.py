@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from assay.learn.max_of_k import train_max_of_k
 from assay.proofs.strategies import STRATEGIES, brute, named
 from assay.proofs.strategies.base import Problem
 from assay.proofs.strategies.brute import CertifiedTable
@@ -44,7 +45,7 @@ def violations(weights: Weights, level: str) -> dict[str, float]:
 
 
 def test_a_small_trained_network_has_no_violation() -> None:
-    weights = max_of_k.weights_of(max_of_k.train(16, 3, 16, seed=0, steps=400, rate=3e-3))
+    weights = max_of_k.weights_of(train_max_of_k(16, 3, 16, seed=0, steps=400, rate=3e-3))
     bounds = violations(weights, "real")
     assert bounds["brute_force"] == 1.0
     assert bounds["box_exact"] > 0.9
@@ -53,7 +54,7 @@ def test_a_small_trained_network_has_no_violation() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_six_seeds_have_no_violation_and_reach_the_figures(seed: int) -> None:
-    weights = max_of_k.weights_of(max_of_k.train(seed=seed))
+    weights = max_of_k.weights_of(train_max_of_k(seed=seed))
     bounds = violations(weights, "real")
     violations(weights, "float32")
     assert bounds["box_exact"] > 0.98

@@ -10,6 +10,7 @@ import torch
 
 from assay.errors import InputError
 from assay.io import files
+from assay.learn.max_of_k import train_max_of_k
 from assay.targets import max_of_k
 from assay.targets.max_of_k import NAMES, MaxOfK
 
@@ -30,7 +31,7 @@ def test_forward_is_the_written_formula() -> None:
 
 
 def test_training_learns_and_repeats_to_the_bit() -> None:
-    first, second = (max_of_k.train(6, 2, 8, seed=3, steps=150, rate=1e-2, batch=64) for _ in range(2))
+    first, second = (train_max_of_k(6, 2, 8, seed=3, steps=150, rate=1e-2, batch=64) for _ in range(2))
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
     tokens = torch.cartesian_prod(torch.arange(6), torch.arange(6))
@@ -77,5 +78,5 @@ def test_sizes_below_one_are_refused() -> None:
     with pytest.raises(InputError, match="positions"):
         MaxOfK(4, 0, generator=torch.Generator())
     with pytest.raises(InputError, match="batch"):
-        max_of_k.train(batch=0)
+        train_max_of_k(batch=0)
     assert len(NAMES) == 12
