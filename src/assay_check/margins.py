@@ -128,10 +128,12 @@ class Margins:
 
         for bits in (128, 1024):
             with ctx.workprec(bits):
-                stay = [g(p, m) for p in range(len(tokens))]
-                excess = [reduce(arb.max, [g(p, k) - stay[p] for k in choice]).upper() for p, choice in enumerate(tokens)] if c else []
-                margin = sum([*stay, *sorted(excess, reverse=True)[:c]], g(len(tokens), q))
-                if all(part.is_finite() for part in excess) and margin < 0:
+                best = [g(len(tokens), q)]  # by the number of positions so far that do not hold m
+                for p, choice in enumerate(tokens):
+                    stay, change = g(p, m), reduce(arb.max, [g(p, k) for k in choice])
+                    kept, moved = [value + stay for value in best], [value + change for value in best]
+                    best = [kept[0], *map(arb.max, kept[1:], moved[:-1]), moved[-1]][: c + 1]
+                if best[c] < 0:
                     return True
         return False
 
