@@ -12,6 +12,7 @@ With c = 0 there is one sequence, and its margin is formed exactly. Cost O(V^3 K
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,6 @@ def certify(tables: Tables) -> Sets:
     V, K = tables.vocabulary, tables.positions
     up = tables.up
     sets = np.zeros((1, V, V, K, V), bool)
-    low, high, every = _positional_weights(tables)
     own = tables.product(over(tables.ea, lambda end: np.diagonal(end)), over(tables.eb, lambda end: end[:, -1]))
     for m in range(V):
         queries = slice(m + 1)
@@ -64,10 +64,9 @@ def certify(tables: Tables) -> Sets:
         sets[0, queries, m, 0, 0] = _one_sequence(tables, m) < 0
         for c in range(1, K):
             sets[0, queries, m, c, :m] = True
-            for share in (low[queries, K - 1 - c], high[queries, K - 1 - c]):
-                rest = _rest(tables, over(every, lambda end: end[queries]), share)
-                fixed = up(_signed(tables, Interval(share, share), at_max) + at_query)
-                margin = up(_signed(tables, over(rest, lambda end: end[:, None]), others) + fixed[:, None])
+            for copies, rest in shares(tables, c, queries):
+                fixed = up(tables.times(copies, at_max) + at_query)
+                margin = up(tables.times(over(rest, lambda end: end[:, None]), others) + fixed[:, None])
                 sets[0, queries, m, c, :m] &= margin < 0
     return cells.normal(sets)
 
@@ -78,30 +77,30 @@ def verify(tables: Tables, sets: Sets) -> Sets:
     return sets & ~(sets & ~pure).any(-1, keepdims=True)
 
 
-def _positional_weights(tables: Tables) -> tuple[Array, Array, Interval]:
-    """Return the least and the greatest sum of e^b over n non-query positions, (V, K) over n, and the sum over all of them."""
-    low, high = (np.sort(end[:, :-1], axis=1) for end in (tables.eb.lo, tables.eb.hi))
-    least, greatest = _sums(tables, low, lower=True), _sums(tables, high[:, ::-1], lower=False)
-    return least, greatest, Interval(least[:, -1], greatest[:, -1])
+def shares(tables: Tables, c: int, queries: slice) -> list[tuple[Interval, Interval]]:
+    """Return enclosures of both extremes of (s, T - s) per query: s the positional weight of the K - 1 - c copies of m.
+
+    What is linear or fractional in s is largest at one of the two: the smallest s leaves the c largest weights, and conversely.
+    """
+    n = tables.positions - 1 - c
+    weights = over(tables.eb, lambda end: np.sort(end[queries, :-1], axis=1))
+    falling = over(weights, lambda end: end[:, ::-1])
+    return [(_sum(tables, weights, n), _sum(tables, falling, c)), (_sum(tables, falling, n), _sum(tables, weights, c))]
 
 
-def _sums(tables: Tables, parts: Array, *, lower: bool) -> Array:
-    sums = [np.zeros_like(parts, shape=parts.shape[:1])]
-    for part in parts.T:
-        value = sums[-1] + part
-        sums.append(value if tables.level == "float64" else np.nextafter(value, -np.inf if lower else np.inf))
-    return np.stack(sums, axis=1)
+def _sum(tables: Tables, parts: Interval, count: int) -> Interval:
+    """Return an enclosure of the sum of the first columns."""
 
+    def fold(end: Array, round_: Callable[[Array], Array]) -> Array:
+        value = np.zeros_like(end, shape=end.shape[:1])
+        for part in end.T[:count]:
+            value = round_(value + part)
+        return value
 
-def _rest(tables: Tables, every: Interval, share: Array) -> Interval:
-    """Return T - s as an interval."""
-    low, high = every.lo - share, every.hi - share
-    return Interval(low, high) if tables.level == "float64" else Interval(np.nextafter(low, -np.inf), np.nextafter(high, np.inf))
-
-
-def _signed(tables: Tables, weight: Interval, value: Array) -> Array:
-    """Return an upper bound of weight * value for weights of either sign."""
-    return tables.up(np.maximum(weight.lo * value, weight.hi * value))
+    low = fold(parts.lo, tables.down)
+    if parts.lo is parts.hi and tables.level == "float64":
+        return Interval(low, low)
+    return Interval(np.maximum(low, 0.0), fold(parts.hi, tables.up))
 
 
 def _without(margins: Array, m: int) -> Array:
