@@ -23,6 +23,7 @@ from assay.report.page import Fact, Section
 STUDIES = {
     "attribution": "assay.recipes.attribution",
     "channels": "assay.recipes.channels",
+    "max-of-k": "assay.recipes.max_of_k",
     "toy-directions": "assay.recipes.toy_directions",
 }
 
