@@ -13,8 +13,8 @@ from flint import arb, ctx
 
 from assay.bounds import operations as ops
 from assay.bounds import relaxations
+from assay.bounds.engine import Known, _merge
 from assay.bounds.levels import arithmetic
-from assay.bounds.propagate import Known, _merge
 from assay.bounds.rounding import Interval
 from assay.errors import AssayError
 

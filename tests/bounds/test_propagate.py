@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from assay.bounds import Graph, Interval, ball, bilinear_graph, bound, graph_of, linear_lower
+from assay.bounds import Graph, Interval, ball, bilinear_graph, bound, engine, graph_of, linear_lower
 from assay.bounds.propagate import METHODS
 from assay.errors import AssayError, InputError
 
@@ -114,12 +114,14 @@ def test_equal_to_a_dense_backward_crown(level: str) -> None:
     assert 1.2 < interval.width.mean() < 1.4
 
 
-def test_chunks_change_nothing_but_rounding() -> None:
+def test_chunks_change_nothing_but_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     case = networks.CASES["relu"]()
     box = ball(centres(case, 5), 0.1)
     whole, single = (bound(case.graph, box, chunk=chunk) for chunk in (None, 1))
     assert np.allclose(whole.lower, single.lower, rtol=0, atol=1e-13)
     assert np.array_equal(whole.lower, bound(case.graph, box).lower)
+    monkeypatch.setattr(engine, "ROWS", 100)
+    assert np.allclose(whole.lower, bound(case.graph, box).lower, rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", networks.CASES)
@@ -157,6 +159,32 @@ def test_several_inputs_share_one_linear_bound() -> None:
     assert [c.shape for c in found.coefficients] == [(1, 4, 3), (1, 4, 2)]
     assert np.allclose(found.coefficients[1], 1)
     assert np.allclose(bound(graph, boxes).upper, 4.0)
+
+
+@pytest.mark.parametrize("name", networks.CASES)
+@pytest.mark.parametrize("level", ["float64", "real"])
+def test_euclidean_balls_are_contained_and_beat_their_boxes(name: str, level: str) -> None:
+    case = networks.CASES[name]()
+    centre, radii = centres(case, 3), np.array([0.3, 0.05, 0.0])
+    found, box = (bound(case.graph, ball(centre, radii, norm=norm), level=level) for norm in (2, math.inf))
+    steps = torch.randn(2000, *centre.shape, generator=networks.generator(2)).double().flatten(2)
+    steps = steps / steps.norm(dim=-1, keepdim=True) * torch.as_tensor(radii)[:, None]
+    values = case.forward(torch.as_tensor(centre) + steps.reshape(2000, *centre.shape)).detach().numpy()
+    assert np.all(found.lower <= values + 1e-12)
+    assert np.all(values <= found.upper + 1e-12)
+    axes = tuple(range(1, found.width.ndim))
+    assert np.all(found.width.sum(axes)[:2] < 0.8 * box.width.sum(axes)[:2])
+
+
+def test_the_euclidean_bound_of_a_linear_map_is_exact() -> None:
+    W = np.random.default_rng(0).normal(size=(6, 9))
+    graph = Graph()
+    graph.linear(graph.input(9), W)
+    found = bound(graph, ball(np.zeros((1, 9)), 0.5, norm=2))
+    reach = [math.sqrt(sum(Fraction(float(w)) ** 2 for w in row)) / 2 for row in W]
+    assert np.allclose(found.upper[0], reach, rtol=1e-13)
+    for row, end in zip(W, found.upper[0], strict=True):
+        assert sum(Fraction(float(w)) ** 2 for w in row) / 4 <= Fraction(float(end)) ** 2
 
 
 EXTREME = st.one_of(
@@ -331,9 +359,11 @@ def test_bad_input_is_refused() -> None:
         bound(graph, ball(np.zeros((1, 3)), 0.1), objective=np.ones((1, 4)))
     with pytest.raises(InputError, match="chunk"):
         bound(graph, ball(np.zeros((1, 3)), 0.1), chunk=0)
-    for radius in (-1.0, math.nan, math.inf):
+    for radius in (-1.0, math.nan, math.inf, [0.1, 0.1], [[0.1]]):
         with pytest.raises(InputError, match="radius"):
             ball(np.zeros((1, 3)), radius)
+    with pytest.raises(InputError, match="norm"):
+        ball(np.zeros((1, 3)), 0.1, norm=1)
     with pytest.raises(InputError, match="domain"):
         ball(np.full((1, 3), 2.0), 0.1, (0, 1))
     for build in (

@@ -1,7 +1,8 @@
-"""Certified accuracy: the share of samples whose class provably survives every perturbation in an l-infinity ball."""
+"""Certified accuracy: the share of samples whose class provably survives every perturbation in a ball."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -12,7 +13,8 @@ from torch import nn
 
 from assay.bounds.convert import graph_of
 from assay.bounds.graph import Graph, as_array
-from assay.bounds.propagate import ball, bound
+from assay.bounds.propagate import bound
+from assay.bounds.regions import ball
 from assay.bounds.rounding import Array
 from assay.errors import InputError
 
@@ -27,6 +29,7 @@ class CertifiedAccuracy:
 
     margins: Array
     radius: float
+    norm: float
     level: str
     method: str
     assumptions: tuple[str, ...]
@@ -49,10 +52,11 @@ def certified_accuracy(
     radius: float,
     *,
     domain: tuple[float, float] | None = None,
+    norm: float = math.inf,
     method: str = "crown",
     level: str = "real",
 ) -> CertifiedAccuracy:
-    """Bound the accuracy of a classifier from below over `|x - input|_inf <= radius`, cut to the domain.
+    """Bound the accuracy of a classifier from below over `|x - input| <= radius` in the infinity or 2-norm, cut to the domain.
 
     inputs: (samples, *shape); labels: (samples,) integers; radius in units of the inputs. Every margin `logit_label - logit_k` is
     bounded as one linear function of the output, which is tighter than a bound per logit. Raises `InputError` on labels that do
@@ -69,5 +73,5 @@ def certified_accuracy(
     one = np.eye(shape[0])[y.astype(int)]
     others = np.nonzero(1 - one)[1].reshape(len(y), shape[0] - 1)
     rows = one[:, None] - np.eye(shape[0])[others]
-    found = bound(graph, ball(x, radius, domain), method=method, level=level, objective=rows)
-    return CertifiedAccuracy(found.lower.min(1), float(radius), level, method, found.assumptions)
+    found = bound(graph, ball(x, radius, domain, norm), method=method, level=level, objective=rows)
+    return CertifiedAccuracy(found.lower.min(1), float(radius), norm, level, method, found.assumptions)

@@ -98,10 +98,10 @@ class Arithmetic:
             flat, below, above = flat[..., used], below[:, used], above[:, used]
         if lo is hi:
             value: Array = (flat @ below[..., None])[..., 0]
-            return value
-        value = (np.maximum(flat, 0) @ below[..., None] + np.minimum(flat, 0) @ above[..., None])[..., 0]
+        else:
+            value = (np.maximum(flat, 0) @ below[..., None] + np.minimum(flat, 0) @ above[..., None])[..., 0]
         # An overflow is undefined, not a bound: rounding down would make a number of infinity.
-        return np.where(np.isfinite(value), sub_down(value, 4 * terms * TINY), np.nan) if self.rigorous else value
+        return np.where(np.isfinite(value), sub_down(value, 4 * terms * TINY) if self.rigorous else value, np.nan)
 
 
 def arithmetic(level: str) -> Arithmetic:
