@@ -3,9 +3,13 @@ import torch
 from torch import nn
 
 from assay.errors import InputError
+from assay.mechanisms.directions.decomposition import activities
+from assay.mechanisms.directions.factors import normalise
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import around
 from assay.mechanisms.directions.power import PowerIteration
+from assay.mechanisms.directions.span import decompose, span
+from assay.mechanisms.directions.steps import divergence_of_step, step_of_divergence, top_eigenvector
 from assay.mechanisms.directions.tokens import TokenFactors, token_gradients
 
 
@@ -15,7 +19,7 @@ def gpt2() -> nn.Module:
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
     config._attn_implementation = "eager"
-    return GPT2LMHeadModel(config).double()
+    return GPT2LMHeadModel(config).double().eval()
 
 
 def factors(draws: int = 3, pattern: str = "*.attn.c_*") -> TokenFactors:
@@ -81,3 +85,50 @@ def test_a_layer_that_runs_twice_is_refused() -> None:
 
     with pytest.raises(InputError, match="more than once"):
         token_gradients(around(Twice(), torch.ones(2, 3)), "mse", generator=torch.Generator().manual_seed(0))
+
+
+def test_pair_gradients_towards_given_outputs_are_those_of_autograd() -> None:
+    tokens = torch.randint(30, (3, 5), generator=torch.Generator().manual_seed(1))
+    model = gpt2()
+    local = around(model, tokens, "*.mlp.c_fc.*", positions=torch.tensor([4, 2, 1]))
+    towards = torch.randn(3, 2, 1, 30, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    held = token_gradients(local, "kl", towards=towards, dtype=torch.float64, chunk=2).dense()
+    for sample, position in enumerate((4, 2, 1)):
+        for reference in range(2):
+            model.zero_grad()
+            now = model(tokens[sample : sample + 1]).logits[0, position].log_softmax(-1)
+            other = towards[sample, reference, 0].log_softmax(-1)
+            (other.exp() * (other - now)).sum().backward()
+            layer = model.transformer.h[0].mlp.c_fc
+            torch.testing.assert_close(held[sample, reference], torch.cat([layer.weight.grad.flatten(), layer.bias.grad]))
+    with pytest.raises(InputError, match="towards holds outputs for 2"):
+        token_gradients(local, "kl", towards=towards[:2])
+
+
+def test_the_span_keeps_inner_products_and_lifts_directions_back() -> None:
+    held = factors()
+    inner = span(held, budget=20_000)
+    rows = held.dense().flatten(0, 1)
+    coordinates = inner.factors.values.flatten(0, 1)
+    torch.testing.assert_close(coordinates @ coordinates.T, rows @ rows.T, rtol=1e-6, atol=1e-9)
+    basis = inner.lift(torch.eye(inner.factors.size, dtype=torch.float64))
+    torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    found = decompose(held, PowerIteration(4), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(activities(normalise(held)[0], found.directions), found.activity, rtol=1e-4, atol=1e-6)
+
+
+def test_the_top_eigenvector_is_that_of_the_mean() -> None:
+    held = factors()
+    rows = held.dense().flatten(0, 1)
+    expected = torch.linalg.eigh(rows.T @ rows).eigenvectors[:, -1]
+    assert float((top_eigenvector(held) @ expected).abs()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_step_of_given_divergence_has_it() -> None:
+    tokens = torch.randint(30, (3, 5), generator=torch.Generator().manual_seed(1))
+    local = around(gpt2(), tokens, "*.attn.c_proj.*")
+    direction = torch.randn(local.space.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    amount = step_of_divergence(local, direction, 0.01)
+    assert float(divergence_of_step(local, direction, amount).sum(1).mean()) == pytest.approx(0.01, rel=1e-4)
+    with pytest.raises(InputError, match="no step"):
+        step_of_divergence(local, torch.zeros_like(direction), 0.01)

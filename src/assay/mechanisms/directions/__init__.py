@@ -9,6 +9,7 @@ from assay.mechanisms.directions.local import Local, around
 from assay.mechanisms.directions.npeff import NonNegativeFisher
 from assay.mechanisms.directions.power import PowerIteration
 from assay.mechanisms.directions.refinement import PairGradientRefinement
+from assay.mechanisms.directions.span import decompose
 from assay.mechanisms.directions.tokens import token_gradients
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PowerIteration",
     "around",
     "choose_factors",
+    "decompose",
     "directions",
     "fisher_factors",
     "jacobian",

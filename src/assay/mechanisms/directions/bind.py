@@ -20,6 +20,7 @@ from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import Local, around, logits_or_vector
 from assay.mechanisms.directions.power import PowerIteration
 from assay.mechanisms.directions.space import Space
+from assay.mechanisms.directions.span import decompose
 from assay.mechanisms.directions.tokens import token_gradients
 from assay.parts import Group, Parts, Shifts
 from assay.targets.base import Batch, Target
@@ -101,7 +102,7 @@ def directions(
     if found is None:
         generator = torch.Generator().manual_seed(seed)
         factors = choose_factors(local, measure, generator=generator)
-        decomposition = (decomposer or PowerIteration(min(k, local.space.size)))(factors, generator=generator)
+        decomposition = decompose(factors, decomposer or PowerIteration(min(k, local.space.size)), generator=generator)
     rows = decomposition.directions if decomposition is not None else found
     if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != local.space.size:
         raise InputError(f"found must hold directions (k, {local.space.size}) for {len(local.space.names)} chosen parameters")

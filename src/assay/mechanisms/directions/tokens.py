@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,8 @@ from assay.errors import InputError
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
 from assay.mechanisms.directions.space import Space
+
+Pull = Callable[[Tensor], Iterator[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -118,29 +120,36 @@ def token_gradients(
     measure: str | Divergence = "kl",
     *,
     draws: int = 4,
-    generator: torch.Generator,
+    towards: Tensor | None = None,
+    generator: torch.Generator | None = None,
     dtype: torch.dtype = torch.float32,
     chunk: int = 64,
 ) -> TokenFactors:
-    """Return `draws` random gradients `g` per sample with `E[g g^T] = H_x`, factored over tokens, without any Jacobian.
+    """Return gradients of every sample, factored over tokens, without any Jacobian: one backward pass a draw for all samples.
 
-    Each is `J^T R^T s` with random signs `s` and `R^T R = M` the output metric: one backward pass a draw for all samples.
+    By default they are random with `E[g g^T] = H_x`: `J^T R^T s` with random signs `s` and `R^T R = M` the output metric. With other
+    outputs `towards (samples, references, ..., o)` they are the pair gradients `grad_W D(f(x, W), y)` at `W0`: where the network is
+    sure, the curvature hides what it would take to change its mind, and these show it.
     Every chosen parameter must be the weight or bias of a linear layer that runs once in a forward pass.
     Raises InputError, with the names, when one is not.
     """
     measure = divergence(measure)
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
+    if towards is not None and towards.shape[0] != local.samples:
+        raise InputError(f"towards holds outputs for {towards.shape[0]} samples, the inputs are {local.samples}")
     layers = _layers(local)
     found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in layers}
     for first in range(0, local.samples, chunk):
-        for path, pair in _backward(local.take(slice(first, first + chunk)), measure, layers, draws, generator).items():
+        part = slice(first, first + chunk)
+        pull = _pairs(measure, towards[part]) if towards is not None else _signs(measure, draws, generator)
+        for path, pair in _backward(local.take(part), pull, layers).items():
             found[path].append(pair)
     blocks = []
     for path, layer in layers.items():
         inputs, deltas = (torch.cat(entry).to(dtype) for entry in zip(*found[path], strict=True))
         weight, bias = (name if name in local.space.names else None for name in (f"{path}.weight", f"{path}.bias"))
-        scale = draws**-0.5
+        scale = 1.0 if towards is not None else draws**-0.5
         blocks.append(TokenBlock(inputs, deltas * scale, weight, bias, not isinstance(layer, nn.Linear)))
     return TokenFactors(local.space, tuple(blocks))
 
@@ -166,9 +175,25 @@ def _layers(local: Local) -> dict[str, nn.Module]:
     return found
 
 
-def _backward(
-    local: Local, measure: Divergence, layers: dict[str, nn.Module], draws: int, generator: torch.Generator
-) -> dict[str, tuple[Tensor, Tensor]]:
+def _signs(measure: Divergence, draws: int, generator: torch.Generator | None) -> Pull:
+    def cotangents(output: Tensor) -> Iterator[Tensor]:
+        pull = vjp(lambda tangent: measure.root(tangent, output), torch.zeros_like(output))[1]
+        for _ in range(draws):
+            signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
+            yield pull(signs)[0] / output[0, ..., 0].numel() ** 0.5
+
+    return cotangents
+
+
+def _pairs(measure: Divergence, towards: Tensor) -> Pull:
+    def cotangents(output: Tensor) -> Iterator[Tensor]:
+        for other in towards.unbind(1):
+            yield measure.pull(output, other) / output[0, ..., 0].numel()
+
+    return cotangents
+
+
+def _backward(local: Local, cotangents: Pull, layers: dict[str, nn.Module]) -> dict[str, tuple[Tensor, Tensor]]:
     seen: dict[str, tuple[Tensor, Tensor]] = {}
     handles = []
     for path, layer in layers.items():
@@ -185,15 +210,10 @@ def _backward(
     finally:
         for handle in handles:
             handle.remove()
-    pull = vjp(lambda tangent: measure.root(tangent, output.detach()), torch.zeros_like(output.detach()))[1]
-    positions = output[0, ..., 0].numel()
-    outputs: Sequence[Tensor] = [seen[path][1] for path in layers]
+    outputs = [seen[path][1] for path in layers]
     rows: list[list[Tensor]] = [[] for _ in outputs]
-    for draw in range(draws):
-        signs = torch.randint(2, output.shape, generator=generator).to(output) * 2 - 1
-        cotangent = pull(signs)[0] / positions**0.5
-        gradients = torch.autograd.grad(output, outputs, cotangent, retain_graph=draw + 1 < draws)
-        for row, gradient in zip(rows, gradients, strict=True):
+    for cotangent in cotangents(output.detach()):
+        for row, gradient in zip(rows, torch.autograd.grad(output, outputs, cotangent, retain_graph=True), strict=True):
             row.append(gradient.detach())
     return {
         path: (_with_tokens(seen[path][0]), torch.stack([_with_tokens(entry) for entry in row], dim=1))
