@@ -11,8 +11,8 @@ import pytest
 import torch
 from flint import arb, ctx
 
+from assay.bounds import nonlinear, relaxations
 from assay.bounds import operations as ops
-from assay.bounds import relaxations
 from assay.bounds.engine import Known, _merge
 from assay.bounds.levels import arithmetic
 from assay.bounds.rounding import Interval
@@ -39,23 +39,23 @@ def scale(x: np.ndarray, rng: np.random.Generator) -> tuple[ops.Operation, np.nd
 
 
 def square(x: np.ndarray, rng: np.random.Generator) -> tuple[ops.Operation, np.ndarray]:
-    return ops.Square(), exact(x) * exact(x)
+    return nonlinear.Square(), exact(x) * exact(x)
 
 
 def relu(x: np.ndarray, rng: np.random.Generator) -> tuple[ops.Operation, np.ndarray]:
-    return ops.Relu(), np.maximum(exact(x), Fraction(0))
+    return nonlinear.Relu(), np.maximum(exact(x), Fraction(0))
 
 
 def multiply(x: np.ndarray, y: np.ndarray) -> tuple[ops.Operation, np.ndarray]:
-    return ops.Multiply(), exact(x) * exact(y)
+    return nonlinear.Multiply(), exact(x) * exact(y)
 
 
 def rescale(x: np.ndarray, y: np.ndarray) -> tuple[ops.Operation, np.ndarray]:
-    return ops.Multiply(), exact(x) * exact(y[..., :1])
+    return nonlinear.Multiply(), exact(x) * exact(y[..., :1])
 
 
 def matmul(x: np.ndarray, y: np.ndarray) -> tuple[ops.Operation, np.ndarray]:
-    return ops.MatMul(), exact(x) @ exact(np.swapaxes(y, -1, -2))
+    return nonlinear.MatMul(), exact(x) @ exact(np.swapaxes(y, -1, -2))
 
 
 def add(x: np.ndarray, y: np.ndarray) -> tuple[ops.Operation, np.ndarray]:
@@ -106,7 +106,7 @@ def test_a_step_through_two_inputs(build: Callable[..., tuple[ops.Operation, np.
 def test_a_step_through_softmax() -> None:
     rng = np.random.default_rng(2)
     x, rows = rng.normal(size=6), rng.normal(size=(1, ROWS, 6))
-    operation = ops.Softmax(np.ones(6))
+    operation = nonlinear.Softmax(np.ones(6))
     boxes = [Interval(x[None], x[None])]
     p, kept, rest = operation.relax(boxes, REAL)
     relaxed = (p, np.ones_like(kept), rest)
@@ -159,10 +159,10 @@ def test_an_execution_error_lowers_every_bound() -> None:
         (ops.Affine(rng.normal(size=(4, 4)), np.zeros(4)), [x]),
         (ops.Scale(np.ones(4), np.zeros(4)), [x]),
         (ops.Add(), [x, y]),
-        (ops.Multiply(), [x, y]),
-        (ops.Gelu(), [x]),
-        (ops.Square(), [x]),
-        (ops.Softmax(np.ones(4)), [x]),
+        (nonlinear.Multiply(), [x, y]),
+        (nonlinear.Gelu(), [x]),
+        (nonlinear.Square(), [x]),
+        (nonlinear.Softmax(np.ones(4)), [x]),
     ]
     rows = rng.normal(size=(1, ROWS, 4))
     for operation, xs in cases:
@@ -199,12 +199,12 @@ def test_execution_errors_cover_float32(kind: str, size: float) -> None:
     xs = [Interval.exactly(v.double().numpy()) for v in (x, y)]
     two = kind in ("multiply", "add", "matmul")
     operation, executed = {
-        "multiply": (ops.Multiply(), lambda: x * y),
+        "multiply": (nonlinear.Multiply(), lambda: x * y),
         "add": (ops.Add(), lambda: x + y),
-        "square": (ops.Square(), lambda: x * x),
-        "matmul": (ops.MatMul(), lambda: x @ y),
-        "gelu": (ops.Gelu(), lambda: torch.nn.functional.gelu(x)),
-        "softmax": (ops.Softmax(np.ones(40)), lambda: x.softmax(-1)),
+        "square": (nonlinear.Square(), lambda: x * x),
+        "matmul": (nonlinear.MatMul(), lambda: x @ y),
+        "gelu": (nonlinear.Gelu(), lambda: torch.nn.functional.gelu(x)),
+        "softmax": (nonlinear.Softmax(np.ones(40)), lambda: x.softmax(-1)),
     }[kind]
     inputs = xs if two else xs[:1]
     value, result = operation.interval(inputs, REAL), executed().double().numpy()
@@ -215,7 +215,7 @@ def test_execution_errors_cover_float32(kind: str, size: float) -> None:
 
 
 def test_a_root_alone_has_no_execution_model() -> None:
-    operation = ops.InverseRoot()
+    operation = nonlinear.InverseRoot()
     with pytest.raises(AssayError, match="use rms_norm"):
         operation.error([Interval.exactly(np.ones((1, 1)))], Interval.exactly(np.ones((1, 1))))
 
@@ -240,9 +240,9 @@ def test_underflowing_coefficients_are_paid_for(kind: str) -> None:
     operation, xs, value = {
         "affine": (ops.Affine(tiny, np.zeros(4)), [x], exact(x.lo[0]) @ exact(tiny).T),
         "scale": (ops.Scale(tiny, np.zeros(())), [x], exact(x.lo[0]) * exact(tiny)),
-        "multiply": (ops.Multiply(), [x, y], exact(x.lo[0]) * exact(tiny)),
-        "matmul": (ops.MatMul(), [x, y], exact(x.lo[0]) @ exact(tiny)),
-        "relu": (ops.Relu(), [x], np.maximum(exact(x.lo[0]), Fraction(0))),
+        "multiply": (nonlinear.Multiply(), [x, y], exact(x.lo[0]) * exact(tiny)),
+        "matmul": (nonlinear.MatMul(), [x, y], exact(x.lo[0]) @ exact(tiny)),
+        "relu": (nonlinear.Relu(), [x], np.maximum(exact(x.lo[0]), Fraction(0))),
     }[kind]
     rows = rng.normal(size=(1, ROWS, 4, 4)) * 1e-161
     relaxed = operation.relax(xs, REAL)
@@ -274,10 +274,10 @@ def test_a_rounded_coefficient_is_paid_for_over_the_whole_box(kind: str) -> None
     operation, xs, relaxed = {
         "affine": (ops.Affine(weight, np.zeros(5)), [x], None),
         "scale": (ops.Scale(weight, np.zeros(())), [x], None),
-        "multiply": (ops.Multiply(), [x, y], (np.zeros((1, 5, 5)), weight[None], zero)),
-        "matmul": (ops.MatMul(), [x, y], None),
-        "elementwise": (ops.Gelu(), [x], relaxations.Lines(weight[None], zero.lo, weight[None], zero.hi)),
-        "softmax": (ops.Softmax(np.ones(5)), [x], (share, np.ones((1, 5, 5)), zero)),
+        "multiply": (nonlinear.Multiply(), [x, y], (np.zeros((1, 5, 5)), weight[None], zero)),
+        "matmul": (nonlinear.MatMul(), [x, y], None),
+        "elementwise": (nonlinear.Gelu(), [x], relaxations.Lines(weight[None], zero.lo, weight[None], zero.hi)),
+        "softmax": (nonlinear.Softmax(np.ones(5)), [x], (share, np.ones((1, 5, 5)), zero)),
     }[kind]
     relaxed = operation.relax(xs, REAL) if relaxed is None else relaxed
     parts, constant = operation.backward(rows, xs, relaxed, 0.0, REAL)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from assay.bounds import nonlinear
 from assay.bounds import operations as ops
+from assay.bounds.levels import ULPS
 from assay.bounds.operations import Operation, Shape
 from assay.bounds.rounding import Array, Interval
 from assay.errors import InputError
@@ -92,36 +94,36 @@ class Graph:
         """Add `x y`, elementwise, with the virtual sum and difference that halve its relaxation."""
         plus = self.add_node(ops.Add(), x, y, virtual=True)
         minus = self.add_node(ops.Add(-1.0), x, y, virtual=True)
-        return self.add_node(ops.Multiply(), x, y, plus, minus)
+        return self.add_node(nonlinear.Multiply(), x, y, plus, minus)
 
     def matmul(self, x: Ref, y: Ref) -> Ref:
         """Add `X Y` over the last two axes."""
-        return self.add_node(ops.MatMul(), x, y)
+        return self.add_node(nonlinear.MatMul(), x, y)
 
     def relu(self, x: Ref) -> Ref:
         """Add ReLU."""
-        return self.add_node(ops.Relu(), x)
+        return self.add_node(nonlinear.Relu(), x)
 
     def gelu(self, x: Ref) -> Ref:
         """Add GELU, `x Phi(x)`."""
-        return self.add_node(ops.Gelu(), x)
+        return self.add_node(nonlinear.Gelu(), x)
 
     def softmax(self, x: Ref, mask: Any = None) -> Ref:
         """Add softmax along the last axis; mask (broadcast to the shape of x) is 1 where weight may fall, such as a causal mask."""
         allowed = np.ones(self.nodes[x].shape[-1]) if mask is None else (as_array("softmax mask", mask) != 0).astype(np.float64)
         if not np.all(allowed.max(-1) > 0):
             raise InputError("softmax: a row of the mask allows no entry")
-        return self.add_node(ops.Softmax(allowed), x)
+        return self.add_node(nonlinear.Softmax(allowed), x)
 
     def rms_norm(self, x: Ref, gain: Any = None, eps: float = 0.0) -> Ref:
         """Add `gain x / sqrt(mean x^2 + eps)` along the last axis."""
         width = self.nodes[x].shape[-1]
         root = self._root(x, Interval.exactly(1.0) / float(width), Interval.exactly(float(eps)))
         weight = np.ones(width) if gain is None else as_array("norm gain", gain)
-        scaled = self.add_node(ops.Multiply(), x, root, virtual=True)
+        scaled = self.add_node(nonlinear.Multiply(), x, root, virtual=True)
         reason = "" if eps >= 2.0**-60 else f"level float32: rms_norm needs eps >= 2^-60 against underflow, got {eps}"
         # width + 4 roundings for the mean and eps, 4 for the root and the two products, and the accuracy of the root.
-        last = ops.Scale(weight, np.zeros(()), width + 8 + 2 * ops.ULPS, reason)
+        last = ops.Scale(weight, np.zeros(()), width + 8 + 2 * ULPS, reason)
         return self.add_node(last, scaled)
 
     def layer_norm(self, x: Ref, gain: Any = None, bias: Any = None, eps: float = 1e-5) -> Ref:
@@ -131,7 +133,7 @@ class Graph:
         centred = self.linear(x, width * np.eye(width) - 1.0, virtual=True)
         shift = Interval.exactly(float(width**2)) * float(eps)
         root = self._root(centred, Interval.exactly(1.0) / float(width), Interval(np.maximum(shift.lo, 0.0), shift.hi))
-        scaled = self.add_node(ops.Multiply(), centred, root, virtual=True)
+        scaled = self.add_node(nonlinear.Multiply(), centred, root, virtual=True)
         weight = np.ones(width) if gain is None else as_array("norm gain", gain)
         offset = np.zeros(width) if bias is None else as_array("norm bias", bias)
         reason = "level float32: LayerNorm is not covered, because how its variance is summed is not fixed; use level real"
@@ -139,9 +141,9 @@ class Graph:
 
     def _root(self, x: Ref, scale: Interval, shift: Interval) -> Ref:
         width = self.nodes[x].shape[-1]
-        squares = self.add_node(ops.Square(), x, virtual=True)
+        squares = self.add_node(nonlinear.Square(), x, virtual=True)
         total = self.linear(squares, np.ones((1, width)), virtual=True)
-        return self.add_node(ops.InverseRoot(scale, shift), total, virtual=True)
+        return self.add_node(nonlinear.InverseRoot(scale, shift), total, virtual=True)
 
     def rearrange(self, x: Ref, shape: Shape, axes: tuple[int, ...] | None = None) -> Ref:
         """Add a permutation of the axes of one sample, then a reshape."""

@@ -4,7 +4,8 @@
 * `real`: rigorous for the network in real-number arithmetic with the given float weights. Matrix products carry their
   forward-error bound, elementwise operations round outward, exp and erf are balls.
 * `float32`: rigorous for the network executed in float32: round to nearest, sums in any order, with or without fused
-  multiply-add, gradual underflow or flush to zero. It is `real` plus the forward error of every operation; that exp, erf and the
+  multiply-add, gradual underflow or flush to zero, no reduced-precision products (TF32, bfloat16), on the float32 inputs of the
+  region. It is `real` plus the forward error of every operation; that exp, erf and the
   reciprocal root are accurate to `ULPS` units in the last place is an assumption, recorded in the result.
 
 Every linear bound is the lower bound of a row `A.x + c`, kept valid in real arithmetic: a rounding error in A is paid for in c, as
