@@ -10,7 +10,7 @@ from assay.recipes import base
 from assay.report import page
 from assay.report.page import Fact, Section
 
-STOPS = ("digits-channels", "agreement-attribution", "max-of-k")
+STOPS = ("digits-channels", "agreement-attribution", "max-of-k", "tms-directions")
 
 
 def tour(folder: Path | str) -> dict[str, Any]:
