@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from assay.attribution.atp_star import AtPStar
 from assay.attribution.edge_patching import exact_edges, patch_edges
 from assay.attribution.edge_scores import EdgeScores, edges
 from assay.attribution.exact import Exact, ablate, every
 from assay.attribution.gradient import Gradient, gate_gradient
 from assay.attribution.path import IntegratedGradients
+from assay.attribution.probes import ProbedSecondOrder
+from assay.attribution.rules import RelP
 from assay.attribution.scores import Gap, Scores
 from assay.attribution.second import SecondOrder, curvature
 from assay.mechanisms.base import Mechanisms
 
 __all__ = [
+    "AtPStar",
     "EdgeScores",
     "Exact",
     "Gap",
     "Gradient",
     "IntegratedGradients",
     "Method",
+    "ProbedSecondOrder",
+    "RelP",
     "Scores",
     "SecondOrder",
     "ablate",

@@ -17,7 +17,7 @@ from assay.mechanisms.base import Mechanisms
 if TYPE_CHECKING:
     from assay.audit.audit import Audit
 
-Estimand = Literal["single removal", "share of joint removal"]
+Estimand = Literal["single removal", "share of joint removal", "size of single removal"]
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,9 @@ class Gap:
 class Scores:
     """Scores of every part: `values[group]` is (examples, *axes), an estimate of F(ones) - F(gate at 0) with the sign of a removal.
 
-    The estimand says whether a score stands for the removal of one part or for its share of the joint removal; `convention`
-    names how gradients pass the site and `reference` what a gate of zero puts there.
+    The estimand says whether a score stands for the removal of one part, for its share of the joint removal, or for the size
+    of its removal without the sign; `convention` names how gradients pass the site, or by which rules they pass the whole
+    network where those are not its derivatives (`backward`), and `reference` what a gate of zero puts there.
     """
 
     mechanisms: Mechanisms
@@ -48,10 +49,11 @@ class Scores:
     exact: bool = False
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     cpu_seconds: float = 0.0
+    backward: str | None = None
 
     @property
     def convention(self) -> str:
-        return self.mechanisms.convention
+        return self.backward or self.mechanisms.convention
 
     @property
     def reference(self) -> str:
