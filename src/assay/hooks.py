@@ -81,17 +81,24 @@ class Record:
 
 def resolve(model: nn.Module, site: str) -> tuple[Place, ...]:
     """Return the summands of a site; InputError with the nearest names when one does not exist."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
     places = []
     for term in (part.strip() for part in site.split("+")):
         path, _, suffix = term.partition(":")
-        if path in modules and path and suffix in ("", "input"):
+        if path and suffix in ("", "input") and _exists(model.get_submodule, path):
             places.append(Place(path, suffix or "output"))
-        elif term in parameters:
+        elif _exists(model.get_parameter, term):
             places.append(Place(term, "parameter"))
         else:
-            raise unknown("site", term, [*filter(None, modules), *parameters])
+            known = [*(name for name, _ in model.named_modules() if name), *(name for name, _ in model.named_parameters())]
+            raise unknown("site", term, known)
     return tuple(places)
+
+
+def _exists(get: Callable[[str], Any], path: str) -> bool:
+    try:
+        return get(path) is not None
+    except AttributeError:
+        return False
 
 
 def run(

@@ -2,7 +2,8 @@
 
 A change at position p of layer l leaves earlier layers, and positions before p, as they are. So a run starts at the patched
 value; keys and values before p are those of the clean run; in the first block only position p is projected anew; and the
-last block computes the position that the metric reads and no other.
+last block computes the position that the metric reads and no other. Jobs with suffixes of different lengths run side by
+side: everything but attention works on a flat list of the tokens that may have changed.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from assay.targets import names
 from assay.targets.base import Batch, Target
 from assay.targets.metrics import AtLast, logit_difference
 
-_TOKENS = 1024  # a chunk whose activations stay in a core's cache: larger ones are slower on a CPU
+_TOKENS = 1024  # tokens whose activations stay in a core's cache: larger chunks are slower on a CPU
 
 
 @dataclass(frozen=True)
 class Layer:
-    """The clean run at one block: its input, its heads, what they read, and how the model called it."""
+    """The clean run at one block: its input, its heads (examples, heads, positions, head width), what they read, and the call."""
 
     block: Block
     call: Call
@@ -82,18 +83,24 @@ class Suffix:
         # Behind the last block's keys and values nothing moves between positions any more.
         late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")
         alive = (positions == last) if late else (positions <= last)
-        for position in positions[alive].unique().tolist():
-            jobs = (alive & (positions == position)).nonzero().flatten()
-            span = int(last[jobs].max()) + 1 - position
-            most = max(1, _TOKENS // span) if who.device.type == "cpu" else 1 << 20
-            for chunk in jobs.split(rows_within(self.bytes_per_job(span), budget, device=who.device, most=most)):
-                part = difference[who[chunk], position]
-                if columns is not None:
-                    kept = torch.zeros_like(part).scatter(1, columns[chunk], 1.0)
-                    part = part * kept
-                x = self.run(stage, part, who[chunk], position)
-                found[chunk] = self.base[who[chunk]] - self.metric_of(x, who[chunk])
+        for chunk in self._chunks(alive.nonzero().flatten(), positions, last, budget):
+            part = difference[who[chunk], positions[chunk]]
+            if columns is not None:
+                part = part * torch.zeros_like(part).scatter(1, columns[chunk], 1.0)
+            x = self.run(stage, part, who[chunk], positions[chunk])
+            found[chunk] = self.base[who[chunk]] - self.metric_of(x, who[chunk])
         return found
+
+    def _chunks(self, jobs: Tensor, positions: Tensor, last: Tensor, budget: int | None) -> list[Tensor]:
+        # Neighbours in position share a chunk, so that attention is computed for few queries that have not changed.
+        jobs = jobs[positions[jobs].argsort(stable=True)]
+        if not len(jobs):
+            return []
+        spans = last[jobs] + 1 - positions[jobs]
+        tokens = _TOKENS if jobs.device.type == "cpu" else 1 << 16
+        counts = ((spans.cumsum(0) - 1) // tokens).unique_consecutive(return_counts=True)[1]
+        rows = rows_within(self.bytes_per_job(int(spans.max())), budget, device=jobs.device, most=len(jobs))
+        return [part for chunk in jobs.split(counts.tolist()) for part in chunk.split(rows)]
 
     @property
     def last(self) -> Tensor:
@@ -101,55 +108,84 @@ class Suffix:
         last: Tensor = self.batch.labels["last"]
         return last
 
-    def run(self, stage: Stage, part: Tensor, who: Tensor, position: int) -> Tensor:
+    def run(self, stage: Stage, part: Tensor, who: Tensor, position: Tensor) -> Tensor:
         """Return the final residual stream (jobs, width) at the metric's position, with one value less its part."""
-        part = part[:, None]
-        depth, layer = stage.layer, self.layers[stage.layer]
-        x = layer.x[who, position][:, None]
+        depth, layer, block = stage.layer, self.layers[stage.layer], self.layers[stage.layer].block
+        x, part = layer.x[who, position][None], part[None]
         match stage.piece:
             case "pre":
                 return self._onward(depth, x - part, who, position)
             case "post" | "mlp":
-                x = self._after(depth)[who, position][:, None] - part
+                x = self.after(depth)[who, position][None] - part
             case "attention":
-                x = self._finish(layer, x, self._attention(layer, who, position) - part)
+                x = block.finish(x, block.mix(layer.z[who, position][None]) - part)
             case "z":
-                x = self._finish(layer, x, layer.block.mix(layer.z[who, position][:, None] - part))
+                x = block.finish(x, block.mix(layer.z[who, position][None] - part))
             case "neurons":
-                mid = x + self._attention(layer, who, position)
-                x = mid + layer.block.mlp(x, mid, {stage.path: lambda seen: seen.written - part})
+                mid = x + block.mix(layer.z[who, position][None])
+                x = mid + block.mlp(x, mid, {stage.path: lambda seen: seen.written - part})
             case "query" | "keys":
-                raw = layer.block.raw(x)
+                raw = block.raw(x)
                 raw[stage.path] = raw[stage.path] - part
-                changed = layer.block.heads(raw, layer.call.at(who, position, 1))
+                changed = block.heads(raw, layer.call.turn(who, position))
                 if stage.piece == "keys":
                     return self._onward(depth, x, who, position, changed)
-                at = torch.full_like(who, position)
-                z = layer.block.attend(changed[0], layer.key[who], layer.value[who], self._mask(layer, who, at))
-                x = self._finish(layer, x, layer.block.mix(z))
+                query = changed[0][0].transpose(0, 1)[:, :, None]
+                z = block.attend(query, layer.key[who], layer.value[who], layer.call.mask_at(who, position))
+                x = block.finish(x, block.mix(z.flatten(2).transpose(0, 1)))
         return self._onward(depth + 1, x, who, position)
 
-    def _onward(self, depth: int, x: Tensor, who: Tensor, position: int, heads: blocks.Heads | None = None) -> Tensor:
-        # x (jobs, changed positions, width) enters block `depth`; from `position + changed` on the clean run still holds there.
-        last = self.last[who]
-        stop = int(last.max()) + 1
+    def _onward(self, depth: int, x: Tensor, who: Tensor, position: Tensor, heads: blocks.Heads | None = None) -> Tensor:
+        # x (1, tokens, width) holds the changed tokens that enter block `depth`: at first one a job, later its whole suffix.
+        last, jobs = self.last[who], torch.arange(len(who), device=who.device)
+        low, stop = int(position.min()), int(last.max()) + 1
+        grid = torch.arange(low, stop, device=who.device)
+        suffix = ((grid >= position[:, None]) & (grid <= last[:, None])).nonzero(as_tuple=True)
+        job, at = suffix[0], suffix[1] + low
+        now, here = jobs, position
         for number in range(depth, len(self.layers)):
-            layer, until = self.layers[number], position + x.shape[1]
-            block = layer.block
-            query, key, value = heads or block.heads(block.raw(x), layer.call.at(who, position, x.shape[1]))
-            heads = None
-            key = _insert(layer.key[who], key, position)
-            value = _insert(layer.value[who], value, position)
-            query = torch.cat([query, layer.query[who, :, until:stop]], dim=2)
-            x = torch.cat([x, layer.x[who, until:stop]], dim=1)
+            layer, block, call = self.layers[number], self.layers[number].block, self.layers[number].call
             if number + 1 == len(self.layers):
-                jobs, at = torch.arange(len(who), device=who.device), last - position
-                query, x = query[jobs, :, at][:, :, None], x[jobs, at][:, None]
-                mask = self._mask(layer, who, last)
-            else:
-                mask = layer.call.mask[:, :, position:stop][_rows(layer.call.mask, who)]
-            x = block.finish(x, block.mix(block.attend(query, key, value, mask)))
-        return x[:, 0]
+                z = self._read_at_last(layer, x, heads, who, now, here)
+                end = here == last[now]
+                x_last = layer.x[who, last].index_copy_(0, now[end], x[0, end])[None]
+                return block.finish(x_last, block.mix(z.flatten(1)[None]))[0]
+            query, key, value = heads or block.heads(block.raw(x), call.turn(who[now], here))
+            heads = None
+            keys, values = _put(layer.key[who], key, now, here), _put(layer.value[who], value, now, here)
+            queries = _put(layer.query[:, :, low:stop][who], query, now, here - low)
+            if number == depth:
+                x_all = layer.x[who[job], at]
+                x_all[at == position[job]] = x[0]
+                x, now, here = x_all[None], job, at
+            z = block.attend(queries, keys, values, call.masks(who, low, stop))[now, here - low]
+            x = block.finish(x, block.mix(z.flatten(1)[None]))
+        return x[0]
+
+    def _read_at_last(self, layer: Layer, x: Tensor, heads: blocks.Heads | None, who: Tensor, now: Tensor, here: Tensor) -> Tensor:
+        # What the heads of the last block read at the metric's position, (jobs, heads, head width).
+        last, block = self.last[who], layer.block
+        mask = layer.call.mask_at(who, last)
+        if heads is None and self.last_query is not None:
+            normed = self.last_normed[who]
+            normed.flatten(0, 1).index_copy_(0, now * normed.shape[1] + here, block.before_attention(x[0]))
+            return self.last_query(normed[torch.arange(len(who), device=who.device), last], normed, mask)
+        query, key, value = heads or block.heads(block.raw(x), layer.call.turn(who[now], here))
+        keys, values = _put(layer.key[who], key, now, here), _put(layer.value[who], value, now, here)
+        end = here == last[now]
+        queries = layer.query[who, :, last].index_copy_(0, now[end], query[0, :, end].transpose(0, 1))
+        return block.attend(queries[:, :, None], keys, values, mask)[:, 0]
+
+    @cached_property
+    def last_query(self) -> blocks.Query | None:
+        """The cheap attention of the last block, where its family allows it."""
+        return blocks.last_query(self.layers[-1].block)
+
+    @cached_property
+    def last_normed(self) -> Tensor:
+        """What the last block's projections read in the clean run, (examples, positions, width)."""
+        found: Tensor = self.layers[-1].block.before_attention(self.layers[-1].x)
+        return found
 
     def metric_of(self, x: Tensor, who: Tensor) -> Tensor:
         """Return the metric (jobs,) of final residual streams (jobs, width), in float64."""
@@ -180,17 +216,9 @@ class Suffix:
         weight: Any = self.head.weight
         return 2 * int(weight.shape[0])
 
-    def _after(self, depth: int) -> Tensor:
+    def after(self, depth: int) -> Tensor:
+        """Return what the clean run puts behind the block `depth`."""
         return self.end if depth + 1 == len(self.layers) else self.layers[depth + 1].x
-
-    def _attention(self, layer: Layer, who: Tensor, position: int) -> Tensor:
-        return layer.block.mix(layer.z[who, position][:, None])
-
-    def _finish(self, layer: Layer, x: Tensor, attention: Tensor) -> Tensor:
-        return layer.block.finish(x, attention)
-
-    def _mask(self, layer: Layer, who: Tensor, at: Tensor) -> Tensor:
-        return layer.call.mask[_rows(layer.call.mask, who), :, at][:, :, None]
 
 
 def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
@@ -227,13 +255,13 @@ def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
         future = torch.ones_like(called.mask, dtype=torch.bool).triu(1)
         if bool((future & (called.mask > torch.finfo(called.mask.dtype).min / 2)).any()):
             return "attention is not causal"
-        rotation = called.rotation
-        query, key, value = block.heads(block.raw(now.value), rotation)
-        layers.append(Layer(block, called, now.value, query, key, value, block.attend(query, key, value, called.mask)))
+        query, key, value = (entry.contiguous() for entry in block.heads(block.raw(now.value), called.rotation))
+        z = block.attend(query, key, value, called.mask).flatten(2)
+        layers.append(Layer(block, called, now.value, query, key, value, z))
     head, norm = model.get_output_embeddings(), model.get_submodule(family.final_norm)  # type: ignore[operator]
     end = seen[paths[-1]].value
-    found = Suffix(model, batch, metric, layers, end, stages, {site: seen[site].value for site in stages}, norm, head)
-    return found if _reproduces(found, metric(output, batch)) else "the model's blocks compute something else than their family's"
+    clean = Suffix(model, batch, metric, layers, end, stages, {site: seen[site].value for site in stages}, norm, head)
+    return clean if _reproduces(clean, metric(output, batch)) else "the model's blocks compute something else than their family's"
 
 
 def _reproduces(found: Suffix, metric: Tensor) -> bool:
@@ -241,7 +269,7 @@ def _reproduces(found: Suffix, metric: Tensor) -> bool:
     tolerance = min(1e3 * torch.finfo(found.end.dtype).eps, 0.1)
     real = found.batch.inputs.get("attention_mask") if isinstance(found.batch.inputs, Mapping) else None
     for depth, layer in enumerate(found.layers):
-        own, theirs = layer.block.finish(layer.x, layer.block.mix(layer.z)), found._after(depth)
+        own, theirs = layer.block.finish(layer.x, layer.block.mix(layer.z)), found.after(depth)
         wrong = (own - theirs).abs().amax(-1) > tolerance * theirs.abs().amax(-1)
         if bool((wrong if real is None else wrong & real.bool()).any()):
             return False
@@ -268,10 +296,9 @@ def _stages(model: nn.Module, layout: names.Layout, paths: list[str]) -> dict[st
     return stages
 
 
-def _rows(mask: Tensor, who: Tensor) -> Tensor:
-    return who if len(mask) > 1 else torch.zeros_like(who)
-
-
-def _insert(clean: Tensor, new: Tensor, position: int) -> Tensor:
-    clean[:, :, position : position + new.shape[2]] = new  # `clean` was gathered for these jobs and is theirs
+def _put(clean: Tensor, new: Tensor, job: Tensor, at: Tensor) -> Tensor:
+    """Put the heads of new tokens (1, heads, tokens, width) into heads (jobs, heads, positions, width) gathered for these jobs."""
+    _, heads, positions, width = clean.shape
+    rows = (job * heads + torch.arange(heads, device=job.device)[:, None]) * positions + at
+    clean.view(-1, width).index_copy_(0, rows.flatten(), new.reshape(-1, width))
     return clean
