@@ -52,25 +52,49 @@ def margin_shares(weights: Weights, *, sequences: int = 4096, seed: int = 0) -> 
 
     The margin is logit_m - max_{x != m} logit_x; the parts add up to it. An estimate from a sample, in logits.
     """
-    if sequences < 1:
-        raise InputError(f"sequences must be at least 1, got {sequences}")
     if weights.vocabulary < 2:
         raise InputError("a margin needs at least two tokens")
-    c, V, K = circuits(weights), weights.vocabulary, weights.positions
-    tokens = torch.randint(V, (sequences, K), generator=torch.Generator().manual_seed(seed)).numpy()
-    q, m, rows = tokens[:, -1], tokens.max(1), np.arange(sequences)
+    tokens = _draw(weights, sequences, seed)
+    parts, m, rows = _parts(circuits(weights), tokens), tokens.max(1), np.arange(sequences)
+    rival = _rival(parts, m)
+    return {name: float((part[rows, m] - part[rows, rival]).mean()) for name, part in zip(PATHS, parts, strict=True)}
+
+
+def sampled_accuracy(weights: Weights, *, sequences: int = 1 << 15, seed: int = 0) -> float:
+    """Return the share of random sequences answered right: an estimate, where brute force is out of reach."""
+    tokens, table = _draw(weights, sequences, seed), circuits(weights)
+    right = 0
+    for chunk in np.array_split(tokens, max(1, sequences // 1024)):
+        parts, m, rows = _parts(table, chunk), chunk.max(1), np.arange(len(chunk))
+        rival = _rival(parts, m)
+        right += int((sum(part[rows, m] - part[rows, rival] for part in parts) > 0).sum())
+    return right / sequences
+
+
+def _draw(weights: Weights, sequences: int, seed: int) -> np.ndarray:
+    if sequences < 1:
+        raise InputError(f"sequences must be at least 1, got {sequences}")
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(weights.vocabulary, (sequences, weights.positions), generator=generator).numpy()
+
+
+def _parts(c: Circuits, tokens: np.ndarray) -> list[Array]:
+    """Return what each path writes to the logits, (sequences, V) in the order of `PATHS`."""
+    q = tokens[:, -1]
     scores = np.take_along_axis(c.qk[q], tokens, 1) + c.qk_position[q]
     attention = np.exp(scores - scores.max(1, keepdims=True))
     attention /= attention.sum(1, keepdims=True)
-    largest = tokens == m[:, None]
-    parts = [
+    largest = tokens == tokens.max(1, keepdims=True)
+    return [
         c.direct[q],
-        np.broadcast_to(c.direct_position, (sequences, V)),
+        np.broadcast_to(c.direct_position, c.direct[q].shape),
         np.einsum("sp,spx->sx", attention * largest, c.ov[tokens]),
         np.einsum("sp,spx->sx", attention * ~largest, c.ov[tokens]),
         attention @ c.ov_position,
     ]
-    logits = sum(parts, np.zeros((sequences, V)))
-    logits[rows, m] = -np.inf
-    rival = logits.argmax(1)
-    return {name: float((part[rows, m] - part[rows, rival]).mean()) for name, part in zip(PATHS, parts, strict=True)}
+
+
+def _rival(parts: list[Array], m: np.ndarray) -> np.ndarray:
+    logits = np.sum(parts, axis=0)
+    logits[np.arange(len(m)), m] = -np.inf
+    return np.asarray(logits.argmax(1))

@@ -14,9 +14,10 @@ import assay_check
 from assay.errors import AssayError, InputError
 from assay.io.files import existing
 from assay.io.runs import Run
+from assay.learn.max_of_k import train_max_of_k
 from assay.proofs import cross_entropy
 from assay.proofs.cells import Measure
-from assay.proofs.circuits import circuits, margin_shares
+from assay.proofs.circuits import circuits, margin_shares, sampled_accuracy
 from assay.proofs.prove import ProofResult, prove, prove_all, true_count
 from assay.proofs.strategies import STRATEGIES, named
 from assay.recipes import base
@@ -27,7 +28,6 @@ from assay.targets.max_of_k import Weights
 __all__ = ["Config", "check", "headline", "run", "sections"]
 
 CERTIFICATE = "certificate.json"
-_SEQUENCES = 1 << 16
 
 
 class ModelConfig(base.Config):
@@ -87,12 +87,14 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     shares = margin_shares(weights, seed=config.seed)
     run.save_table("shares.parquet", pl.DataFrame({"path": list(shares), "margin": list(shares.values())}))
     run.save_table("measures.parquet", _measures(config, weights))
-    executed = prove(weights, config.proofs.certified, "float32", count_operations=False, normalise=False) if config.proofs.float32 else None
+    executed = (
+        prove(weights, config.proofs.certified, "float32", count_operations=False, normalise=False) if config.proofs.float32 else None
+    )
     return {
         "total": best.total,
         "right": truth,
         "accuracy": truth / best.total if truth is not None else None,
-        "sampled_accuracy": _sampled(weights, config.seed) if truth is None else None,
+        "sampled_accuracy": sampled_accuracy(weights, seed=config.seed) if truth is None else None,
         "certified": {"strategy": best.strategy, "count": best.count, "bound": float(best.bound), "seconds": best.seconds},
         "checked": verdict.reason,
         "executed": float(executed.bound) if executed else None,
@@ -109,7 +111,7 @@ def _weights(config: Config, run: Run) -> Weights:
     if config.model.path is not None:
         return max_of_k.load(existing(Path(config.model.path)))
     model, training = config.model, config.training
-    trained = max_of_k.train(
+    trained = train_max_of_k(
         model.vocabulary,
         model.positions,
         model.width,
@@ -172,9 +174,3 @@ def _cross_entropy(config: Config, weights: Weights) -> float | None:
         return float(cross_entropy.bound_cross_entropy(weights, config.proofs.level).bound)
     except AssayError:
         return None  # a margin without a useful bound: a network far from trained
-
-
-def _sampled(weights: Weights, seed: int) -> float:
-    """Return the accuracy on random inputs, in float32."""
-    model = max_of_k.MaxOfK(weights.vocabulary, weights.positions, weights.width, weights.head, generator=torch.Generator())
-    return max_of_k.sampled_accuracy(model, weights, sequences=_SEQUENCES, seed=seed)
