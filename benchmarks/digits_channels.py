@@ -128,18 +128,20 @@ def print_widths() -> None:
 
     The delta loss is weaker here than elsewhere, so that there are wrong attributions to tell apart.
     """
-    found = {hidden: measure(1.0, 10.0, 0.1, hidden=hidden) for hidden in (32, 64, 128, 256)}
+    found = {hidden: measure(1.0, 1.0, 0.1, hidden=hidden) for hidden in (32, 64, 128, 256)}
     print("share of wrong attributions (by more than 10%) below a threshold on (|q| + B3) / |attr|, promised to be at most 5%")
     print("channels a block | accuracy  within 10%  threshold | at " + "  ".join(f"{hidden:>5}" for hidden in found) + " channels")
     for hidden, row in found.items():
         threshold = row.risk.threshold
-        shown, risks = "none", ""
-        if threshold is not None:
-            shown = f"{threshold:.4f}"
-            risks = "  ".join(
-                f"{float((other.first_errors[other.scores <= threshold] > 0.1).double().mean()):.3f}" for other in found.values()
-            )
-        print(f"{hidden:16} | {row.accuracy:8.3f}  {row.within:10.3f}  {shown:>9} |    {risks}", flush=True)
+        risks = [] if threshold is None else [row_risk(other, threshold) for other in found.values()]
+        shown = "none" if threshold is None else f"{threshold:.3f}"
+        line = "  ".join(f"{risk:.3f}" for risk in risks)
+        print(f"{hidden:16} | {row.accuracy:8.3f}  {row.within:10.3f}  {shown:>9} |    {line}", flush=True)
+
+
+def row_risk(found: Figures, threshold: float, tolerance: float = 0.1) -> float:
+    """Return the share of wrong attributions among those with a score of at most the threshold."""
+    return float((found.first_errors[found.scores <= threshold] > tolerance).double().mean())
 
 
 def _accuracy(clean: Clean) -> float:
