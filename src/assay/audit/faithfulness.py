@@ -44,12 +44,17 @@ def faithfulness(mechanisms: Mechanisms, keep: Keep) -> Faithfulness:
     rest = mechanisms.values({name: 1 - gate for name, gate in gates.items()}).double()
     total = sum(gate.numel() for gate in gates.values())
     ones = sum(float(gate.sum()) for gate in gates.values())
+    return summarise(full, empty, circuit, rest, ones / total)
+
+
+def summarise(full: Tensor, empty: Tensor, circuit: Tensor, rest: Tensor, kept: float) -> Faithfulness:
+    """Return the ratios of metrics (examples,) of the whole network, of nothing kept, of the circuit and of its complement."""
     return Faithfulness(
         _ratio(circuit.mean(), empty.mean(), full.mean()),
         _ratio(rest.mean(), empty.mean(), full.mean()),
         float(torch.nanmedian((circuit - empty) / (full - empty))),
         float(torch.nanmedian((rest - empty) / (full - empty))),
-        ones / total,
+        kept,
     )
 
 

@@ -1,0 +1,139 @@
+"""Prediction-powered intervals: coverage over resampled populations, width against sampling alone, and refusals."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from cases import dictionary, displacements
+
+from assay.attribution import Exact, IntegratedGradients, attribute
+from assay.audit import audit
+from assay.audit.totals import mean_interval, ratio_interval, top_recall, totals
+from assay.errors import InputError
+from assay.parts import Group
+
+PARTS = 30
+
+
+def population(generator: np.random.Generator, inputs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Exact effects and biased estimates of one group, (inputs, parts): heavy tails, and errors that grow with the effect."""
+    level = generator.gamma(2.0, size=(inputs, 1))
+    exact = level * generator.standard_t(4, size=(inputs, PARTS)) + 0.2
+    estimate = 0.8 * exact + 0.1 + 0.3 * np.abs(exact) * generator.normal(size=exact.shape)
+    return exact, estimate
+
+
+def audited(seed: int, inputs: int = 60, sampled: int = 6):
+    """An audit of drawn inputs, with only what the intervals read; the last five parts are inactive."""
+    generator = np.random.default_rng(seed)
+    exact, estimate = population(generator, inputs)
+    active = np.ones_like(exact)
+    active[:, -5:] = exact[:, -5:] = estimate[:, -5:] = 0
+    rows = [(i, int(k)) for i in range(inputs) for k in generator.choice(PARTS - 5, sampled, replace=False)]
+    table = pl.DataFrame(
+        {
+            "group": ["g"] * len(rows),
+            "example": [i for i, _ in rows],
+            "estimate": [estimate[i, k] for i, k in rows],
+            "exact": [exact[i, k] for i, k in rows],
+        }
+    )
+    mechanisms = SimpleNamespace(groups={"g": Group("g", ("site",), (inputs, PARTS))}, norms=lambda: {"g": torch.tensor(active)})
+    scores = SimpleNamespace(mechanisms=mechanisms, values={"g": torch.tensor(estimate)})
+    return SimpleNamespace(scores=scores, table=table, bars=SimpleNamespace(alpha=0.1))
+
+
+def covered(found: list[bool], level: float = 0.9) -> None:
+    error = math.sqrt(level * (1 - level) / len(found))
+    assert np.mean(found) >= level - 3 * error
+    assert np.mean(found) <= level + 3.5 * error + 0.01
+
+
+def test_totals_cover_the_mean_over_inputs_and_are_narrower_than_the_sample_alone():
+    truth = 0.2 * (PARTS - 5)
+    found = [totals(audited(seed)) for seed in range(250)]
+    covered([entry["g"].covers(truth) for entry in found])
+    assert all(entry["g"] == entry["all"] for entry in found)
+    assert np.mean([entry["g"].width for entry in found]) < 0.7 * np.mean([entry["g"].sampled_only for entry in found])
+
+
+def test_scores_of_further_inputs_make_the_interval_narrower_and_keep_its_coverage():
+    truth, found, plain = 0.2 * (PARTS - 5), [], []
+    for seed in range(250):
+        one = audited(seed)
+        _, estimate = population(np.random.default_rng(10_000 + seed), 400)
+        estimate[:, -5:] = 0
+        found.append(totals(one, more=SimpleNamespace(values={"g": torch.tensor(estimate)}))["g"])
+        plain.append(totals(one)["g"])
+    covered([interval.covers(truth) for interval in found])
+    assert np.mean([interval.width for interval in found]) < 0.85 * np.mean([interval.width for interval in plain])
+
+
+def test_recall_covers_the_ratio_of_the_population():
+    k = 4
+    exact, estimate = (values[:, :-5] for values in population(np.random.default_rng(1), 40_000))
+    level = np.sort(np.abs(estimate), axis=1)[:, -k][:, None]
+    large = np.abs(exact) >= level
+    truth = (large & (np.abs(estimate) >= level)).sum() / large.sum()
+    found = [top_recall(audited(seed), k) for seed in range(250)]
+    assert 0.5 < truth < 0.95
+    covered([interval.covers(truth) for interval in found])
+    assert np.mean([interval.width for interval in found]) < 0.4
+
+
+def test_the_interval_of_a_mean_is_students_and_predictions_that_know_nothing_cost_nothing():
+    values = np.random.default_rng(0).normal(size=12)
+    plain = mean_interval(values)
+    assert plain.estimate == pytest.approx(values.mean())
+    assert plain.width == pytest.approx(2 * 1.7958848 * values.std(ddof=1) / math.sqrt(12))
+    noise = np.random.default_rng(1)
+    other = mean_interval(values, predicted=noise.normal(size=12), more=noise.normal(size=1000))
+    assert other.width < 1.05 * plain.width
+    perfect = mean_interval(values, predicted=values, more=noise.normal(size=100_000))
+    assert perfect.width < 0.05 * plain.width
+    assert mean_interval(values, predicted=np.ones(12), more=np.ones(5)).width == pytest.approx(plain.width)
+
+
+def test_a_ratio_whose_denominator_may_be_zero_says_nothing():
+    interval = ratio_interval(np.array([0.1, -0.2, 0.3, 0.0]), np.array([1.0, -1.0, 2.0, -2.0]))
+    assert (interval.low, interval.high) == (0.0, 1.0)
+    certain = ratio_interval(np.full(5, 2.0), np.full(5, 4.0))
+    assert (certain.low, certain.high) == pytest.approx((0.5, 0.5))
+
+
+def test_a_real_audit_brackets_the_exact_total():
+    mechanisms = dictionary(examples=40)
+    scores = attribute(mechanisms, IntegratedGradients())
+    checked = audit(scores, exact=9, seed=1)
+    exact = attribute(mechanisms, Exact())
+    found = totals(checked, alpha=0.01)
+    for name in ("features", "error"):
+        truth = float(exact.values[name].flatten(1).sum(1).mean())
+        assert found[name].covers(truth)
+        assert found[name].width < 2 * found[name].sampled_only
+    recall = top_recall(checked, 2)
+    assert 0 <= recall.low <= recall.estimate <= recall.high <= 1
+
+
+def test_what_cannot_have_an_interval_is_refused():
+    with pytest.raises(InputError, match="shared over the batch"):
+        totals(audit(attribute(displacements(20)), exact=3))
+    with pytest.raises(InputError, match="two inputs"):
+        mean_interval(np.ones(1))
+    with pytest.raises(InputError, match="alpha"):
+        mean_interval(np.ones(3), 0.0)
+    with pytest.raises(InputError, match="both or none"):
+        mean_interval(np.ones(3), predicted=np.ones(3))
+    with pytest.raises(InputError, match="predictions of them"):
+        mean_interval(np.arange(3.0), predicted=np.arange(4.0), more=np.arange(4.0))
+    with pytest.raises(InputError, match="one length"):
+        ratio_interval(np.ones(3), np.ones(4))
+    with pytest.raises(InputError, match="active parts"):
+        top_recall(audited(0), 26)
+    with pytest.raises(InputError, match="at least 1"):
+        top_recall(audited(0), 0)
