@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 
 from assay_check import InputError, check
 
@@ -17,4 +16,4 @@ except (InputError, OSError) as error:
     parser.error(str(error))
 text = f"{'accepted' if verdict.accepted else 'rejected'}: {verdict.reason}"
 print(json.dumps({**vars(verdict), "bound": str(verdict.bound)}) if arguments.json else text)
-sys.exit(not verdict.accepted)
+raise SystemExit(not verdict.accepted)

@@ -7,7 +7,6 @@ The answer m beats x on tokens t with the query q last iff sum_p g_p(t_p) < 0 (t
 A sum over positions is maximised term by term: in a cell (q, m, c) with tokens S its maximum is g_{K-1}(q) + sum_p g_p(m) + the c
 largest of max_{k in S} g_p(k) - g_p(m). In float64, with u = 2**-53, tables within 2u and values up to R, a weight errs by less
 than 8u of itself and a value by 8u R, so that weight * (value + 32u R) is above g; sums of n such terms err by n u of their sizes.
-What stays within these errors of zero is settled in balls.
 """
 
 from collections.abc import Sequence
@@ -18,8 +17,7 @@ from typing import Any
 import numpy as np
 from flint import arb, ctx, fmpq_mat
 
-from assay_check.model import Model, floats
-from assay_check.reader import need
+from assay_check.model import Model, floats, need
 
 
 class Measure:
@@ -41,15 +39,14 @@ class Measure:
         if entry["cells"] is not None:
             good = cells.shape[1:] == (3,) and all(type(i) is int and 0 <= i < max(V, K) for i in cells.flat)
             need(good and (cells < (V, V, K)).all(), "measure.cells must be null or a list of [q, m, c]")
-            listed = np.zeros_like(self.counted)
-            listed[tuple(cells.T.astype(int))] = True
-            self.counted &= listed
+            index = np.ravel_multi_index(tuple(cells.T.astype(int)), (V, V, K))
+            self.counted &= np.isin(np.arange(V * V * K), index).reshape(V, V, K)
         self.total = self.weigh(self.tokens[None], self.counted[None])
 
     def weigh(self, sets: np.ndarray, holds: np.ndarray) -> int:
         """Return the weight of the sequences in any of one or two families of sets (family, q, m, c, k), where they hold."""
-        both = sets.all(0)
-        parts = [*zip([1] * len(sets), sets, holds, strict=True), *[(-1, both, both.any(-1) & holds.all(0))][: len(sets) - 1]]
+        both = (-1, sets.all(0), sets.all(0).any(-1) & holds.all(0))
+        parts = [*zip([1] * len(sets), sets, holds, strict=True), *[both][: len(sets) - 1]]
         return sum(sign * self._cell(part[q, m, c], q, m, c) for sign, part, held in parts for q, m, c in np.argwhere(held).tolist())
 
     def _cell(self, S: np.ndarray, q: int, m: int, c: int) -> int:
@@ -71,7 +68,7 @@ class Margins:
         self.ea, self.eb = (_exponentials(scores, model.head) for scores in tables[:2])
         self.EV, self.PV, self.D = map(floats, tables[2:])
         self.R = 2 * sum(float(np.abs(table).max()) for table in (self.EV, self.PV, self.D, error))
-        self.lost, self.room = 2.0**-1000 * (1 + self.R), model.K * 2.0**-46 * self.R  # to underflow; in K terms with weights up to 1
+        self.lost, self.room = 2.0**-1000 * (1 + self.R), model.K * 2.0**-46 * self.R  # by underflow; by all else, per unit of weight
 
     @np.errstate(all="ignore")
     def hold(self, sets: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -83,10 +80,8 @@ class Margins:
             g = (self.eb[q, :, None] * self.ea[q, : m + 1])[..., None] * value
             own, stay, g = g[-1, q], g[:-1, m], g[:-1, : max(m, 1)]
             for S, want, hold in zip(sets[:, q, m, :, : max(m, 1)], wanted[:, q, m], holds[:, q, m], strict=True):
-                if (S[:, 1:] <= S[:, :-1]).all():  # boxes {0..j}
-                    change = np.maximum.accumulate(g, axis=1)[:, np.maximum(S.sum(1), 1) - 1]
-                else:
-                    change = np.where(S[..., None], g[:, None], -np.inf).max(2)
+                boxes, last = (S[:, 1:] <= S[:, :-1]).all(), np.maximum(S.sum(1), 1) - 1  # boxes are {0..last}
+                change = np.maximum.accumulate(g, axis=1)[:, last] if boxes else np.where(S[..., None], g[:, None], -np.inf).max(2)
                 excess = np.cumsum(-np.sort(stay[:, None] - change, axis=0), axis=0)
                 margin = own + stay.sum(0) + np.concatenate([np.zeros((1, *excess.shape[1:])), excess])[range(K), range(K)]
                 margin[:, m] = -np.inf
@@ -104,9 +99,8 @@ class Margins:
         for q in range(V):
             w = (self.eb[q, :, None] * self.ea[q])[:, None]  # (place, x, token); the sum of weights is one more x
             g = np.concatenate([w * (self.EV + self.PV[:, None] + (self.D[q] + self.error[q])).transpose(0, 2, 1), w], axis=1)
-            sums, m = g[-1][:, [q]], grid.max(0, initial=q)
-            for part in g[:-1]:
-                sums = (sums[..., None] + part[:, None]).reshape(V + 1, -1)
+            m, start = grid.max(0, initial=q), g[-1][:, [q]]
+            sums = reduce(lambda sums, part: (sums[..., None] + part[:, None]).reshape(V + 1, -1), g[:-1], start)
             answer, room = sums[m, lane] - 2 * self.error[q, m] * sums[V], self.room * sums[V] + self.lost
             sums[m, lane] = -np.inf
             other = sums[:V].max(0)

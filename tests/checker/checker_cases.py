@@ -165,6 +165,7 @@ def certify(
     w: Tensors,
     count: int,
     advice: np.ndarray | None,
+    /,
     *,
     rule: str = "cells",
     level: str = "real",
