@@ -42,19 +42,27 @@ def agreement(estimate: np.ndarray, truth: np.ndarray, *, k: int | None = None) 
     if n == 0:
         raise InputError("agreement needs at least one pair of estimate and truth")
     k = min(max(1, n // 10) if k is None else k, n)
-    varied = n > 1 and np.ptp(estimate) > 0 and np.ptp(truth) > 0
+    # Of order one, so that the moments of tiny or huge values neither vanish nor overflow.
+    (e, e_size), (t, t_size) = _unit(estimate), _unit(truth)
+    flat = n < 2 or t.var() == 0
+    varied = not flat and e.var() > 0
     decided = truth != 0
     found = np.intersect1d(np.argsort(-np.abs(estimate), kind="stable")[:k], np.argsort(-np.abs(truth), kind="stable")[:k])
     return Agreement(
-        pearson=float(np.corrcoef(estimate, truth)[0, 1]) if varied else float("nan"),
+        pearson=float(np.corrcoef(e, t)[0, 1]) if varied else float("nan"),
         spearman=float(stats.spearmanr(estimate, truth).statistic) if varied else float("nan"),
-        slope=float(np.cov(estimate, truth)[0, 1] / np.var(truth, ddof=1)) if n > 1 and np.ptp(truth) > 0 else float("nan"),
+        slope=float("nan") if flat else float(np.cov(e, t)[0, 1] / t.var(ddof=1)) * (e_size / t_size),
         sign=float((np.sign(estimate[decided]) == np.sign(truth[decided])).mean()) if decided.any() else float("nan"),
         mae=float(np.abs(estimate - truth).mean()),
         recall=len(found) / k,
         k=k,
         n=n,
     )
+
+
+def _unit(values: np.ndarray) -> tuple[np.ndarray, float]:
+    size = float(np.abs(values).max())
+    return (values / size, size) if size > 0 else (values, 1.0)
 
 
 def agreement_table(table: pl.DataFrame, by: str) -> pl.DataFrame:
