@@ -10,7 +10,7 @@ import pytest
 from small_models import KINDS, draw, planted
 from soundness import check
 
-from assay.errors import InputError
+from assay.errors import AssayError
 from assay.proofs import cells
 from assay.proofs.strategies import STRATEGIES, low_rank, subcubic
 from assay.proofs.strategies.base import Problem
@@ -28,7 +28,7 @@ def sample(count: int, first: int) -> list[tuple[int, str, str, str]]:
 def attempt(seed: int, kind: str, level: str, strategy: str, *, most: int) -> int:
     try:
         return check(draw(seed, kind, most_sequences=most), strategy, level)
-    except InputError as error:
+    except AssayError as error:
         if "overflow" not in str(error):
             raise
         return 0  # refused, never certified

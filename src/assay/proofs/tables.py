@@ -13,7 +13,7 @@ a sum over positions that can be bounded term by term (compare arXiv 2406.11779,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,14 +34,15 @@ class Outputs:
     """Enclosures of what tokens and positions write through the head: EV (V, V) key by output and PV (K, V).
 
     `slack` (V,) per query is added to every margin: twice the rounding error of the executed network at level float32, else 0.
-    `worst` names the parts that are replaced by their worst value: `direct`, `positions_ov`.
+    `replaced` holds upper bounds (m, x) of logit_x - logit_m that stand for a whole part: `direct` for every query token,
+    `positions_ov` for every position.
     """
 
     level: str
     EV: Interval
     PV: Interval
     slack: Array
-    worst: frozenset[str]
+    replaced: Mapping[str, Array]
 
     @property
     def vocabulary(self) -> int:
@@ -78,8 +79,9 @@ class Outputs:
 
     def position_ov(self, m: int) -> Array:
         """Return upper bounds of PV[p,x] - PV[p,m], shape (K, V)."""
-        value = self.up(self.PV.hi - self.PV.lo[:, m : m + 1])
-        return value if "positions_ov" not in self.worst else _repeat(value.max(0), len(value))
+        if "positions_ov" in self.replaced:
+            return _repeat(self.replaced["positions_ov"][m], self.positions)
+        return self.up(self.PV.hi - self.PV.lo[:, m : m + 1])
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ class Tables(Outputs):
 
     def direct(self, m: int) -> Array:
         """Return upper bounds of D[q,x] - D[q,m] plus the slack, shape (V, V)."""
-        value = self.up(self.up(self.D.hi - self.D.lo[:, m : m + 1]) + self.slack[:, None])
-        return value if "direct" not in self.worst else _repeat(value.max(0), len(value))
+        if "direct" in self.replaced:
+            return self.up(_repeat(self.replaced["direct"][m], self.vocabulary) + self.slack[:, None])
+        return self.up(self.up(self.D.hi - self.D.lo[:, m : m + 1]) + self.slack[:, None])
 
 
 def over(x: Interval, change: Callable[[Array], Array]) -> Interval:
@@ -191,22 +194,22 @@ def factor(w: Weights, level: str) -> Factors:
     return Factors(level, algebra, w.head, E, P, Eq, query, K.T, V @ O @ U, U, bias)
 
 
-def fold(f: Factors, weights: Weights, *, exp_ulp: float = 2.0, worst: Iterable[str] = ()) -> Tables:
+def fold(f: Factors, weights: Weights, *, exp_ulp: float = 2.0) -> Tables:
     """Fold the factors into tables; `exp_ulp` is the assumed accuracy, in units in the last place, of the executed exponential.
 
     Raises InputError when the tables overflow float64.
     """
-    out = outputs(f, weights, exp_ulp=exp_ulp, worst=worst)
+    out = outputs(f, weights, exp_ulp=exp_ulp)
     enclose = f.algebra.enclose
     with np.errstate(over="ignore", invalid="ignore"):
         a, b = (f.algebra.divide_by_root(enclose(f.query @ f.keys @ tokens.T), f.head) for tokens in (f.E, f.P))
         direct = enclose(f.Eq @ f.U + f.algebra.ones(weights.vocabulary) @ f.bias)
     for name, table in {"a": a, "b": b, "D": direct}.items():
         _require_finite(name, table)
-    return Tables(out.level, out.EV, out.PV, out.slack, out.worst, a, b, direct, f.algebra.exp(a), f.algebra.exp(b))
+    return Tables(out.level, out.EV, out.PV, out.slack, out.replaced, a, b, direct, f.algebra.exp(a), f.algebra.exp(b))
 
 
-def outputs(f: Factors, weights: Weights, *, exp_ulp: float = 2.0, worst: Iterable[str] = ()) -> Outputs:
+def outputs(f: Factors, weights: Weights, *, exp_ulp: float = 2.0) -> Outputs:
     """Return the tables of what is written through the head, alone; as `fold` otherwise."""
     with np.errstate(over="ignore", invalid="ignore"):
         ev, pv = f.algebra.enclose(f.E @ f.values), f.algebra.enclose(f.P @ f.values)
@@ -214,7 +217,7 @@ def outputs(f: Factors, weights: Weights, *, exp_ulp: float = 2.0, worst: Iterab
     _require_finite("PV", pv)
     executed = f.level == "float32"
     slack = 2.0 * logit_error(weights, exp_ulp=exp_ulp).max(1) if executed else np.zeros(weights.vocabulary)
-    return Outputs(f.level, ev, pv, slack, frozenset(worst))
+    return Outputs(f.level, ev, pv, slack, {})
 
 
 def _require_finite(name: str, table: Interval) -> None:
@@ -227,4 +230,4 @@ def _same(x: Array) -> Array:
 
 
 def _repeat(row: Array, count: int) -> Array:
-    return np.broadcast_to(row, (count, *row.shape))
+    return np.broadcast_to(row, (count, *row.shape), subok=True)

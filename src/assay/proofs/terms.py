@@ -18,7 +18,7 @@ def position_terms(tables: Tables, m: int, queries: slice) -> tuple[Array, Array
     ov, places, direct = tables.ov(m, slice(m + 1)), tables.position_ov(m), tables.direct(m)[queries]
     scores = over(tables.ea, lambda end: end[queries, : m + 1])
     shape = (count, m + 1, *direct.shape)
-    terms = np.empty_like(direct, shape=shape)
+    terms = np.empty_like(ov, shape=shape)
     for p in range(count):
         value = up(up(ov + places[p])[:, None, :] + direct)
         weight = tables.product(scores, over(tables.eb, lambda end: end[queries, p : p + 1]))

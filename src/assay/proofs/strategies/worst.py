@@ -50,7 +50,9 @@ def without(problem: Problem, part: str, advice: Advice) -> Tables:
     """Return the tables with a part replaced by its worst value; InputError for an unknown part."""
     tables = problem.tables
     if part in ("direct", "positions_ov"):
-        return replace(tables, worst=tables.worst | {part})
+        values = tables.D if part == "direct" else tables.PV
+        worst = [tables.up(values.hi - values.lo[:, m : m + 1]).max(0) for m in range(tables.vocabulary)]
+        return replace(tables, replaced={part: np.stack(worst)})
     if part == "positions_qk":
         low, high = (np.broadcast_to(end[:, None], tables.eb.lo.shape) for end in (tables.eb.lo.min(1), tables.eb.hi.max(1)))
         return replace(tables, eb=Interval(low, high))
