@@ -82,6 +82,14 @@ def test_shared_keys_move_all_their_query_heads():
             torch.testing.assert_close(fixed.values[name][:, 1, head], effect, rtol=1e-3, atol=1e-6)
 
 
+def test_fused_attention_is_refused_where_the_pattern_is_needed():
+    model = tiny_gpt2()
+    model.set_attn_implementation("sdpa")
+    bound = nodes(target_of(model), *pair(), HOOKS[:1])
+    with pytest.raises(InputError, match="attn_implementation='eager'"):
+        attribute(bound, AtPStar())
+
+
 def test_dropping_layers_finds_paths_that_cancel():
     target = Target(Cancelling().double(), lambda output, batch: output)
     clean = Batch(torch.zeros(3, 2, 1, dtype=torch.float64))

@@ -106,6 +106,17 @@ def test_a_ratio_whose_denominator_may_be_zero_says_nothing():
     assert (certain.low, certain.high) == pytest.approx((0.5, 0.5))
 
 
+def test_a_sample_without_a_miss_does_not_claim_certainty():
+    one = audited(3)
+    one.table = one.table.with_columns(pl.col("estimate").alias("exact"))
+    interval = top_recall(one, 4)
+    assert interval.estimate == 1.0
+    assert 0.85 < interval.low < 1.0
+    few = audited(3, inputs=4)
+    few.table = few.table.with_columns(pl.col("estimate").alias("exact"))
+    assert top_recall(few, 4).low < interval.low
+
+
 def test_a_real_audit_brackets_the_exact_total():
     mechanisms = dictionary(examples=40)
     scores = attribute(mechanisms, IntegratedGradients())

@@ -139,12 +139,12 @@ def _fix(scores: Scores, name: str, mask: Tensor, values: Tensor, budget: int | 
     flat = values.view(len(values), -1)
     known = mechanisms.exact_rule()
     if known is not None:
-        flat[mask] = known[name].double().reshape(flat.shape)[mask]
+        flat[mask] = known[name].double().to(flat.device).reshape(flat.shape)[mask]
         return
     if shared:
         parts = mask[0].nonzero().flatten()
         index = torch.stack(torch.unravel_index(parts, axes), dim=-1)
-        flat[:, parts] = ablate(mechanisms, name, index, budget=budget).T
+        flat[:, parts] = ablate(mechanisms, name, index, budget=budget).T.to(flat.device)
         return
     rows = int(mask.sum(1).max())
     # The chosen parts of each example first; examples with fewer of them ablate others beside, which are not used.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import polars as pl
@@ -125,6 +125,8 @@ def top_recall(audit: Audit, k: int, alpha: float | None = None) -> Interval:
 
     That is a ratio of two totals over parts, of `|exact| >= t and |score| >= t` and of `|exact| >= t`, with t the k-th largest
     |score| of the input. Each is predicted by the scores, which know it for all parts, and corrected by the random sample.
+    Where no sampled effect contradicts the scores the corrections say nothing of their own error; the interval is then the
+    exact binomial one for one sampled large effect an input, none of them missed.
     """
     rows, parts = _rows(audit), _active_scores(audit)
     if k < 1:
@@ -139,7 +141,12 @@ def top_recall(audit: Audit, k: int, alpha: float | None = None) -> Interval:
     found, large = pl.col("estimate").abs() >= pl.col("level"), pl.col("exact").abs() >= pl.col("level")
     above = kept + _per_input(rows, pl.col("weight") * ((found & large).cast(float) - found.cast(float)), len(kept))
     below = kept + _per_input(rows, pl.col("weight") * (large.cast(float) - found.cast(float)), len(kept))
-    return ratio_interval(above, below, audit.bars.alpha if alpha is None else alpha)
+    chance = audit.bars.alpha if alpha is None else alpha
+    interval = ratio_interval(above, below, chance)
+    if rows.filter(found != large).height == 0:
+        trials = rows.filter(large)["example"].n_unique()
+        return replace(interval, low=(chance / 2) ** (1 / trials) if trials else 0.0, high=1.0)
+    return interval
 
 
 def _rows(audit: Audit) -> pl.DataFrame:
