@@ -28,7 +28,7 @@ class Audit:
     """How far to trust scores: `table` has a row for every ablated part (example, group, part, estimate, exact, fold, lower, upper).
 
     `pooled` is the agreement over all rows, `by_group` and `by_example` within groups and within inputs. `coverage` and
-    `width` of the bars are measured on inputs that neither chose the scale nor calibrated, leaving out rows where the estimate
+    `width` of the bars are measured on inputs that neither chose the scale nor calibrated, leaving out groups where the estimate
     is exact up to rounding; `constant_width` is the width there of a constant conformal bar around the first-order estimate.
     """
 
@@ -49,7 +49,7 @@ class Audit:
     def at_level(self, alpha: float, *, seed: int | None = None) -> Audit:
         """Return the audit with bars of another level, or with other random folds of the inputs, from the same ablations."""
         sampled = self.sampled if seed is None else replace(self.sampled, seed=seed)
-        return _assess(self.scores, sampled, self.scales, alpha, time.process_time())
+        return replace(self, sampled=sampled, **_barred(self.scores, sampled, alpha))
 
     def half_widths(self) -> dict[str, Tensor]:
         """Return the half-width of every part's bar, (examples, *axes) by group; infinite where there is no bar."""
@@ -146,7 +146,16 @@ def audit(
     rows = Rows(table["estimate"].to_numpy(), truth, inputs, stratum, named)
     plain = Rows(table["first"].to_numpy(), truth, inputs, stratum, {})
     sampled = _Sampled(table.drop(f"scale:{name}" for name in candidates), rows, plain, seed, scale)
-    return _assess(scores, sampled, candidates, alpha, began)
+    return Audit(
+        scores=scores,
+        pooled=agreement(sampled.rows.estimate, truth),
+        by_group=agreement_table(table, "group"),
+        by_example=agreement_table(table, "example"),
+        scales=candidates,
+        sampled=sampled,
+        **_barred(scores, sampled, alpha),
+        cpu_seconds=time.process_time() - began,
+    )
 
 
 @dataclass(frozen=True)
@@ -158,16 +167,17 @@ class _Sampled:
     scale: str | None
 
 
-def _assess(scores: Scores, sampled: _Sampled, scales: Mapping[str, Mapping[str, Tensor]], alpha: float, began: float) -> Audit:
+def _barred(scores: Scores, sampled: _Sampled, alpha: float) -> dict[str, Any]:
+    """Return the fields of an audit that depend on the level and on the folds."""
     rows, chance = sampled.rows, np.random.default_rng(sampled.seed)
     folds = [np.isin(rows.input, fold) for fold in split(rows.input, (0.25, 0.5, 0.25), chance)]
     bars = calibrate(rows.take(folds[1]), alpha, chance, tuning=rows.take(folds[0]), scale=sampled.scale)
     constant = calibrate(sampled.plain.take(folds[1]), alpha, chance)
     half = bars.half_width(rows.stratum, rows.scales.get(bars.scale, np.ones(len(rows))))
-    covered = np.abs(rows.exact - rows.estimate) <= half
-    # Where the estimate is exact up to rounding and the bar has no width, covering proves nothing.
-    rounding = 1e-12 * np.abs(rows.exact).max()
-    held = folds[2] & ((half > rounding) | (np.abs(rows.exact - rows.estimate) > rounding))
+    error = np.abs(rows.exact - rows.estimate)
+    # In strata where the estimate is exact up to rounding, covering proves nothing.
+    wrong = np.unique(rows.stratum[error > 1e-12 * np.abs(rows.exact).max()])
+    held = folds[2] & np.isin(rows.stratum, wrong)
     if set(rows.stratum) == {"all"}:
         names = scores.mechanisms.groups
         bars = replace(
@@ -180,21 +190,14 @@ def _assess(scores: Scores, sampled: _Sampled, scales: Mapping[str, Mapping[str,
         pl.Series("lower", rows.estimate - half),
         pl.Series("upper", rows.estimate + half),
     )
-    return Audit(
-        scores=scores,
-        table=table,
-        pooled=agreement(rows.estimate, rows.exact),
-        by_group=agreement_table(table, "group"),
-        by_example=agreement_table(table, "example"),
-        bars=bars,
-        coverage=float(covered[held].mean()) if held.any() else math.nan,
-        width=float(2 * half[held].mean()) if held.any() else math.nan,
-        constant_width=float(2 * constant.half_width(rows.stratum[held], np.ones(held.sum())).mean()) if held.any() else math.nan,
-        held_out=int(held.sum()),
-        cpu_seconds=time.process_time() - began,
-        scales=scales,
-        sampled=sampled,
-    )
+    return {
+        "table": table,
+        "bars": bars,
+        "coverage": float((error <= half)[held].mean()) if held.any() else math.nan,
+        "width": float(2 * half[held].mean()) if held.any() else math.nan,
+        "constant_width": float(2 * constant.half_width(rows.stratum[held], np.ones(held.sum())).mean()) if held.any() else math.nan,
+        "held_out": int(held.sum()),
+    }
 
 
 def _scales(scores: Scores, against: Scores | None, extra: Mapping[str, Mapping[str, Tensor]] | None) -> dict[str, Mapping[str, Tensor]]:

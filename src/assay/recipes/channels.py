@@ -200,10 +200,15 @@ def _threshold(config: Config, table: pl.DataFrame) -> dict[str, Any] | None:
     return asdict(found)
 
 
-def _coverage(audits: dict[str, Audit]) -> pl.DataFrame:
-    frames = []
+def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
+    """Return coverage and width of the bars by level, means over random resplits of the inputs with their spread."""
+    rows = []
     for name, audit in audits.items():
         for alpha in (0.5, 0.4, 0.3, 0.2, 0.1, 0.05):
-            again = audit.at_level(alpha)
-            frames.append({"estimate": name, "nominal": 1 - alpha, "measured": again.coverage, "width": again.width})
-    return pl.DataFrame(frames)
+            again = [audit.at_level(alpha, seed=seed) for seed in range(resplits)]
+            coverage, width = (torch.tensor([getattr(entry, key) for entry in again]) for key in ("coverage", "width"))
+            error = 2 * float(coverage.std()) / resplits**0.5
+            mean = float(coverage.mean())
+            bounds = {"low": mean - error, "high": mean + error}
+            rows.append({"estimate": name, "nominal": 1 - alpha, "measured": mean, **bounds, "width": float(width.mean())})
+    return pl.DataFrame(rows)

@@ -96,7 +96,15 @@ def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> S
     coverage = run.table("coverage.parquet")
     bars = summary["bars"]["second" if "second" in summary["bars"] else "first"]
     pictures = [
-        charts.calibration(coverage, "nominal", "measured", colour="estimate"),
+        charts.calibration(
+            coverage,
+            "nominal",
+            "measured",
+            low="low",
+            high="high",
+            colour="estimate",
+            title="Coverage against the promise (dashed), over 20 resplits of the inputs",
+        ),
         charts.line(
             coverage.filter(pl.col("width").is_finite()),
             "nominal",
