@@ -101,6 +101,8 @@ def test_dropping_layers_finds_paths_that_cancel():
     dropped = attribute(bound, AtPStar(layers=[["bend"], ["back"]]))
     torch.testing.assert_close(dropped.values["start"], torch.full((3, 2), 2.0, dtype=torch.float64))
     assert dropped.estimand == "size of single removal"
+    cut = attribute(bound, AtPStar(layers=[["bend", "back"]]))  # nothing is left of the metric's gradient
+    assert (cut.values["start"] == 0).all()
 
 
 def test_a_layer_is_not_dropped_for_its_own_nodes():

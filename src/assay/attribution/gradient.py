@@ -70,7 +70,11 @@ def _reverse(mechanisms: Mechanisms, gates: Gates, names: set[str]) -> tuple[Ten
     with torch.enable_grad():
         values = mechanisms.target.values(mechanisms.batch, watched)
         reached = [site for site in tape if names & set(sites[site])]
-        cotangents = torch.autograd.grad(values.double().sum(), [tape[site][1] for site in reached], allow_unused=True)
+        tracked = [tape[site][1] for site in reached]
+        # A metric that no site reaches, as with every path cut, has no gradient to ask for.
+        cotangents = (
+            torch.autograd.grad(values.double().sum(), tracked, allow_unused=True) if values.requires_grad else [None] * len(reached)
+        )
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         for site, cotangent in zip(reached, cotangents, strict=True):

@@ -44,7 +44,8 @@ def read_patterns(target: Target, batch: Batch, paths: Sequence[str]) -> dict[st
         values = target.values(batch)
         reader.require(paths)
         tensors = [reader.weights[path] for path in paths]
-        gradients = torch.autograd.grad(values.double().sum(), tensors, allow_unused=True)
+        cut = not values.requires_grad  # no pattern reaches the metric
+        gradients = [None] * len(tensors) if cut else torch.autograd.grad(values.double().sum(), tensors, allow_unused=True)
     found = {}
     for path, weights, gradient in zip(paths, tensors, gradients, strict=True):
         slope = torch.zeros_like(weights) if gradient is None else gradient
