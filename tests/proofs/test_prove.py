@@ -41,6 +41,7 @@ def test_results_are_bounds_with_costs(strategy: str, weights: Weights) -> None:
 def test_stronger_strategies_prove_no_less(weights: Weights) -> None:
     bound = {result.strategy: result.bound for result in prove_all(weights, "real", normalise=False)}
     assert bound["brute_force"] >= bound["union"] >= bound["best"] >= max(bound["set_exact"], bound["box_exact"])
+    assert bound["named_rivals"] >= bound["cubic"]
     assert bound["subcubic_anchored"] >= bound["subcubic"] >= bound["subcubic_low_rank"]
     assert bound["box_exact"] >= max(value for name, value in bound.items() if name.startswith("worst_"))
 

@@ -8,6 +8,7 @@ from assay.proofs.strategies.brute import BruteForce
 from assay.proofs.strategies.cubic import Cubic
 from assay.proofs.strategies.exact import Exact
 from assay.proofs.strategies.hybrid import Hybrid
+from assay.proofs.strategies.rivals import NamedRivals
 from assay.proofs.strategies.subcubic import Options, SubCubic
 from assay.proofs.strategies.worst import Worst
 
@@ -27,6 +28,7 @@ _ALL: tuple[Strategy, ...] = (
     Worst("worst_qk_residual", "cells", "box_exact with the worst scores beyond rank one", part="qk_residual"),
     Worst("worst_direct", "cells", "box_exact with the worst query token for the direct path", part="direct"),
     Hybrid("hybrid", "cells", "box_exact for the attention mechanism, propagated bounds for the direct path"),
+    NamedRivals("named_rivals", "cells", "pure tokens; the competitors k and q apart from the pool of the others"),
     Cubic("cubic", "cubic", "pure tokens of pooled competitors and positions"),
     _family("subcubic_anchored", "attention bounds, differences to the answer's own logit", "exact", "exact", anchored=True),
     _family("subcubic", "attention bounds with exact QK and direct path", "exact", "exact"),

@@ -33,7 +33,7 @@ class Cubic(Described):
         return {"sets": certify(problem.tables)}
 
     def verify(self, problem: Problem, advice: Advice) -> CertifiedSets:
-        return CertifiedSets(verify(problem.tables, advice["sets"]))
+        return CertifiedSets(pure_only(advice["sets"], certify(problem.tables)))
 
     def unexplained(self, weights: Weights) -> int:
         return whole_tables(weights)
@@ -61,7 +61,7 @@ def certify(tables: Tables) -> Sets:
         at_query = tables.times(over(own, lambda end: end[queries]), value[rows, rows])
         at_max = tables.times(over(tables.ea, lambda end: end[queries, m]), value[:, m])
         others = tables.times(over(tables.ea, lambda end: end[queries, :m]), value[:, :m])
-        sets[0, queries, m, 0, 0] = _one_sequence(tables, m) < 0
+        sets[0, queries, m, 0, 0] = one_sequence(tables, m) < 0
         for c in range(1, K):
             sets[0, queries, m, c, :m] = True
             for copies, rest in shares(tables, c, queries):
@@ -71,9 +71,8 @@ def certify(tables: Tables) -> Sets:
     return cells.normal(sets)
 
 
-def verify(tables: Tables, sets: Sets) -> Sets:
+def pure_only(sets: Sets, pure: Sets) -> Sets:
     """Return the claimed cells whose tokens are all pure; the others are emptied."""
-    pure = certify(tables)
     return sets & ~(sets & ~pure).any(-1, keepdims=True)
 
 
@@ -109,7 +108,7 @@ def _without(margins: Array, m: int) -> Array:
     return margins.max(-1)
 
 
-def _one_sequence(tables: Tables, m: int) -> Array:
+def one_sequence(tables: Tables, m: int) -> Array:
     """Return the largest margin of the sequence (m, ..., m, q) for each q <= m: exact for every competitor."""
     up, K = tables.up, tables.positions
     ov, places, direct = tables.ov(m), tables.position_ov(m), tables.direct(m)[: m + 1]
