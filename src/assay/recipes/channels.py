@@ -17,6 +17,7 @@ from assay.learn import cosine, fit
 from assay.mechanisms.channels import ChannelMechanisms, channels
 from assay.mechanisms.channels.attribution import hoyer
 from assay.mechanisms.channels.data import Data, load_arrays, load_digits
+from assay.mechanisms.channels.interaction import interaction_matrix
 from assay.mechanisms.channels.training import Training, make_objective, make_optimizer
 from assay.recipes import base
 from assay.recipes.channels_evaluation import evaluate
@@ -49,6 +50,8 @@ class TrainingConfig(base.Config):
     steps: int = Field(Training.steps, ge=1)
     batch: int = Field(Training.batch, ge=1)
     rate: float = Field(Training.rate, gt=0)
+    weight_decay: float = Field(Training.weight_decay, ge=0)
+    noise: float = Field(Training.noise, ge=0)
 
 
 class AuditConfig(base.Config):
@@ -99,6 +102,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("scores.parquet", first.table())
     faithful = curve(first, (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), per_example=True)
     run.save_table("faithfulness.parquet", faithful)
+    faces = _faces(mechanisms, data)
+    if faces is not None:
+        run.save_table("faces.parquet", faces)
     run.save_table("coverage.parquet", _coverage(audits))
     worst = worst_case(mechanisms, keep_top(first, 0.2, per_example=True), steps=10, restarts=3)
     threshold = _threshold(config, found.table)
@@ -198,6 +204,22 @@ def _threshold(config: Config, table: pl.DataFrame) -> dict[str, Any] | None:
         seed=config.seed,
     )
     return asdict(found)
+
+
+def _faces(mechanisms: ChannelMechanisms, data: Data, classes: int = 4) -> pl.DataFrame | None:
+    """Return, for the first classes, what the first block looks for in pixels: its strongest eigenvector towards the class's logit."""
+    weights = mechanisms.weights
+    if data.image is None or len(data.image) != 2 or weights.positions > 1 or weights.gate is not None:
+        return None
+    height, across = data.image
+    frames = []
+    for index, name in list(enumerate(data.names))[:classes]:
+        form = interaction_matrix(weights, 0, weights.head[index])
+        seen = (form.vectors[:, 0] @ weights.embed).reshape(height, across)
+        place = torch.cartesian_prod(torch.arange(height), torch.arange(across))
+        columns = {"row": place[:, 0].tolist(), "column": place[:, 1].tolist(), "value": seen.flatten().tolist()}
+        frames.append(pl.DataFrame(columns).with_columns(pl.lit(name).alias("class"), pl.lit(float(form.values[0])).alias("eigenvalue")))
+    return pl.concat(frames)
 
 
 def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:

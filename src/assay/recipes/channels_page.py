@@ -38,6 +38,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Fact("agreement r", first["pearson"], f"slope {first['slope']:.3f}, against exact ablation"),
     ]
     parts = [_agreement(run, summary), _certificates(run, config, certified, summary["not_available"])]
+    parts += _faces(run)
     parts += [_calibration(run, summary, config), _circuit(run, summary), _training(run), _tables(run)]
     return facts, parts
 
@@ -87,9 +88,41 @@ def _certificates(run: Run, config: dict[str, Any], certified: dict[str, float],
                     y_title="log10 of the certified bound",
                 )
             )
+        constants = table.filter((pl.col("step") > 0) & (pl.col("attribution") != pl.col("exact"))).with_columns(
+            ((pl.col("attribution") - pl.col("exact")).abs() / pl.col("step") ** 2).alias("constant"),
+            pl.format("block {}", "block").alias("block"),
+        )
+        if constants.height:
+            title = "The error per squared step is no constant: it spans orders of magnitude"
+            pictures.append(charts.ecdf(constants, "constant", colour="block", log_x=True, title=title, x_title="|error| / step squared"))
     if refused:
         text += "\n\nNot available for this network. " + " ".join(f"{name}: {reason}." for name, reason in refused.items())
     return Section("What can be proved", text, charts=pictures)
+
+
+def _faces(run: Run) -> list[Section]:
+    if not run.has("faces.parquet"):
+        return []
+    table = run.table("faces.parquet")
+    pictures = [
+        charts.heatmap(
+            part,
+            "column",
+            "row",
+            "value",
+            title=f"Class {name}, eigenvalue {part['eigenvalue'][0]:.2g}",
+            x_title="",
+            y_title="",
+            height=180,
+        )
+        for (name,), part in table.group_by(["class"], maintain_order=True)
+    ]
+    text = (
+        "A block of a bilinear network is a quadratic form in each output direction, so its weights can be read without any data. Shown is the first "
+        "block's strongest eigenvector towards a class's logit, in pixels: a positive eigenvalue means that images like it, or like its negative, "
+        "raise the logit; a negative one that they lower it."
+    )
+    return [Section("What the weights look for", text, charts=pictures)]
 
 
 def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> Section:
