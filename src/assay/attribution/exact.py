@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from jaxtyping import Float, Int
@@ -29,7 +31,7 @@ class Exact:
         began = time.process_time()
         known = mechanisms.exact_rule()
         values: dict[str, Tensor] = {}
-        record = mechanisms.record() if known is None else None
+        record = cache(mechanisms.record)  # made by the first group that needs it
         for name, group in mechanisms.groups.items():
             if known is not None:
                 values[name] = known[name].double()
@@ -55,7 +57,7 @@ def ablate(
     name: str,
     index: Int[Tensor, "rows *examples axes"],
     *,
-    record: hooks.Record | None = None,
+    record: hooks.Record | Callable[[], hooks.Record] | None = None,
     budget: int | None = None,
 ) -> Float[Tensor, "rows examples"]:
     """Return F(ones) - F(one gate at 0) for rows of parts of one group, in float64.
@@ -79,7 +81,7 @@ def ablate(
         known = mechanisms.ablate_rule(name, index, budget)
     if known is not None:
         return known.double()
-    record = mechanisms.record() if record is None else record
+    made = record if isinstance(record, hooks.Record) else (record or mechanisms.record)()
 
     def row(place: Tensor, weight: Tensor) -> Tensor:
         def edit(site: str) -> hooks.Edit:
@@ -90,9 +92,9 @@ def ablate(
 
             return remove
 
-        return mechanisms.target.values(mechanisms.batch, {site: edit(site) for site in group.sites}, record=record, resume=group.sites)
+        return mechanisms.target.values(mechanisms.batch, {site: edit(site) for site in group.sites}, record=made, resume=group.sites)
 
-    chunk = rows_within(4 * record.size_from(mechanisms.target.model, group.sites), budget, device=mechanisms.target.device)
+    chunk = rows_within(4 * made.size_from(mechanisms.target.model, group.sites), budget, device=mechanisms.target.device)
     found = []
     with torch.no_grad():
         for rows in index.split(chunk):

@@ -200,8 +200,9 @@ def call(block: nn.Module, seen: Seen) -> Call:
 
 def _mlp(module: Any, x: Tensor) -> Tensor:
     if type(module).__name__ == "GPT2MLP" and type(module.act).__name__ == "NewGELUActivation":
-        # The same function in one pass over memory instead of eight.
-        out: Tensor = module.c_proj(nn.functional.gelu(module.c_fc(x), approximate="tanh"))
+        # The same function in one pass over memory instead of eight, and in place.
+        hidden = module.c_fc(x)
+        out: Tensor = module.c_proj(torch.ops.aten.gelu_(hidden, approximate="tanh"))
         return out
     return module(x)
 

@@ -17,7 +17,7 @@ from assay.io.files import require_finite
 from assay.mechanisms.base import Mechanisms
 from assay.mechanisms.nodes.parts import Columns
 from assay.mechanisms.nodes.suffix import Suffix, plan
-from assay.parts import Group, Parts, Whole
+from assay.parts import Gates, Group, Parts, Whole
 from assay.targets import names
 from assay.targets.base import Batch, Target
 
@@ -86,12 +86,16 @@ class Nodes(Mechanisms):
 
     kind = "nodes"
 
-    @property
+    @cached_property
     def groups(self) -> Mapping[str, Group]:
         return {name: Group(name, (spot.ref.site,), spot.shape) for name, spot in self.spots.items()}
 
+    @cached_property
+    def sites(self) -> dict[str, list[str]]:
+        return super().sites
+
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
-        return {name: spot.parts(seen.value) for name, spot in self.spots.items() if spot.ref.site == site}
+        return {name: self.spots[name].parts(seen.value) for name in self.sites[site]}
 
     def describe(self, group: str, index: tuple[int, ...]) -> str:
         spot = self.spots[group]
@@ -123,6 +127,11 @@ class Nodes(Mechanisms):
         found = torch.zeros(alive.shape, dtype=torch.float64, device=index.device)
         found[alive] = suffix.effects(spot.ref.site, difference, who[alive], positions[alive], columns, budget)
         return found
+
+    def values(self, gates: Gates | None = None, *, record: hooks.Record | None = None) -> Tensor:
+        if not gates and isinstance(self.__dict__.get("_suffix"), Suffix):
+            return self.__dict__["_suffix"].baseline.clone()  # the model's own run, which patching has made already
+        return super().values(gates, record=record)
 
     @cached_property
     def _suffix(self) -> Suffix | str:
@@ -166,6 +175,9 @@ def nodes(
     refs = {name: names.resolve(target.model, name) for name in sites}
     if len(refs) < len(sites):
         raise InputError(f"sites are named twice: {', '.join(sorted({name for name in sites if list(sites).count(name) > 1}))}")
+    for ref in refs.values():
+        if ref.kind == "module" and hooks.resolve(target.model, ref.site)[0].kind == "parameter":
+            raise InputError(f"{ref.site!r} is a parameter; nodes are activations: name a module")
     for name in neurons:
         if name not in refs:
             raise unknown("site in neurons", name, refs)
@@ -198,9 +210,8 @@ def indirect_effect(scores: Scores) -> dict[str, Tensor]:
 def _values(target: Target, batch: Batch, sites: Sequence[str], what: str) -> dict[str, Tensor]:
     values = {}
     for site, seen in hooks.read(target.model, batch.inputs, sites).items():
-        require_finite(seen.value, f"{what} activation at {site!r}")
-        if any(place.kind == "parameter" for place in hooks.resolve(target.model, site)):
-            raise InputError(f"{site!r} is a parameter; nodes are activations: name a module")
+        if not seen.value.sum().isfinite():  # one cheap pass; the exact count only where something is wrong
+            require_finite(seen.value, f"{what} activation at {site!r}")
         if seen.value.ndim < 2 or len(seen.value) != len(batch):
             raise InputError(
                 f"the value at {site!r} has shape {tuple(seen.value.shape)}; a node needs (examples, ..., width) with {len(batch)} examples"
@@ -258,7 +269,10 @@ def _spot(name: str, ref: names.SiteRef, value: Tensor, base: Tensor, mask: Tens
 
 def _refuse_overlap(spots: Mapping[str, Spot]) -> None:
     owners: dict[tuple[str, int], str] = {}
+    sites = [spot.ref.site for spot in spots.values()]
     for name, spot in spots.items():
+        if sites.count(spot.ref.site) == 1:
+            continue
         for column in range(spot.width) if spot.columns is None else spot.columns.flatten().tolist():
             other = owners.setdefault((spot.ref.site, column), name)
             if other != name:
