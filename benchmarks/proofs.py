@@ -23,9 +23,9 @@ from assay.targets import max_of_k
 from assay.targets.max_of_k import Weights
 from assay_check import check
 
-CHECKED = ("best", "cubic", "subcubic", "subcubic_low_rank_anchored")
-LARGE = ((64, 10, ("box_exact", "cubic", "subcubic_anchored")), (128, 20, ("cubic", "subcubic_anchored")))
-GROWTH = ("box_exact", "cubic", "subcubic", "subcubic_low_rank")
+CHECKED = ("brute_force", "best", "named_rivals", "cubic", "subcubic", "subcubic_low_rank_anchored")
+LARGE = ((64, 10, ("box_exact", "named_rivals", "cubic", "subcubic_anchored")), (128, 20, ("named_rivals", "cubic", "subcubic_anchored")))
+GROWTH = ("box_exact", "named_rivals", "cubic", "subcubic", "subcubic_low_rank")
 
 
 def train(vocabulary: int, positions: int, seed: int) -> Weights:
@@ -67,9 +67,9 @@ def print_growth() -> None:
         return prove(weights, name, "float64", normalise=False).operations or 0
 
     for name in GROWTH:
-        in_v = np.log(steps(name, 96, 4) / steps(name, 48, 4)) / np.log(2)
+        in_v = np.log(steps(name, 64, 4) / steps(name, 32, 4)) / np.log(2)
         in_k = np.log(steps(name, 32, 16) / steps(name, 32, 8)) / np.log(2)
-        print(f"operations of {name:20s} grow like V^{in_v:.2f} (48 to 96 tokens) and K^{in_k:.2f} (8 to 16 positions)")
+        print(f"operations of {name:20s} grow like V^{in_v:.2f} (32 to 64 tokens) and K^{in_k:.2f} (8 to 16 positions)")
 
 
 def main() -> None:
