@@ -4,9 +4,9 @@ The answer m beats x on tokens t with the query q last iff sum_p g_p(t_p) < 0 (t
 
     g_p(k) = exp(a[q,k] + b[q,p]) (EV[k,x] - EV[k,m] + PV[p,x] - PV[p,m] + D[q,x] - D[q,m]).
 
-A sum over positions is maximised term by term: in a cell (q, m, c) with tokens S its maximum is g_{K-1}(q) + sum_p g_p(m) + the c
-largest of max_{k in S} g_p(k) - g_p(m). In float64, with u = 2**-53, tables within 2u and values up to R, a weight errs by less
-than 8u of itself and a value by 8u R, so that weight * (value + 32u R) is above g; sums of n such terms err by n u of their sizes.
+In a cell (q, m, c) with tokens S the sum is largest when the c positions p where max_{k in S} g_p(k) - g_p(m) is largest hold these k.
+In float64, u = 2**-53, with tables within 2u and values up to R, a weight errs by less than 8u of itself, a value by 8u R and a sum
+of K terms by K u of their sizes: weight * (value + 32 K u R) makes up for all. What is then not negative is settled in balls.
 """
 
 from collections.abc import Sequence
@@ -67,8 +67,8 @@ class Margins:
         self.exact, self.error, self.head = [table.tolist() for table in tables], error, model.head
         self.ea, self.eb = (_exponentials(scores, model.head) for scores in tables[:2])
         self.EV, self.PV, self.D = map(floats, tables[2:])
-        self.R = 2 * sum(float(np.abs(table).max()) for table in (self.EV, self.PV, self.D, error))
-        self.lost, self.room = 2.0**-1000 * (1 + self.R), model.K * 2.0**-46 * self.R  # by underflow; by all else, per unit of weight
+        R = 2 * sum(float(np.abs(table).max()) for table in (self.EV, self.PV, self.D, error))
+        self.extra, self.room, self.lost = 2.0**-48 * model.K * R, 2.0**-46 * model.K**2 * R, 2.0**-1000 * (1 + R)  # lost to underflow
 
     @np.errstate(all="ignore")
     def hold(self, sets: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -76,18 +76,19 @@ class Margins:
         holds, K = np.zeros_like(wanted), len(self.PV)
         for q, m in np.argwhere(wanted.any((0, 3))).tolist():
             token, place, direct = (table - table[:, m : m + 1] for table in (self.EV, self.PV, self.D[q : q + 1]))
-            value = token[: m + 1] + place[:, None] + (direct + (self.error[q] + self.error[q, m] + 2.0**-48 * self.R))
+            value = token[: m + 1] + place[:, None] + (direct + (self.error[q] + self.error[q, m] + self.extra))
             g = (self.eb[q, :, None] * self.ea[q, : m + 1])[..., None] * value
             own, stay, g = g[-1, q], g[:-1, m], g[:-1, : max(m, 1)]
             for S, want, hold in zip(sets[:, q, m, :, : max(m, 1)], wanted[:, q, m], holds[:, q, m], strict=True):
                 boxes, last = (S[:, 1:] <= S[:, :-1]).all(), np.maximum(S.sum(1), 1) - 1  # boxes are {0..last}
                 change = np.maximum.accumulate(g, axis=1)[:, last] if boxes else np.where(S[..., None], g[:, None], -np.inf).max(2)
-                excess = np.cumsum(-np.sort(stay[:, None] - change, axis=0), axis=0)
-                margin = own + stay.sum(0) + np.concatenate([np.zeros((1, *excess.shape[1:])), excess])[range(K), range(K)]
-                margin[:, m] = -np.inf
-                slack = K * 2.0**-50 * (np.abs(own) + np.abs(stay).sum(0) + np.abs(change).sum(0)) + self.lost
-                for c in np.flatnonzero(want & ~(margin > slack + self.room).any(1)).tolist():
-                    doubtful, tokens = np.flatnonzero(~(margin[c] + slack[c] < 0)).tolist(), [np.flatnonzero(S[c]).tolist()] * (K - 1)
+                best = np.full((K, *change.shape[1:]), -np.inf)  # by how many positions so far do not hold m
+                best[0], best[0, :, m] = own, -np.inf
+                for here, there in zip(stay, change, strict=True):
+                    best[1:], best[0] = np.maximum(best[1:] + here, best[:-1] + there), best[0] + here
+                margin = best[range(K), range(K)] + self.lost
+                for c in np.flatnonzero(want & ~(margin > 2 * self.lost + self.room * self.ea[q, : m + 1].max()).any(1)).tolist():
+                    doubtful, tokens = np.flatnonzero(~(margin[c] < 0)).tolist(), [np.flatnonzero(S[c]).tolist()] * (K - 1)
                     hold[c] = all(self.settle(q, m, x, c, tokens) for x in doubtful if x != m)
         return holds
 
@@ -103,8 +104,7 @@ class Margins:
             sums = reduce(lambda sums, part: (sums[..., None] + part[:, None]).reshape(V + 1, -1), g[:-1], start)
             answer, room = sums[m, lane] - 2 * self.error[q, m] * sums[V], self.room * sums[V] + self.lost
             sums[m, lane] = -np.inf
-            other = sums[:V].max(0)
-            right = other < answer - room
+            right = (other := sums[:V].max(0)) < answer - room
             for n in np.flatnonzero(~right & ~(other > answer + room))[:doubts].tolist():
                 doubts, tokens = doubts - 1, grid[:, [n]].tolist()
                 right[n] = all(self.settle(q, int(m[n]), x, K - 1, tokens) for x in range(V) if x != m[n])
@@ -135,6 +135,6 @@ class Margins:
 def _exponentials(scores: fmpq_mat, head: int) -> np.ndarray:
     """Return exp((s - its row's maximum) / sqrt(head)) within 2u; NaN where that cannot be promised."""
     with ctx.workprec(128):
-        rows = [[arb(s - max(row)) / arb(head).sqrt() for s in row] for row in scores.tolist()]
+        rows = [[arb(s - top) / arb(head).sqrt() for s in row] for row in scores.tolist() for top in [max(row)]]
         balls = [[arb(0) if s < -800 else s.exp() for s in row] for row in rows]  # exp(-800) is below float64's range
         return np.array([[float(ball) if ball.rel_accuracy_bits() > 60 else np.nan for ball in row] for row in balls])

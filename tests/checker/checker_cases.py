@@ -23,7 +23,7 @@ NAMES = [
     *(HEAD + "b_" + n for n in "QKVO"),
     "unembed.b_U",
 ]
-KINDS = ("right", "rough", "random", "twins", "huge", "tiny", "denormal", "mixed", "zero")
+KINDS = ("right", "rough", "random", "twins", "huge", "tiny", "denormal", "mixed", "zero", "steep")
 CODES = {"float32": "F32", "float64": "F64", "float16": "F16", "uint8": "U8", "int16": "I16", "bool": "BOOL", "int64": "I64"}
 
 Tensors = dict[str, np.ndarray]
@@ -43,6 +43,8 @@ def draw(seed: int, kind: str, *, most: int = 130) -> Tensors:
         w["embed.W_E"][i], w["unembed.W_U"][:, i], w["unembed.b_U"][i] = (
             w[n].T[j] if "U" in n else w[n][j] for n in ("embed.W_E", "unembed.W_U", "unembed.b_U")
         )
+    if kind == "steep":  # attention falls by hundreds of nats between tokens and between positions
+        w[HEAD + "W_K"] *= 100.0
     scale = {"huge": 1e4, "tiny": 1e-12, "denormal": 1e-41, "zero": 0.0}.get(kind, 1.0)
     scales = 10.0 ** rng.integers(-42, 12, len(w)) if kind == "mixed" else [scale] * len(w)
     return {name: (array * s).astype(np.float32) for (name, array), s in zip(w.items(), scales, strict=True)}
