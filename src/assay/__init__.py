@@ -6,11 +6,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _HOMES = {
-    "assay.attribution": ("Exact", "Gradient", "IntegratedGradients", "Scores", "SecondOrder", "ablate", "attribute"),
+    "assay.attribution": (
+        "AtPStar",
+        "Exact",
+        "Gradient",
+        "IntegratedGradients",
+        "ProbedSecondOrder",
+        "RelP",
+        "Scores",
+        "SecondOrder",
+        "ablate",
+        "attribute",
+        "edges",
+    ),
     "assay.audit": ("Audit", "scrub", "worst_case"),
+    "assay.audit.budgeted": ("budgeted",),
+    "assay.audit.totals": ("top_recall", "totals"),
     "assay.audit.faithfulness": ("curve", "faithfulness", "keep_top"),
     "assay.errors": ("AssayError", "InputError"),
     "assay.mechanisms.channels": ("channels",),
+    "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
     "assay.targets.base": ("Batch", "Target", "target"),
     "assay.targets.load": ("load", "pairs"),
@@ -19,19 +34,25 @@ _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AssayError",
+    "AtPStar",
     "Audit",
     "Batch",
     "Exact",
     "Gradient",
     "InputError",
     "IntegratedGradients",
+    "ProbedSecondOrder",
+    "RelP",
     "Scores",
     "SecondOrder",
     "Target",
     "ablate",
     "attribute",
+    "budgeted",
     "channels",
     "curve",
+    "directions",
+    "edges",
     "faithfulness",
     "keep_top",
     "load",
@@ -39,15 +60,32 @@ __all__ = [
     "pairs",
     "scrub",
     "target",
+    "top_recall",
+    "totals",
     "worst_case",
 ]
 
 if TYPE_CHECKING:
-    from assay.attribution import Exact, Gradient, IntegratedGradients, Scores, SecondOrder, ablate, attribute
+    from assay.attribution import (
+        AtPStar,
+        Exact,
+        Gradient,
+        IntegratedGradients,
+        ProbedSecondOrder,
+        RelP,
+        Scores,
+        SecondOrder,
+        ablate,
+        attribute,
+        edges,
+    )
     from assay.audit import Audit, scrub, worst_case
+    from assay.audit.budgeted import budgeted
     from assay.audit.faithfulness import curve, faithfulness, keep_top
+    from assay.audit.totals import top_recall, totals
     from assay.errors import AssayError, InputError
     from assay.mechanisms.channels import channels
+    from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes
     from assay.targets.base import Batch, Target, target
     from assay.targets.load import load, pairs

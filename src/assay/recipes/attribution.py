@@ -9,15 +9,16 @@ import polars as pl
 import torch
 from pydantic import Field
 
-from assay.attribution import Gradient, IntegratedGradients, Scores, attribute
-from assay.audit import Audit, areas, curve, keep_top, scrub, worst_case
+from assay.attribution import Gradient, IntegratedGradients, attribute, edges
+from assay.audit import Audit, areas, curve, heat, keep_top, scrub, worst_case
 from assay.audit.agreement import agreement_table
 from assay.errors import InputError
+from assay.io.circuits import write_circuit, write_graphml
 from assay.io.files import existing
 from assay.io.prompts import Pairs, read_pairs
 from assay.io.runs import Run
 from assay.learn.language import AgreementTraining, train_agreement_model
-from assay.mechanisms.nodes import Nodes, indirect_effect, nodes
+from assay.mechanisms.nodes import Nodes, nodes
 from assay.recipes import base
 from assay.recipes.attribution_page import headline, sections
 from assay.targets.base import Batch, Target
@@ -86,7 +87,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         run.save_table(f"audit-{name}.parquet", _with_kind(audits[name].table, model))
         run.save_table(f"scores-{name}.parquet", scores.table())
     run.save_table("top.parquet", audits["ig"].top(24))
-    run.save_table("heat.parquet", _heat(methods["ig"], audits["ig"]))
+    run.save_table("heat.parquet", heat(audits["ig"]))
     circuit, found = _circuit(config, model, target, clean, patch, pairs)
     run.save_table("faithfulness.parquet", circuit)
     with torch.no_grad():
@@ -98,6 +99,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "methods": {name: _summary(audit, model) for name, audit in audits.items()},
         "completeness_gaps": {name: gap.relative for name, gap in methods["ig"].gaps.items()},
         "circuit": found,
+        "edges": _edges(config, target, clean, patch, run),
         "reference": config.reference,
         "metric": config.metric,
     }
@@ -164,15 +166,19 @@ def _summary(audit: Audit, model: LanguageModel) -> dict[str, Any]:
     return {**audit.summary(), "by_kind": {row.pop("kind"): row for row in by_kind.to_dicts()}}
 
 
-def _heat(scores: Scores, audit: Audit) -> pl.DataFrame:
-    """Return the mean indirect effect of every (site, position), heads added up, with the sum of its bars' mean half-widths."""
-    frames = []
-    halves, effects = audit.half_widths(), indirect_effect(scores)
-    for name, values in effects.items():
-        mean, half = values.mean(0), halves[name].mean(0)
-        effect, bar = (entry.reshape(entry.shape[0], -1).sum(1).tolist() for entry in (mean, half))
-        frames.append(pl.DataFrame({"site": [name] * len(effect), "position": range(len(effect)), "effect": effect, "bar": bar}))
-    return pl.concat(frames)
+def _edges(config: Config, target: Target, clean: Batch, patch: Batch, run: Run) -> dict[str, Any]:
+    """Score the edges between heads and MLPs and save the largest as circuit files, where the model's wiring is known."""
+    if config.reference != "counterfactual":
+        return {"not_available": "edges are scored against the patch run only"}
+    try:
+        found = edges(target, clean, patch)
+    except InputError as error:
+        return {"not_available": str(error)}
+    circuit = found.to_circuit(found.keep_top(config.audit.kept))
+    write_circuit(run.path("circuit.json"), circuit)
+    write_graphml(run.path("circuit.graphml"), circuit)
+    run.save_table("edges.parquet", found.table())
+    return {"method": found.method, "edges": found.graph.edges, "gap": None if found.gap is None else found.gap.relative}
 
 
 def _circuit(

@@ -47,8 +47,8 @@ def _heat(run: Run) -> Section:
         table,
         "position",
         "site",
-        "effect",
-        tooltip=["bar"],
+        "score",
+        tooltip=["bar", "exact", "sampled"],
         title="Where the patch acts: effect of patching each site at each position",
         value_title="indirect effect",
     )
@@ -124,7 +124,11 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, keeps {_number(found['scrubbed_share_kept'])} of "
         "the metric (causal scrubbing)."
     )
-    return Section("The circuit, and its worst case", text, charts=[picture])
+    tables = []
+    if run.has("edges.parquet"):
+        largest = run.table("edges.parquet").sort(pl.col("score").abs(), descending=True).head(20).select("edge", "score", "sd", "n")
+        tables.append(Table(largest, f"Largest edges ({summary['edges']['method']}); circuit.json and circuit.graphml hold the circuit"))
+    return Section("The circuit, and its worst case", text, charts=[picture], tables=tables)
 
 
 def _tables(run: Run, summary: dict[str, Any]) -> Section:

@@ -24,7 +24,10 @@ STUDIES = {
     "attribution": "assay.recipes.attribution",
     "channels": "assay.recipes.channels",
     "max-of-k": "assay.recipes.max_of_k",
+    "directions": "assay.recipes.directions",
     "toy-directions": "assay.recipes.toy_directions",
+    "agreement-directions": "assay.recipes.agreement_directions",
+    "tour": "assay.recipes.tour",
 }
 
 

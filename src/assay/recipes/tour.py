@@ -6,32 +6,44 @@ from pathlib import Path
 from typing import Any
 
 from assay.io import runs
+from assay.io.runs import Run
 from assay.recipes import base
-from assay.report import page
 from assay.report.page import Fact, Section
 
 STOPS = ("digits-channels", "agreement-attribution", "max-of-k", "tms-directions")
 
 
+class Config(base.StudyConfig):
+    stops: tuple[str, ...] = STOPS
+
+
 def tour(folder: Path | str) -> dict[str, Any]:
     """Run the short form of every stop into `folder`, replacing an earlier tour, and write one report; returns the summaries."""
     recipes = [base.load(name, short=True) for name in STOPS]
-    run = runs.start(folder, {"recipe": "tour", "stops": list(STOPS)}, force=True)
-    facts: list[Fact] = []
-    sections: list[Section] = []
-    summary: dict[str, Any] = {}
-    for recipe in recipes:
-        summary[recipe.name] = base.execute(recipe, run.path(recipe.name))
-        part = runs.opened(run.path(recipe.name))
-        kind = base.study_of(part)
-        title, lead = kind.headline(part)
-        own_facts, own_sections = kind.sections(part)
-        facts += own_facts[:3]
-        sections += [Section(title, lead), *own_sections]
+    run = runs.start(folder, {"recipe": "tour", "study": "tour", "config": {"stops": list(STOPS)}}, force=True)
+    summary = {recipe.name: base.execute(recipe, run.path(recipe.name)) for recipe in recipes}
     run.save_json("summary.json", summary)
-    lead = (
-        "Assay takes a network apart into mechanisms and measures how far to trust the result. This page was computed on your machine "
-        "just now; every estimate below stands beside the exact value, a bound or a proof."
-    )
-    page.write(run.folder, page.render("Assay: the tour", lead, facts, sections))
+    base.report(run)
     return summary
+
+
+def headline(run: Run) -> tuple[str, str]:
+    """Return the report's title and lead."""
+    return (
+        "Assay: the tour",
+        "Assay takes a network apart into mechanisms and measures how far to trust the result. This page was computed on your machine "
+        "just now; every estimate below stands beside the exact value, a bound or a proof.",
+    )
+
+
+def sections(run: Run) -> tuple[list[Fact], list[Section]]:
+    """Return the first headline numbers of every stop, and a chapter for each."""
+    facts: list[Fact] = []
+    found: list[Section] = []
+    for name in run.json("config.json")["config"]["stops"]:
+        part = runs.opened(run.path(name))
+        study = base.study_of(part)
+        own_facts, own_sections = study.sections(part)
+        facts += own_facts[:3]
+        found += [Section(*study.headline(part)), *own_sections]
+    return facts, found

@@ -66,7 +66,7 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        return next(self.model.parameters()).device
+        return next((entry.device for entry in (*self.model.parameters(), *self.model.buffers())), torch.device("cpu"))
 
     def values(
         self,
