@@ -127,3 +127,19 @@ def test_proofs_survive_a_round_trip_through_files(tmp_path: Path) -> None:
     assert certificate.model_entry(again) == certificate.model_entry(w)
     other = replace(w, U=w.U * np.float32(2.0))
     assert certificate.model_entry(other)["sha256"] != certificate.model_entry(w)["sha256"]
+
+
+def test_all_leaves_out_what_would_take_too_long(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
+    from assay.proofs.strategies.exact import Exact
+
+    monkeypatch.setattr(Exact, "seconds", lambda self, weights: 1e9)
+    monkeypatch.setattr(brute, "refuse", _refuse)
+    names = [result.strategy for result in prove_all(weights, "float64", normalise=False, count_operations=False)]
+    assert not {"box_exact", "set_exact", "best", "union", "brute_force"} & set(names)
+    assert {"cubic", "subcubic"} <= set(names)
+    assert named("box_exact").seconds(weights) == 1e9
+    assert named("cubic").seconds(weights) == 0.0
+
+
+def _refuse(*_: int, **__: int) -> None:
+    raise InputError("too many")

@@ -68,6 +68,9 @@ class Strategy(Protocol):
     def options(self) -> Mapping[str, Any]:
         """The options that the certificate's rule needs."""
 
+    def seconds(self, weights: Weights) -> float:
+        """Return about how many CPU seconds search and verification take, 0 for seconds at most."""
+
     def search(self, problem: Problem) -> Advice:
         """Return advice: whatever it holds, the verifier stays sound."""
 
@@ -90,3 +93,7 @@ class Described:
     def options(self) -> Mapping[str, Any]:
         """The options that the certificate's rule needs: none, unless a strategy says so."""
         return {}
+
+    def seconds(self, weights: Weights) -> float:
+        """Return about how many CPU seconds search and verification take, 0 for seconds at most."""
+        return 0.0

@@ -15,7 +15,7 @@ from assay.bounds import Graph, Interval, bound
 from assay.proofs import operations
 from assay.proofs.cells import CertifiedSets
 from assay.proofs.strategies.base import Advice, Described, Problem
-from assay.proofs.strategies.exact import search_sets, verify_sets
+from assay.proofs.strategies.exact import exact_seconds, search_sets, verify_sets
 from assay.proofs.tables import Tables
 from assay.targets.max_of_k import Weights
 
@@ -23,6 +23,9 @@ from assay.targets.max_of_k import Weights
 @dataclass(frozen=True)
 class Hybrid(Described):
     """The mechanism exactly, the direct path by propagated bounds."""
+
+    def seconds(self, weights: Weights) -> float:
+        return exact_seconds(weights)
 
     def search(self, problem: Problem) -> Advice:
         return {"sets": search_sets(propagated(problem), "box")}

@@ -16,7 +16,7 @@ from assay.errors import unknown
 from assay.proofs.cells import CertifiedSets
 from assay.proofs.strategies import low_rank
 from assay.proofs.strategies.base import Advice, Described, Problem
-from assay.proofs.strategies.exact import search_sets, verify_sets
+from assay.proofs.strategies.exact import exact_seconds, search_sets, verify_sets
 from assay.proofs.tables import Tables
 from assay.targets.max_of_k import Weights
 
@@ -29,6 +29,9 @@ class Worst(Described):
     and how they are attended to: the worst position), `qk_residual` (scores beyond rank one: their largest row difference)."""
 
     part: str = "direct"
+
+    def seconds(self, weights: Weights) -> float:
+        return exact_seconds(weights)
 
     def search(self, problem: Problem) -> Advice:
         advice = {}
