@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ class Target:
 
     @property
     def device(self) -> torch.device:
-        return next((entry.device for entry in (*self.model.parameters(), *self.model.buffers())), torch.device("cpu"))
+        return next((entry.device for entry in chain(self.model.parameters(), self.model.buffers())), torch.device("cpu"))
 
     def values(
         self,
