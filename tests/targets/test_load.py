@@ -46,5 +46,8 @@ def test_bad_input(folder, tmp_path):
     with pytest.raises(InputError):
         assay.load(tmp_path)
     bare = assay.target(torch.nn.Linear(2, 2), lambda output, batch: output[:, 0])
+    long = " ".join(["The teacher"] + ["near the desk"] * 8)
+    with pytest.raises(InputError, match="do not fit the model's context of 16"):
+        assay.pairs(assay.load(folder), [(long, long.replace("teacher", "teachers"), " is", " are")])
     with pytest.raises(InputError, match="no tokenizer"):
         assay.pairs(bare, folder / "pairs.jsonl")

@@ -22,7 +22,7 @@ from assay.mechanisms.nodes import Nodes, nodes
 from assay.recipes import base
 from assay.recipes.attribution_page import headline, sections
 from assay.targets.base import Batch, Target
-from assay.targets.language import LanguageModel, load_language_model
+from assay.targets.language import LanguageModel, load_language_model, require_context
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
@@ -140,6 +140,7 @@ def _model(config: Config, run: Run) -> LanguageModel:
 def _pairs(config: Config, run: Run, model: LanguageModel) -> Pairs:
     path: Path | str = config.data.pairs if config.data.pairs is not None else run.path("pairs.jsonl")
     pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
+    require_context(model.model, pairs.clean.shape[1])
     if len(pairs) <= config.data.limit:
         return pairs
     chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed))[: config.data.limit]

@@ -21,7 +21,7 @@ from assay.mechanisms.directions.steps import divergence_of_step, step_of_diverg
 from assay.recipes import base
 from assay.recipes.directions_page import headline, sections
 from assay.targets.base import Target
-from assay.targets.language import LanguageModel, load_language_model
+from assay.targets.language import LanguageModel, load_language_model, require_context
 from assay.targets.metrics import loss, text_batch
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
@@ -116,6 +116,7 @@ def _inputs(config: Config) -> tuple[LanguageModel, Tensor]:
     assert config.target.path is not None
     assert config.data.path is not None
     model = load_language_model(config.target.path)
+    require_context(model.model, config.data.length, "set data.length lower")
     ids = read_text(config.data.path, model.tokenizer, length=config.data.length)
     if len(ids) < 2:
         raise InputError(f"{config.data.path} fills {len(ids)} window of {config.data.length} tokens; pair gradients need at least 2")

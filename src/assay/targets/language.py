@@ -131,6 +131,13 @@ def load_tokenizer(path: Path | str) -> Any:
         raise InputError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from error
 
 
+def require_context(model: nn.Module, length: int, advice: str = "give shorter prompts") -> None:
+    """Raise InputError when prompts of `length` tokens are longer than the model's context."""
+    limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(limit, int) and length > limit:
+        raise InputError(f"prompts of {length} tokens do not fit the model's context of {limit}; {advice}")
+
+
 def require_eager(model: nn.Module) -> None:
     """Raise InputError when a model runs fused attention, which has no second and no forward-mode derivatives."""
     used = getattr(getattr(model, "config", None), "_attn_implementation", "eager")

@@ -11,7 +11,7 @@ import torch
 from assay.errors import InputError
 from assay.io.prompts import TextPair, encode_pairs, read_pairs
 from assay.targets.base import Batch, Metric, Target
-from assay.targets.language import load_language_model
+from assay.targets.language import load_language_model, require_context
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 
 
@@ -47,6 +47,7 @@ def pairs(target: Target, source: Path | str | list[tuple[str, str, str, str]], 
         found = encode_pairs([TextPair(*entry) for entry in source], tokenizer, limit=limit)
     else:
         found = read_pairs(source, tokenizer, limit=limit)
+    require_context(target.model, found.clean.shape[1])
     clean, patch = (pair_batch(found, side, target.device) for side in ("clean", "patch"))
     if "clean_log_probs" in getattr(target.metric, "needs", ()):
         return with_clean_run(target.model, clean), with_clean_run(target.model, patch, clean)
