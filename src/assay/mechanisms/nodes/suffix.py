@@ -9,7 +9,7 @@ side: everything but attention works on a flat list of the tokens that may have 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -79,18 +79,27 @@ class Suffix:
         Job j changes example `who[j]` at position `positions[j]` by the columns `columns[j]` of the site's `difference`
         (examples, positions, width), all of them without columns.
         """
-        stage, last = self.sites[site], self.last[who]
+        stage, last = self._stage(site, columns), self.last[who]
         found = torch.zeros(len(who), dtype=torch.float64, device=who.device)
         # Behind the last block's keys and values nothing moves between positions any more.
         late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")
         alive = (positions == last) if late else (positions <= last)
         for chunk in self._chunks(alive.nonzero().flatten(), positions, last, budget):
-            part = difference[who[chunk], positions[chunk]]
+            part = _pick(difference, who[chunk], positions[chunk])
             if columns is not None:
                 part = part * torch.zeros_like(part).scatter(1, columns[chunk], 1.0)
             x = self.run(stage, part, who[chunk], positions[chunk])
             found[chunk] = self.base[who[chunk]] - self.metric_of(x, who[chunk])
         return found
+
+    def _stage(self, site: str, columns: Tensor | None) -> Stage:
+        # The columns of a fused projection that are queries move their own position only, as a query projection does.
+        stage = self.sites[site]
+        query = self.layers[stage.layer].block.slices[0]
+        if columns is None or stage.piece != "keys" or query.site != site:
+            return stage
+        asks = torch.isin(columns, query.columns().to(columns.device)).all()
+        return replace(stage, piece="query") if asks else stage
 
     def _chunks(self, jobs: Tensor, positions: Tensor, last: Tensor, budget: int | None) -> list[Tensor]:
         # Neighbours in position share a chunk, so that attention is computed for few queries that have not changed.
@@ -112,18 +121,18 @@ class Suffix:
     def run(self, stage: Stage, part: Tensor, who: Tensor, position: Tensor) -> Tensor:
         """Return the final residual stream (jobs, width) at the metric's position, with one value less its part."""
         depth, layer, block = stage.layer, self.layers[stage.layer], self.layers[stage.layer].block
-        x, part = layer.x[who, position][None], part[None]
+        x, part = _pick(layer.x, who, position)[None], part[None]
         match stage.piece:
             case "pre":
                 return self._onward(depth, x - part, who, position)
             case "post" | "mlp":
-                x = self.after(depth)[who, position][None] - part
+                x = _pick(self.after(depth), who, position)[None] - part
             case "attention":
-                x = block.finish(x, block.mix(layer.z[who, position][None]) - part)
+                x = block.finish(x, block.mix(_pick(layer.z, who, position)[None]) - part)
             case "z":
-                x = block.finish(x, block.mix(layer.z[who, position][None] - part))
+                x = block.finish(x, block.mix(_pick(layer.z, who, position)[None] - part))
             case "neurons":
-                mid = x + block.mix(layer.z[who, position][None])
+                mid = x + block.mix(_pick(layer.z, who, position)[None])
                 x = mid + block.mlp(x, mid, {stage.path: lambda seen: seen.written - part})
             case "query" | "keys":
                 raw = block.raw(x)
@@ -132,7 +141,7 @@ class Suffix:
                 if stage.piece == "keys":
                     return self._onward(depth, x, who, position, changed)
                 query = changed[0][0].transpose(0, 1)[:, :, None]
-                z = block.attend(query, layer.key[who], layer.value[who], layer.call.mask_at(who, position))
+                z = block.attend(query, layer.key.index_select(0, who), layer.value.index_select(0, who), layer.call.mask_at(who, position))
                 x = block.finish(x, block.mix(z.flatten(2).transpose(0, 1)))
         return self._onward(depth + 1, x, who, position)
 
@@ -149,18 +158,18 @@ class Suffix:
             if number + 1 == len(self.layers):
                 z = self._read_at_last(layer, x, heads, who, now, here)
                 end = here == last[now]
-                x_last = layer.x[who, last].index_copy_(0, now[end], x[0, end])[None]
+                x_last = _pick(layer.x, who, last).index_copy_(0, now[end], x[0, end])[None]
                 return block.finish(x_last, block.mix(z.flatten(1)[None]))[0]
             query, key, value = heads or block.heads(block.raw(x), call.turn(who[now], here))
             heads = None
-            keys, values = _put(layer.key[who], key, now, here), _put(layer.value[who], value, now, here)
-            queries = _put(layer.query[:, :, low:stop][who], query, now, here - low)
+            keys, values = _put(layer.key.index_select(0, who), key, now, here), _put(layer.value.index_select(0, who), value, now, here)
+            queries = _put(layer.query[:, :, low:stop].index_select(0, who), query, now, here - low)
             if number == depth:
-                x_all = layer.x[who[job], at]
+                x_all = _pick(layer.x, who[job], at)
                 x_all[at == position[job]] = x[0]
                 x, now, here = x_all[None], job, at
-            z = block.attend(queries, keys, values, call.masks(who, low, stop))[now, here - low]
-            x = block.finish(x, block.mix(z.flatten(1)[None]))
+            z = block.attend(queries, keys, values, call.masks(who, low, stop))
+            x = block.finish(x, block.mix(_pick(z, now, here - low).flatten(1)[None]))
         return x[0]
 
     def _read_at_last(self, layer: Layer, x: Tensor, heads: blocks.Heads | None, who: Tensor, now: Tensor, here: Tensor) -> Tensor:
@@ -168,11 +177,11 @@ class Suffix:
         last, block = self.last[who], layer.block
         mask = layer.call.mask_at(who, last)
         if heads is None and self.last_query is not None:
-            normed = self.last_normed[who]
+            normed = self.last_normed.index_select(0, who)
             normed.flatten(0, 1).index_copy_(0, now * normed.shape[1] + here, block.before_attention(x[0]))
-            return self.last_query(normed[torch.arange(len(who), device=who.device), last], normed, mask)
+            return self.last_query(_pick(normed, torch.arange(len(who), device=who.device), last), normed, mask)
         query, key, value = heads or block.heads(block.raw(x), layer.call.turn(who[now], here))
-        keys, values = _put(layer.key[who], key, now, here), _put(layer.value[who], value, now, here)
+        keys, values = _put(layer.key.index_select(0, who), key, now, here), _put(layer.value.index_select(0, who), value, now, here)
         end = here == last[now]
         queries = layer.query[who, :, last].index_copy_(0, now[end], query[0, :, end].transpose(0, 1))
         return block.attend(queries[:, :, None], keys, values, mask)[:, 0]
@@ -300,6 +309,11 @@ def _stages(model: nn.Module, layout: names.Layout, paths: list[str]) -> dict[st
             alone = len(layout.qkv) == 3 and number == 0
             stages[f"{path}.{name}"] = Stage("query" if alone else "keys", layer, f"{path}.{name}")
     return stages
+
+
+def _pick(values: Tensor, who: Tensor, at: Tensor) -> Tensor:
+    """Return single tokens (tokens, ...) of values (examples, positions, ...)."""
+    return values.flatten(0, 1).index_select(0, who * values.shape[1] + at)  # rows are copied whole; indexing goes by entries
 
 
 def _put(clean: Tensor, new: Tensor, job: Tensor, at: Tensor) -> Tensor:
