@@ -84,9 +84,9 @@ def resolve(model: nn.Module, site: str) -> tuple[Place, ...]:
     places = []
     for term in (part.strip() for part in site.split("+")):
         path, _, suffix = term.partition(":")
-        if path and suffix in ("", "input") and _exists(model.get_submodule, path):
+        if path and suffix in ("", "input") and _find(model, path) is not None:
             places.append(Place(path, suffix or "output"))
-        elif _exists(model.get_parameter, term):
+        elif _is_parameter(model, term):
             places.append(Place(term, "parameter"))
         else:
             known = [*(name for name, _ in model.named_modules() if name), *(name for name, _ in model.named_parameters())]
@@ -94,9 +94,17 @@ def resolve(model: nn.Module, site: str) -> tuple[Place, ...]:
     return tuple(places)
 
 
-def _exists(get: Callable[[str], Any], path: str) -> bool:
+def _find(model: nn.Module, path: str) -> nn.Module | None:
+    # As get_submodule, several times faster: a run looks up every site.
+    module: nn.Module | None = model
+    for name in path.split("."):
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _is_parameter(model: nn.Module, path: str) -> bool:
     try:
-        return get(path) is not None
+        return model.get_parameter(path) is not None
     except AttributeError:
         return False
 
@@ -219,7 +227,8 @@ def _keeper(others: dict[Place, Tensor], place: Place) -> Callable[[Tensor, tupl
 def _listen(stack: ExitStack, model: nn.Module, place: Place, act: Callable[[Tensor, tuple[Any, ...], Mapping[str, Any]], Any]) -> None:
     if place.kind == "parameter":
         raise InputError(f"parameter {place.path!r} cannot be a summand of a site")
-    module = model.get_submodule(place.path)
+    module = _find(model, place.path)
+    assert module is not None
     if place.kind == "input":
 
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -208,13 +208,13 @@ def indirect_effect(scores: Scores) -> dict[str, Tensor]:
 
 
 def _values(target: Target, batch: Batch, sites: Sequence[str], what: str) -> dict[str, Tensor]:
-    values = {}
+    values, examples = {}, len(batch)
     for site, seen in hooks.read(target.model, batch.inputs, sites).items():
         if not seen.value.sum().isfinite():  # one cheap pass; the exact count only where something is wrong
             require_finite(seen.value, f"{what} activation at {site!r}")
-        if seen.value.ndim < 2 or len(seen.value) != len(batch):
+        if seen.value.ndim < 2 or len(seen.value) != examples:
             raise InputError(
-                f"the value at {site!r} has shape {tuple(seen.value.shape)}; a node needs (examples, ..., width) with {len(batch)} examples"
+                f"the value at {site!r} has shape {tuple(seen.value.shape)}; a node needs (examples, ..., width) with {examples} examples"
             )
         values[site] = seen.value
     return values
