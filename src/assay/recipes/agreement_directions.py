@@ -31,12 +31,12 @@ class TargetConfig(base.Config):
     """The agreement model, trained with these keys; `path` takes one that was saved by an earlier run instead."""
 
     path: str | None = None
-    layers: int = Field(4, ge=1)
-    width: int = Field(128, ge=4)
+    layers: int = Field(2, ge=1)
+    width: int = Field(64, ge=4)
     heads: int = Field(4, ge=1)
-    steps: int = Field(600, ge=1)
-    rate: float = Field(2e-3, gt=0)
-    required: float = Field(0.99, ge=0, le=1)
+    steps: int = Field(450, ge=1)
+    rate: float = Field(4e-3, gt=0)
+    required: float = Field(0.97, ge=0, le=1)
 
 
 class Config(base.StudyConfig):
@@ -44,10 +44,10 @@ class Config(base.StudyConfig):
 
     target: TargetConfig = TargetConfig()
     construction: Literal["nounpp", "rc", "within_rc"] = "nounpp"
-    prompts: int = Field(40, ge=4)
+    prompts: int = Field(100, ge=4)
     block: int = -1
     k: int = Field(8, ge=2)
-    references: int = Field(2, ge=1)
+    references: int = Field(4, ge=1)
     kl: float = Field(0.2, gt=0)
 
 
@@ -186,9 +186,11 @@ def _step(config: Config, whole: Local, pairs: Pairs, direction: Tensor, name: s
 
 
 def _number_direction(found: Decomposition, positions: Tensor, verb: int) -> str:
-    """Return the direction that holds most of the gradients at the verb: chosen by activity, before any effect is looked at."""
-    here = positions[found.kept] == verb
-    return str(int(found.activity[here].mean(0).argmax()))
+    """Return the direction of most activity at the verb, weighed by the share of it there: chosen before any effect is looked at."""
+    where = positions[found.kept]
+    shares = torch.stack([found.activity[where == position].mean(0) for position in where.unique()])
+    here = found.activity[where == verb].mean(0)
+    return str(int((here.square() / shares.sum(0)).argmax()))
 
 
 def _contexts(model: LanguageModel, found: Decomposition, pairs: Pairs, rows: Tensor, positions: Tensor, count: int = 5) -> pl.DataFrame:

@@ -13,11 +13,11 @@ from assay.errors import InputError
 from assay.io.files import existing
 from assay.io.prompts import read_text
 from assay.io.runs import Run
-from assay.mechanisms.directions import DirectionMechanisms, Local, PowerIteration, around, decompose, token_gradients
+from assay.mechanisms.directions import DirectionMechanisms, Local, PowerIteration, around, decompose, quadratic_forms, token_gradients
 from assay.mechanisms.directions import directions as bind
 from assay.mechanisms.directions import evaluation as ev
 from assay.mechanisms.directions.decomposition import Decomposition
-from assay.mechanisms.directions.steps import divergence_of_step, step_of_divergence
+from assay.mechanisms.directions.steps import divergence_of_step
 from assay.recipes import base
 from assay.recipes.directions_page import headline, sections
 from assay.targets.base import Target
@@ -37,8 +37,8 @@ class DataConfig(base.Config):
     """`path` is a plain text file, cut into windows of `length` tokens."""
 
     path: str | None = None
-    length: int = Field(48, ge=8)
-    windows: int = Field(96, ge=8)
+    length: int = Field(32, ge=8)
+    windows: int = Field(64, ge=8)
 
 
 class Config(base.StudyConfig):
@@ -124,7 +124,7 @@ def _inputs(config: Config) -> tuple[LanguageModel, Tensor]:
     return model, ids[order[: config.data.windows]]
 
 
-def _outputs(local: Local, chunk: int = 32) -> Tensor:
+def _outputs(local: Local, chunk: int = 16) -> Tensor:
     with torch.no_grad():
         return torch.cat([local.take(slice(first, first + chunk)).output() for first in range(0, local.samples, chunk)])
 
@@ -142,11 +142,13 @@ def _table(
 ) -> pl.DataFrame:
     """Return one row per direction: score, the outputs it writes to, and how selective a step of the given KL is."""
     rows = []
+    curvature = quadratic_forms(local, found.directions.to(torch.float32), "kl").double().mean(0)
     for index, direction in enumerate(found.directions):
         top = [int(found.kept[sample]) for sample, _ in ev.top_inputs(found.activity, index, own)]
         words = ev.top_outputs(local, direction, top[0], 6)
-        amount = step_of_divergence(local, direction, config.kl, rounds=10)
-        values = divergence_of_step(local, direction, amount)[:, 0]
+        # To second order the mean KL of this step is the one asked for; what it really is stands in the table.
+        amount = (2 * config.kl / max(float(curvature[index]), 1e-12)) ** 0.5
+        values = divergence_of_step(local, direction, amount, chunk=16)[:, 0]
         mine = torch.zeros(local.samples, dtype=torch.bool)
         mine[top] = True
         rows.append(

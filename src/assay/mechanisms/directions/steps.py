@@ -12,10 +12,16 @@ from assay.mechanisms.directions.span import span
 from assay.mechanisms.directions.tokens import TokenFactors
 
 
-def divergence_of_step(local: Local, direction: Tensor, amount: float, measure: str | Divergence = "kl") -> Tensor:
-    """Return `D(f(x, W0 + a u), f(x, W0))`, `(samples,)` or `(samples, positions)`, in float64."""
+def divergence_of_step(
+    local: Local, direction: Tensor, amount: float, measure: str | Divergence = "kl", *, chunk: int | None = None
+) -> Tensor:
+    """Return `D(f(x, W0 + a u), f(x, W0))`, `(samples,)` or `(samples, positions)`, in float64, `chunk` samples at a time."""
+    measure, found = divergence(measure), []
     with torch.no_grad():
-        return divergence(measure).value(local.moved(direction, amount).double(), local.output().double())
+        for first in range(0, local.samples, chunk or local.samples):
+            part = local.take(slice(first, first + (chunk or local.samples)))
+            found.append(measure.value(part.moved(direction, amount).double(), part.output().double()))
+    return torch.cat(found)
 
 
 def step_of_divergence(
