@@ -99,9 +99,9 @@ def main() -> None:
     attribute(model, data, metric)
     seconds = {}
     seconds["exact"], exact = timed(lambda: patch_all(model, data, metric), int(repeats))
-    seconds["atp"], scores = timed(lambda: attribute(model, data, metric), 5 * int(repeats))
+    seconds["atp"], scores = timed(lambda: attribute(model, data, metric), 20 * int(repeats))
     frozen()
-    seconds["atp, weights frozen"], again = timed(frozen, 5 * int(repeats))
+    seconds["atp, weights frozen"], again = timed(frozen, 20 * int(repeats))
     assert all(torch.allclose(scores[name], again[name], atol=1e-6) for name in scores)
     save_file({f"exact {n}": v.contiguous() for n, v in exact.items()} | {f"atp {n}": v.contiguous() for n, v in scores.items()}, written)
     print(json.dumps(seconds))
