@@ -66,10 +66,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(config.seed)
     positions = torch.randint(config.data.length // 4, config.data.length - 1, (len(ids),), generator=generator)
     local = around(model.model, {"input_ids": ids}, config.parameters, positions=positions)
-    if config.k > min(local.space.size, local.samples * config.references):
-        raise InputError(
-            f"k = {config.k} is more than {local.samples * config.references} gradients or {local.space.size} parameters allow"
-        )
+    room = min(local.space.size, local.samples * config.references)
+    if config.k > room:
+        raise InputError(f"k = {config.k} directions, and the gradients and parameters here allow at most {room}")
     output = _outputs(local)
     found = [_decompose(config, local, output, seed) for seed in range(config.seeds)]
     first = found[0]
