@@ -33,7 +33,10 @@ def test_a_saved_network_is_taken_apart_and_the_run_binds_again(tmp_path: Path) 
     assert again == summary
 
 
-@pytest.mark.parametrize("kind", ["superposition", "groups", "squares", "xor", "digits"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("kind", ["superposition", "xor", *(pytest.param(kind, marks=SLOW) for kind in ("groups", "squares", "digits"))])
 def test_every_kind_of_network_runs(tmp_path: Path, kind: str) -> None:
     sets = [f"target.kind={kind}", "target.features=6", "target.hidden=3", "target.samples=60", "target.steps=150", "method.k=[5]"]
     summary = base.execute(base.load("tms-directions", [*sets, "target.networks=1"]), tmp_path / "run")
@@ -43,7 +46,7 @@ def test_every_kind_of_network_runs(tmp_path: Path, kind: str) -> None:
     assert bool(torch.isfinite(mechanisms.values()).all())
 
 
-@pytest.mark.parametrize("name", ["bilevel", "npeff", "refinement"])
+@pytest.mark.parametrize("name", ["refinement", *(pytest.param(name, marks=SLOW) for name in ("bilevel", "npeff"))])
 def test_every_method_runs(tmp_path: Path, name: str) -> None:
     sets = ["target.networks=1", "target.samples=60", "target.steps=100", f"method.name={name}", "method.factors=pairs", "method.steps=40"]
     summary = base.execute(base.load("tms-directions", [*sets, "method.k=[6]"]), tmp_path / "run")

@@ -34,6 +34,7 @@ def test_circuits_of_a_group_share_an_index() -> None:
     torch.testing.assert_close(toy.labels, toy.inputs @ toy.coefficients.T)
 
 
+@pytest.mark.slow
 def test_xor_squares_and_digits_learn() -> None:
     xor = toys.xor()
     assert xor.model(xor.inputs).argmax(1).tolist() == xor.labels.tolist()
