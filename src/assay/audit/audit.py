@@ -178,6 +178,11 @@ def _barred(scores: Scores, sampled: _Sampled, alpha: float) -> dict[str, Any]:
     # In strata where the estimate is exact up to rounding, covering proves nothing.
     wrong = np.unique(rows.stratum[error > 1e-12 * np.abs(rows.exact).max()])
     held = folds[2] & np.isin(rows.stratum, wrong)
+    # The guarantee is about a random part of an input and stratum: inputs with more ablated parts must not count more.
+    _, place, count = np.unique([rows.input[held].astype(str), rows.stratum[held]], axis=1, return_inverse=True, return_counts=True)
+    weight = 1 / count[place] if held.any() else np.ones(0)
+    flat = constant.half_width(rows.stratum[held], np.ones(held.sum()))
+    constant_width = float(2 * np.average(flat, weights=weight)) if held.any() else math.nan
     if set(rows.stratum) == {"all"}:
         names = scores.mechanisms.groups
         bars = replace(
@@ -193,9 +198,9 @@ def _barred(scores: Scores, sampled: _Sampled, alpha: float) -> dict[str, Any]:
     return {
         "table": table,
         "bars": bars,
-        "coverage": float((error <= half)[held].mean()) if held.any() else math.nan,
-        "width": float(2 * half[held].mean()) if held.any() else math.nan,
-        "constant_width": float(2 * constant.half_width(rows.stratum[held], np.ones(held.sum())).mean()) if held.any() else math.nan,
+        "coverage": float(np.average((error <= half)[held], weights=weight)) if held.any() else math.nan,
+        "width": float(2 * np.average(half[held], weights=weight)) if held.any() else math.nan,
+        "constant_width": constant_width,
         "held_out": int(held.sum()),
     }
 
