@@ -53,6 +53,7 @@ class LanguageTraining:
 class AgreementTraining(LanguageTraining):
     """The agreement model: `sentences` to train on, `pairs` held out per construction, of which `required` must come out right."""
 
+    layers: int = 2
     context: int = 16
     steps: int = 600
     batch: int = 128
@@ -61,8 +62,8 @@ class AgreementTraining(LanguageTraining):
     required: float = 0.99
 
 
-SHORT_AGREEMENT = AgreementTraining(layers=2, width=64, steps=450, rate=4e-3, required=0.97)
-"""The quick variant: two layers of width 64."""
+SHORT_AGREEMENT = AgreementTraining(width=64, steps=450, rate=4e-3, required=0.97)
+"""The quick variant, of width 64."""
 
 
 def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> Path:

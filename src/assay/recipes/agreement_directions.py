@@ -12,7 +12,6 @@ from torch import Tensor
 from assay.errors import InputError
 from assay.io.prompts import Pairs, read_pairs
 from assay.io.runs import Run
-from assay.learn.language import AgreementTraining, train_agreement_model
 from assay.mechanisms.directions import DirectionMechanisms, Local, PowerIteration, around, decompose, token_gradients
 from assay.mechanisms.directions import directions as bind
 from assay.mechanisms.directions import evaluation as ev
@@ -20,6 +19,7 @@ from assay.mechanisms.directions.decomposition import Decomposition
 from assay.mechanisms.directions.steps import divergence_of_step, step_of_divergence, top_eigenvector
 from assay.recipes import base
 from assay.recipes.agreement_directions_page import headline, sections
+from assay.recipes.agreement_model import AgreementModelConfig
 from assay.targets.base import Target
 from assay.targets.language import LanguageModel, load_language_model
 from assay.targets.metrics import logit_difference, pair_batch
@@ -27,27 +27,25 @@ from assay.targets.metrics import logit_difference, pair_batch
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-class TargetConfig(base.Config):
+class TargetConfig(AgreementModelConfig):
     """The agreement model, trained with these keys; `path` takes one that was saved by an earlier run instead."""
 
     path: str | None = None
-    layers: int = Field(2, ge=1)
-    width: int = Field(64, ge=4)
-    heads: int = Field(4, ge=1)
-    steps: int = Field(450, ge=1)
-    rate: float = Field(4e-3, gt=0)
-    required: float = Field(0.97, ge=0, le=1)
 
 
 class Config(base.StudyConfig):
-    """`block` counts from the last one when negative; `kl` is the size of the compared steps, in nats per sentence."""
+    """`block` counts from the last one when negative; `kl` is the size of the compared steps, in nats per sentence.
+
+    `whiten` compares directions at equal disturbance of all outputs instead of equal length.
+    """
 
     target: TargetConfig = TargetConfig()
     construction: Literal["nounpp", "rc", "within_rc"] = "nounpp"
     prompts: int = Field(100, ge=4)
     block: int = -1
     k: int = Field(8, ge=2)
-    references: int = Field(4, ge=1)
+    references: int = Field(2, ge=1)
+    whiten: bool = True
     kl: float = Field(0.2, gt=0)
 
 
@@ -116,8 +114,7 @@ def _prepare(config: Config, run: Run) -> tuple[LanguageModel, Pairs]:
     if not home.path("model").is_dir():
         if config.target.path is not None:
             raise InputError(f"no agreement model in {config.target.path!r}: it must be the folder of an earlier run, with model and pairs")
-        chosen = config.target.model_dump(exclude={"path"})
-        train_agreement_model(run, AgreementTraining(**chosen, seed=config.seed))
+        config.target.train(run, config.seed)
     model = load_language_model(home.path("model"))
     return model, read_pairs(home.path(f"pairs/{config.construction}.jsonl"), model.tokenizer, vocab_size=model.vocab_size)
 
@@ -143,7 +140,11 @@ def _every_position(model: LanguageModel, pairs: Pairs, pattern: str) -> tuple[L
 
 
 def _decompose(config: Config, local: Local, positions: Tensor) -> tuple[Decomposition, Tensor]:
-    """Decompose gradients towards the outputs of other prompts at the same position; also return the steepest direction."""
+    """Decompose gradients towards the outputs of other prompts at the same position; also return the steepest direction.
+
+    Positions whose output never varies have no such gradient, so nothing there would stop a direction from disturbing them: the
+    mean Fisher over all positions does, as the metric that directions are compared in.
+    """
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         output = local.output()
@@ -153,8 +154,9 @@ def _decompose(config: Config, local: Local, positions: Tensor) -> tuple[Decompo
     prompts = (torch.arange(count)[:, None] + drawn) % count
     others = (prompts * length).repeat_interleave(length, 0) + positions[:, None]
     pairs = token_gradients(local, "kl", towards=output[others])
-    found = decompose(pairs, PowerIteration(config.k), generator=generator)
-    return found, top_eigenvector(token_gradients(local, "kl", draws=4, generator=generator)).double()
+    fisher = token_gradients(local, "kl", draws=config.references, generator=generator)
+    found = decompose(pairs, PowerIteration(config.k), generator=generator, against=fisher if config.whiten else None)
+    return found, top_eigenvector(fisher).double()
 
 
 def _named(found: Decomposition, steepest: Tensor) -> list[tuple[str, Tensor]]:

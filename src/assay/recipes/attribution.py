@@ -17,9 +17,9 @@ from assay.io.circuits import write_circuit, write_graphml
 from assay.io.files import existing
 from assay.io.prompts import Pairs, read_pairs
 from assay.io.runs import Run
-from assay.learn.language import AgreementTraining, train_agreement_model
 from assay.mechanisms.nodes import Nodes, nodes
 from assay.recipes import base
+from assay.recipes.agreement_model import AgreementModelConfig
 from assay.recipes.attribution_page import headline, sections
 from assay.targets.base import Batch, Target
 from assay.targets.language import LanguageModel, load_language_model, require_context
@@ -28,16 +28,10 @@ from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-class TargetConfig(base.Config):
+class TargetConfig(AgreementModelConfig):
     """`path` is a Hugging Face folder or hub name; without it a small agreement model is trained with the other keys."""
 
     path: str | None = None
-    layers: int = Field(4, ge=1)
-    width: int = Field(128, ge=4)
-    heads: int = Field(4, ge=1)
-    steps: int = Field(600, ge=1)
-    rate: float = Field(2e-3, gt=0)
-    required: float = Field(0.99, ge=0, le=1)
 
 
 class DataConfig(base.Config):
@@ -132,9 +126,8 @@ def contexts(run: Run) -> pl.DataFrame:
 def _model(config: Config, run: Run) -> LanguageModel:
     if config.target.path is not None:
         return load_language_model(config.target.path)
-    chosen = config.target.model_dump(exclude={"path"})
     folder = run.path("model")
-    return load_language_model(folder if folder.is_dir() else train_agreement_model(run, AgreementTraining(**chosen, seed=config.seed)))
+    return load_language_model(folder if folder.is_dir() else config.target.train(run, config.seed))
 
 
 def _pairs(config: Config, run: Run, model: LanguageModel) -> Pairs:

@@ -4,7 +4,7 @@ from torch import nn
 
 from assay.errors import InputError
 from assay.mechanisms.directions.decomposition import activities
-from assay.mechanisms.directions.factors import normalise
+from assay.mechanisms.directions.factors import DenseFactors, normalise
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import around
 from assay.mechanisms.directions.power import PowerIteration
@@ -115,6 +115,31 @@ def test_the_span_keeps_inner_products_and_lifts_directions_back() -> None:
     torch.testing.assert_close(basis @ basis.T, torch.eye(len(basis), dtype=torch.float64), rtol=1e-6, atol=1e-6)
     found = decompose(held, PowerIteration(4), generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(activities(normalise(held)[0], found.directions), found.activity, rtol=1e-4, atol=1e-6)
+
+
+def test_directions_against_others_are_those_of_the_whitened_rows() -> None:
+    held, against = factors(), factors(pattern="*.attn.c_*").scaled(torch.arange(3), torch.tensor([3.0, 0.5, 2.0], dtype=torch.float64))
+    found = decompose(held, PowerIteration(4), generator=torch.Generator().manual_seed(0), against=against, ridge=0.2)
+    rows = against.dense().flatten(0, 1)
+    mean = rows.T @ rows / 3
+    values, vectors = torch.linalg.eigh(mean + 0.2 * torch.linalg.eigvalsh(mean)[-1] * torch.eye(len(mean), dtype=torch.float64))
+    root, inverse = (vectors * values.sqrt()) @ vectors.T, (vectors * values.rsqrt()) @ vectors.T
+    moved = found.directions @ root
+    moved /= moved.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(moved @ moved.T, torch.eye(4, dtype=torch.float64), rtol=1e-6, atol=1e-6)
+    whitened = normalise(DenseFactors(held.dense() @ inverse))[0]
+    torch.testing.assert_close(activities(whitened, moved), found.activity, rtol=1e-5, atol=1e-7)
+
+
+def test_directions_against_what_does_not_fit_are_refused() -> None:
+    held, generator = factors(), torch.Generator()
+    for against, ridge, message in ((factors(draws=2), 0.1, "rows per sample"), (factors(), 0.0, "ridge must be positive")):
+        with pytest.raises(InputError, match=message):
+            decompose(held, PowerIteration(2), generator=generator, against=against, ridge=ridge)
+    with pytest.raises(InputError, match="rows per sample"):
+        decompose(held, PowerIteration(2), generator=generator, against=factors(pattern="*.attn.c_proj.*"))
+    with pytest.raises(InputError, match="per-token"):
+        decompose(DenseFactors(held.dense()), PowerIteration(2), generator=generator, against=held)
 
 
 def test_the_top_eigenvector_is_that_of_the_mean() -> None:

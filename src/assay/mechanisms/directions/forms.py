@@ -12,6 +12,8 @@ from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
 
 BUDGET = 2**29
+CACHE = 2**26
+"""Bytes of intermediates worth having at once on a CPU: larger chunks leave its cache, and each of their results is fresh memory."""
 
 
 def quadratic_forms(
@@ -27,16 +29,16 @@ def quadratic_forms(
     directions = _checked(local, directions)
     some, many = _chunks(local, directions, budget)
     found = []
-    for first in range(0, local.samples, many):
-        part = local.take(slice(first, first + many))
+    for begin in range(0, directions.shape[0], some):
+        shifts = local.shifts(directions[begin : begin + some])
         rows = []
-        for begin in range(0, directions.shape[0], some):
+        for first in range(0, local.samples, many):
             with torch.no_grad():
-                output, tangent = part.tangents(directions[begin : begin + some])
+                output, tangent = local.take(slice(first, first + many)).pushed(shifts)
                 rows.append(measure.form(tangent, output))
-        forms = torch.cat(rows).movedim(0, 1)
-        found.append(forms if per_position or forms.ndim == 2 else forms.flatten(2).mean(2))
-    return torch.cat(found)
+        found.append(torch.cat(rows, dim=1))
+    forms = torch.cat(found).movedim(0, 1)
+    return forms if per_position or forms.ndim == 2 else forms.flatten(2).mean(2)
 
 
 def products(local: Local, directions: Tensor, measure: str | Divergence = "kl", *, budget: int = BUDGET) -> Tensor:
@@ -99,8 +101,9 @@ def _chunks(local: Local, directions: Tensor, budget: int) -> tuple[int, int]:
     # A tangent pass holds a handful of batched intermediates at its widest operation.
     per_pair = 8 * _largest_intermediate(local.take(slice(0, 1)))
     per_direction = 4 * local.space.size * directions.element_size()
-    some = max(1, min(directions.shape[0], budget // (per_direction + per_pair)))
-    return some, max(1, min(local.samples, (budget - some * per_direction) // (per_pair * some)))
+    pairs = max(1, (CACHE if directions.device.type == "cpu" else budget) // per_pair)
+    some = max(1, min(directions.shape[0], pairs, budget // (per_direction + per_pair)))
+    return some, max(1, min(local.samples, pairs // some, (budget - some * per_direction) // (per_pair * some)))
 
 
 class _Largest(TorchDispatchMode):

@@ -65,11 +65,20 @@ class Local:
 
     def tangents(self, directions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the outputs `(samples, ..., o)` and `t = J u` for each direction `(k, samples, ..., o)`: one JVP each."""
+        return self.pushed(self.shifts(directions))
+
+    def shifts(self, directions: Tensor) -> dict[str, Tensor]:
+        """Return directions `(k, size)` as displacements `(k, *shape)` of each parameter, each with its own memory."""
+        # Forward mode copies, on every pass, a tangent that is a view into a larger tensor.
         weights = self.weights
-        shifts = {name: part.to(weights[name].dtype) for name, part in self.space.split(directions).items()}
+        return {name: part.to(weights[name].dtype).clone() for name, part in self.space.split(directions).items()}
+
+    def pushed(self, shifts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return what `tangents` does, from displacements made by `shifts`."""
+        weights = self.weights
         with _forward_mode():
             out_dims: Any = (None, 0)
-            primal, *tangent = vmap(lambda shift: jvp(self.output, (weights,), (shift,)), out_dims=out_dims)(shifts)
+            primal, *tangent = vmap(lambda shift: jvp(self.output, (weights,), (shift,)), out_dims=out_dims)(dict(shifts))
         return primal, tangent[0]
 
 

@@ -58,14 +58,38 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
     return Span(DenseFactors(coordinates), (vectors * values.rsqrt()).T.reshape(-1, samples, draws), factors)
 
 
-def decompose(factors: Factors, method: Decomposer, *, generator: torch.Generator) -> Decomposition:
-    """Decompose factors by any method; per-token gradients go through the span of their rows."""
+def decompose(
+    factors: Factors, method: Decomposer, *, generator: torch.Generator, against: TokenFactors | None = None, ridge: float = 0.1
+) -> Decomposition:
+    """Decompose factors by any method; per-token gradients go through the span of their rows.
+
+    With `against`, factors of outputs that should stay as they are, a direction's length is `u^T (A + ridge |A| I) u`, where
+    `A = mean_s G_s^T G_s` of those factors and `|A|` is its largest eigenvalue: directions then compete at equal disturbance
+    (the natural gradient's metric), and one that spills over into other outputs pays for it. They are orthogonal in that metric
+    and returned with unit Euclidean norm.
+    Raises InputError when `against` does not go with the factors, or the ridge is not positive.
+    """
     if not isinstance(factors, TokenFactors):
+        if against is not None:
+            raise InputError("against is for per-token gradients (token_gradients); these factors are dense")
         return method(factors, generator=generator)
-    inner = span(factors)
-    found = method(inner.factors, generator=generator)
-    encoder = None if found.encoder is None else inner.lift(found.encoder)
-    return replace(found, directions=inner.lift(found.directions), encoder=encoder)
+    if not ridge > 0:
+        raise InputError(f"ridge must be positive, got {ridge}")
+    inner = span(factors if against is None else factors.joined(against))
+    coordinates = inner.factors.values
+    metric = torch.eye(coordinates.shape[2], dtype=coordinates.dtype)
+    if against is not None:
+        metric = _inverse_root(coordinates[factors.samples :], ridge)
+    found = method(DenseFactors(coordinates[: factors.samples] @ metric), generator=generator)
+    encoder = None if found.encoder is None else inner.lift(found.encoder @ metric)
+    return replace(found, directions=inner.lift(found.directions @ metric), encoder=encoder)
+
+
+def _inverse_root(coordinates: Tensor, ridge: float) -> Tensor:
+    """Return `(A + ridge |A| I)^{-1/2}` of the mean `A` of the samples' Gram matrices."""
+    rows = coordinates.flatten(0, 1)
+    values, vectors = torch.linalg.eigh(rows.T @ rows / coordinates.shape[0])
+    return (vectors * (values.clamp_min(0) + ridge * values[-1]).rsqrt()) @ vectors.T
 
 
 def _dense(factors: TokenFactors, chosen: Tensor) -> Tensor:

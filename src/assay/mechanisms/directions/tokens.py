@@ -103,6 +103,20 @@ class TokenFactors:
         ]
         return replace(self, blocks=tuple(moved))
 
+    def joined(self, other: TokenFactors) -> TokenFactors:
+        """Return the samples of both, these first. Raises InputError when parameters, tokens or rows per sample differ."""
+        same = self.space == other.space and all(
+            one.inputs.shape[1:] == two.inputs.shape[1:] and one.deltas.shape[1:] == two.deltas.shape[1:]
+            for one, two in zip(self.blocks, other.blocks, strict=False)
+        )
+        if not same:
+            raise InputError("the two sets of factors must be over the same parameters, with as many tokens and rows per sample")
+        blocks = [
+            replace(one, inputs=torch.cat([one.inputs, two.inputs]), deltas=torch.cat([one.deltas, two.deltas]))
+            for one, two in zip(self.blocks, other.blocks, strict=True)
+        ]
+        return replace(self, blocks=tuple(blocks))
+
     def dense(self) -> Tensor:
         """Return the rows themselves, `(samples, draws, size)`: for small layers and for checks."""
         parts: dict[str, Tensor] = {}
