@@ -1,32 +1,52 @@
-"""The README's Python runs as it stands, and its commands exist."""
+"""The Python in the README and the docs runs as it stands, and the commands and links exist."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+import pytest
+
 from assay import cli
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+page = pytest.mark.parametrize("path", PAGES, ids=[path.stem for path in PAGES])
 
 
-def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
+def run_blocks(path: Path) -> int:
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    whole = [block for block in blocks if "path/to" not in block]
+    for block in whole:
+        exec(compile(block, path.name, "exec"), {})
+    return len(whole)
+
+
+def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert blocks
-    for block in blocks:
-        if "path/to" not in block:
-            exec(compile(block, "README.md", "exec"), {})
+    assert run_blocks(ROOT / "README.md")
     assert "coverage >=" in capsys.readouterr().out
+
+
+def test_every_python_block_of_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert sum(run_blocks(path) for path in PAGES[1:])
 
 
 def test_every_command_exists():
     verbs = {command.callback.__name__ for command in cli.app.registered_commands}
-    named = set(re.findall(r"`assay (\w+)", README))
+    named = set(re.findall(r"`assay (\w+)", "".join(path.read_text() for path in PAGES)))
     assert named
     assert named <= verbs
 
 
-def test_every_link_leads_somewhere():
-    for link in re.findall(r"\]\(([^)#]+)\)", README):
-        assert (Path(__file__).parents[1] / link).exists(), link
+@page
+def test_every_link_leads_somewhere(path):
+    for link in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+@page
+def test_every_benchmark_and_example_that_is_named_exists(path):
+    for script in re.findall(r"python ((?:benchmarks|examples|docs)/\w+\.py)", path.read_text()):
+        assert (ROOT / script).exists(), script

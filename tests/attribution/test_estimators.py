@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import node_models
 import pytest
 import torch
 from cases import KINDS, dictionary, displacements
@@ -16,6 +17,7 @@ from assay.attribution.rules import modified_backward
 from assay.errors import InputError
 from assay.mechanisms.nodes import nodes
 from assay.targets.base import Batch, Target
+from assay.targets.metrics import logit_difference
 
 HOOKS = [f"blocks.0.attn.hook_{slot}" for slot in "qkvz"]
 
@@ -249,3 +251,18 @@ def test_integrated_gradients_of_a_site_add_up_to_its_joint_patch():
         joint = bound.values() - bound.values(bound.full(0.0, [name]))
         assert (values.flatten(1).sum(1) - joint).abs().mean() <= 0.01 * joint.abs().mean()
         assert scores.gaps[name].relative <= 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_scores_of_half_precision_models_are_accumulated_in_float64(dtype):
+    clean, patch = node_models.batches()
+    sites = ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out", "blocks.2.hook_resid_post"]
+    for method in (Gradient(), IntegratedGradients(), Exact()):
+        low, high = (
+            attribute(nodes(Target(node_models.build("gpt2", kind), logit_difference), clean, patch, sites), method)
+            for kind in (dtype, torch.float64)
+        )
+        for site in sites:
+            assert low.values[site].dtype == torch.float64
+            error = (low.values[site] - high.values[site]).abs().max() / high.values[site].abs().max()
+            assert float(error) < 64 * torch.finfo(dtype).eps  # some tens of roundings on the way through three blocks

@@ -44,6 +44,28 @@ def test_summary_tables_and_report(runs):
     assert len(page) < 2_000_000
 
 
+def test_further_methods_and_fixed_scores(runs, tmp_path):
+    ours = [f"target.path={runs / 'ours' / 'model'}", f"data.pairs={runs / 'ours' / 'pairs.jsonl'}", "data.limit=40", "audit.exact=6"]
+    sets = [*ours, 'more=["atp-star", "relp", "probes"]', "audit.fix=4"]
+    summary = base.execute(base.load("attribution", sets), tmp_path / "run")
+    assert set(summary["methods"]) == {"gradient", "ig", "atp-star", "relp", "probes"}
+    run = opened(tmp_path / "run")
+    # AtP* has no sign: it is compared with sizes.
+    sizes = run.table("audit-atp-star.parquet")
+    assert bool((sizes["exact"] >= 0).all())
+    assert bool((sizes["exact"] == run.table("audit-ig.parquet")["exact"].abs()).all())
+    assert summary["methods"]["atp-star"]["agreement"]["pearson"] > 0
+    assert 0 < summary["fixed"]["patches"] <= 40 * 4
+    assert summary["fixed"]["share_exact"] > 0
+    total = summary["totals"]["all"]
+    assert total["low"] <= total["estimate"] <= total["high"]
+    assert 0 <= summary["top_recall"]["low"] <= summary["top_recall"]["high"] <= 1
+    assert run.has("scores-fixed.parquet")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "AtP*" in page
+    assert "further exact patches" in page
+
+
 def test_a_model_and_pairs_that_are_not_ours(runs, monkeypatch, capsys, tmp_path):
     words = ["run", "attribution", "-o", str(tmp_path / "theirs"), "--json", "--set", f"target.path={runs / 'ours' / 'model'}"]
     pairs = tmp_path / "pairs.jsonl"

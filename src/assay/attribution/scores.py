@@ -59,6 +59,11 @@ class Scores:
     def reference(self) -> str:
         return self.mechanisms.reference
 
+    @property
+    def unsigned(self) -> bool:
+        """Whether the scores say how large an effect is and not which way it goes."""
+        return self.estimand == "size of single removal"
+
     def mean(self) -> dict[str, Tensor]:
         """Return the mean over examples by group, accumulated in float64."""
         return {name: values.mean(0) for name, values in self.values.items()}

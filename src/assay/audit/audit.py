@@ -130,6 +130,7 @@ def audit(
     The scale of the bars is chosen on a quarter of the inputs among a constant, |score|, the norm of the part, |score - other
     score| when `against` is given, and further `scales` (examples, *axes by group; a certificate, say), or named by `scale`;
     half of the inputs calibrate; coverage and width are measured on the last quarter. `merge` gives all groups one stratum.
+    Scores without a sign (AtP*) are compared with the sizes of the exact effects.
 
     Raises InputError when `exact` is smaller than the number of groups.
     """
@@ -140,6 +141,8 @@ def audit(
     table = _ablated(scores, first, candidates, drawn, budget)
     if table.height == 0:
         raise InputError("no active part to ablate: every part is zero on this batch")
+    if scores.unsigned:
+        table = table.with_columns(pl.col("exact", "first").abs())
     stratum = np.full(table.height, "all") if merge else table["group"].to_numpy().astype(str)
     named = {name: table[f"scale:{name}"].to_numpy() for name in candidates}
     inputs, truth = table["example"].to_numpy(), table["exact"].to_numpy()

@@ -105,6 +105,7 @@ def budgeted(
             spent += int(mask.sum())
             _fix(scores, name, mask, values[name], budget, shared=shared and not group.per_example)
             known[name] |= mask.reshape(known[name].shape)
+            values[name] = values[name].abs() if scores.unsigned else values[name]
     left = matters & ~(_flat({name: mask.double() for name, mask in known.items()}, shared) >= 1)
     fixed = replace(scores, values=values, method=f"{scores.method}, {patches} exact patches", cpu_seconds=time.process_time() - began)
     return Budgeted(fixed, known, spent, int(left.sum()) * (len(mechanisms.batch) if shared else 1), time.process_time() - began)

@@ -9,9 +9,10 @@ import polars as pl
 import torch
 from pydantic import Field
 
-from assay.attribution import Gradient, IntegratedGradients, attribute, edges
-from assay.audit import Audit, areas, curve, heat, keep_top, scrub, worst_case
+from assay.attribution import AtPStar, Gradient, IntegratedGradients, ProbedSecondOrder, RelP, attribute, edges
+from assay.audit import Audit, areas, budgeted, curve, heat, keep_top, scrub, top_recall, totals, worst_case
 from assay.audit.agreement import agreement_table
+from assay.audit.totals import Interval
 from assay.errors import InputError
 from assay.io.circuits import write_circuit, write_graphml
 from assay.io.files import existing
@@ -28,6 +29,9 @@ from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
+MORE = {"atp-star": AtPStar, "relp": RelP, "probes": ProbedSecondOrder}
+
+
 class TargetConfig(AgreementModelConfig):
     """`path` is a Hugging Face folder or hub name; without it a small agreement model is trained with the other keys."""
 
@@ -42,6 +46,9 @@ class DataConfig(base.Config):
 
 
 class AuditConfig(base.Config):
+    """`exact` nodes of every pair are patched to measure the error; `fix` more, where the bars say it matters, to mend the scores."""
+
+    fix: int = Field(0, ge=0)
     exact: int = Field(60, ge=1)
     alpha: float = Field(0.1, gt=0, lt=1)
     tolerance: float = Field(0.01, gt=0)
@@ -49,6 +56,9 @@ class AuditConfig(base.Config):
 
 
 class Config(base.StudyConfig):
+    """`more` names further methods to compare beside attribution patching and integrated gradients."""
+
+    more: tuple[Literal["atp-star", "relp", "probes"], ...] = ()
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
     metric: str = "logit_difference"
@@ -74,12 +84,17 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     target = Target(model.model, choose_metric(config.metric), model.path)
     mechanisms = nodes(target, clean, patch, _sites(config, model), config.reference)
     methods = {"gradient": attribute(mechanisms), "ig": attribute(mechanisms, IntegratedGradients(tolerance=config.audit.tolerance))}
+    methods |= {name: attribute(mechanisms, MORE[name]()) for name in config.more}
     audits = {}
     for name, scores in methods.items():
         against = methods["gradient"] if name == "ig" else None
         audits[name] = scores.audit(exact=config.audit.exact, alpha=config.audit.alpha, seed=config.seed, against=against)
         run.save_table(f"audit-{name}.parquet", _with_kind(audits[name].table, model))
         run.save_table(f"scores-{name}.parquet", scores.table())
+    fixed = None
+    if config.audit.fix:
+        fixed = budgeted(methods["ig"], config.audit.fix, bars=audits["ig"])
+        run.save_table("scores-fixed.parquet", fixed.scores.table())
     run.save_table("top.parquet", audits["ig"].top(24))
     run.save_table("heat.parquet", heat(audits["ig"]))
     circuit, found = _circuit(config, model, target, clean, patch, pairs)
@@ -92,6 +107,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "patching": mechanisms.patching,
         "methods": {name: _summary(audit, model) for name, audit in audits.items()},
         "completeness_gaps": {name: gap.relative for name, gap in methods["ig"].gaps.items()},
+        "totals": {name: _interval(entry) for name, entry in totals(audits["ig"]).items()},
+        "top_recall": _recall(config, audits["ig"]),
+        "fixed": None if fixed is None else {"patches": fixed.patches, "share_exact": fixed.share_exact, "still_doubtful": fixed.flagged},
         "circuit": found,
         "edges": _edges(config, target, clean, patch, run),
         "reference": config.reference,
@@ -158,6 +176,17 @@ def _with_kind(table: pl.DataFrame, model: LanguageModel) -> pl.DataFrame:
 def _summary(audit: Audit, model: LanguageModel) -> dict[str, Any]:
     by_kind = agreement_table(_with_kind(audit.table, model), "kind")
     return {**audit.summary(), "by_kind": {row.pop("kind"): row for row in by_kind.to_dicts()}}
+
+
+def _interval(found: Interval) -> dict[str, float]:
+    return {"estimate": found.estimate, "low": found.low, "high": found.high, "alpha": found.alpha}
+
+
+def _recall(config: Config, audit: Audit) -> dict[str, float]:
+    """Return how many of a pair's truly largest nodes are among its largest scores, for the share of nodes that the circuit keeps."""
+    nodes_per_pair = sum(values[0].numel() for values in audit.scores.values.values())
+    k = max(1, round(config.audit.kept * nodes_per_pair))
+    return {"k": k, **_interval(top_recall(audit, k))}
 
 
 def _edges(config: Config, target: Target, clean: Batch, patch: Batch, run: Run) -> dict[str, Any]:

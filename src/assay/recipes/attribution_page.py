@@ -10,7 +10,13 @@ from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
 
-_NAMES = {"gradient": "attribution patching", "ig": "integrated gradients"}
+_NAMES = {
+    "gradient": "attribution patching",
+    "ig": "integrated gradients",
+    "atp-star": "AtP*",
+    "relp": "RelP",
+    "probes": "second order by probes",
+}
 
 
 def headline(run: Run) -> tuple[str, str]:
@@ -37,7 +43,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         ),
         Fact("pairs", summary["pairs"]["kept"], f"{sum(summary['pairs']['dropped'].values())} dropped"),
     ]
-    parts = [_heat(run), _agreement(run, summary), _bars(run, ig), _circuit(run, summary), _tables(run, summary)]
+    parts = [_heat(run), _agreement(run, summary), _bars(run, summary), _circuit(run, summary), _tables(run, summary)]
     return facts, parts
 
 
@@ -70,6 +76,7 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
             title=f"{title[:1].upper()}{title[1:]} against exact patching",
         )
         for name, title in _NAMES.items()
+        if name in summary["methods"]
     ]
     rows = [
         {"method": _NAMES[name], "kind": kind, **{key: found[key] for key in ("pearson", "spearman", "slope", "sign", "mae", "n")}}
@@ -83,12 +90,12 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     return Section("Is the score right?", text, charts=pictures, tables=[Table(pl.DataFrame(rows), "Agreement by kind of node")])
 
 
-def _bars(run: Run, ig: dict[str, Any]) -> Section:
+def _bars(run: Run, summary: dict[str, Any]) -> Section:
     top = run.table("top.parquet").with_columns(
         (pl.col("score") - pl.col("bar")).alias("low"), (pl.col("score") + pl.col("bar")).alias("high")
     )
     top = top.filter(pl.col("bar").is_finite())
-    bars = ig["bars"]
+    bars = summary["methods"]["ig"]["bars"]
     text = f"{bars['guarantee'][:1].upper()}{bars['guarantee'][1:]}."
     if bars["coverage"] is not None:
         text += (
@@ -100,7 +107,21 @@ def _bars(run: Run, ig: dict[str, Any]) -> Section:
         if top.height
         else []
     )
-    return Section("Error bars", text, charts=pictures)
+    recall = summary["top_recall"]
+    text += (
+        f" Of the nodes whose exact effect is as large as the {recall['k']}th score of their pair, {recall['estimate']:.0%} are among the "
+        f"{recall['k']} largest scores ({recall['low']:.0%} to {recall['high']:.0%} at {1 - recall['alpha']:.0%} confidence)."
+    )
+    if summary["fixed"] is not None:
+        fixed = summary["fixed"]
+        text += (
+            f" {fixed['patches']:,} further exact patches went to the most doubtful of the nodes that could be among the largest; "
+            f"{fixed['share_exact']:.0%} of all values are then exact."
+        )
+    sums = pl.DataFrame(
+        [{"site": name, **{key: entry[key] for key in ("estimate", "low", "high")}} for name, entry in summary["totals"].items()]
+    )
+    return Section("Error bars", text, charts=pictures, tables=[Table(sums, "Sum of all single effects, mean over pairs, with intervals")])
 
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:
