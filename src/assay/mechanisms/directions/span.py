@@ -59,9 +59,14 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
 
 
 def decompose(
-    factors: Factors, method: Decomposer, *, generator: torch.Generator, against: TokenFactors | None = None, ridge: float = 0.1
+    factors: Factors,
+    method: Decomposer,
+    *,
+    generator: torch.Generator | None = None,
+    against: TokenFactors | None = None,
+    ridge: float = 0.1,
 ) -> Decomposition:
-    """Decompose factors by any method; per-token gradients go through the span of their rows.
+    """Decompose factors by any method; per-token gradients go through the span of their rows. The default generator has seed 0.
 
     With `against`, factors of outputs that should stay as they are, a direction's length is `u^T (A + ridge |A| I) u`, where
     `A = mean_s G_s^T G_s` of those factors and `|A|` is its largest eigenvalue: directions then compete at equal disturbance
@@ -69,6 +74,7 @@ def decompose(
     and returned with unit Euclidean norm.
     Raises InputError when `against` does not go with the factors, or the ridge is not positive.
     """
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
     if not isinstance(factors, TokenFactors):
         if against is not None:
             raise InputError("against is for per-token gradients (token_gradients); these factors are dense")
