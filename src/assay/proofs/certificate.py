@@ -42,7 +42,7 @@ weighs |A| + |B| - |A and B|. A cell with tokens S is true if for all x != m (g 
     D = Eq U + (b_V O + b_O) U + b_U   (b_K changes no attention weight).
 
 A positive factor per q, such as exp(-max a - max b), changes nothing. slack is 0 at level "real" and, at level "float32",
-2 max_x of the bound of |executed - real logit| given by `assay.proofs.execution.logit_error`.
+2 max_x of a valid bound of |executed - real logit|: the prover searches with `assay.proofs.execution.logit_error`, a checker uses its own.
 
 **Rule "cubic".** Advice `sets` with F = 1. A cell with c > 0 is true if every k in S passes the inequality of
 `assay.proofs.strategies.cubic` for both s; one with c = 0 as under "cells". (Both also pass "cells", which is exact.)

@@ -31,7 +31,8 @@ class _Rounded:
         magnitude = np.abs(matrix.astype(np.float64))
         offset = np.abs(bias.astype(np.float64))
         computed = (self.size + self.error) @ magnitude + offset
-        error = self.error @ magnitude + gamma(terms + 1) * computed + terms * FLUSH
+        # Every product and every partial sum may be flushed.
+        error = self.error @ magnitude + gamma(terms + 1) * computed + 2 * terms * FLUSH
         return _Rounded((self.size @ magnitude + offset) * _SAFETY, error * _SAFETY)
 
     def plus(self, other: _Rounded) -> _Rounded:
@@ -67,7 +68,7 @@ def logit_error(w: Weights, *, exp_ulp: float = 2.0) -> Array:
     keys, key_errors = (part.reshape(positions * vocabulary, -1).T for part in (key.size, key.error))
     exact = query.size @ keys
     spread = query.error @ keys + query.size @ key_errors + query.error @ key_errors
-    spread = spread + gamma(w.head + 4) * (exact + spread) + (w.head + 4) * FLUSH
+    spread = spread + gamma(w.head + 4) * (exact + spread) + 2 * (w.head + 4) * FLUSH
     root = np.sqrt(float(w.head)) / _SAFETY
     score, score_error = (exact / root).max(1) * _SAFETY, (spread / root).max(1) * _SAFETY + 4 * FLUSH
     shift = score_error + 2 * UNIT * (score + score_error)
@@ -77,7 +78,8 @@ def logit_error(w: Weights, *, exp_ulp: float = 2.0) -> Array:
     # 1 +- change moves the logits by at most `change` times the largest logit that one position writes.
     reach, errors = value.reach.max((0, 1)), value.error.max((0, 1))
     head_error = (1 + change) * (errors + gamma(positions + 2) * reach) + 4 * positions * FLUSH * (1 + reach)
-    mixed = _Rounded(np.broadcast_to(value.size.max((0, 1)), head_error.shape), head_error * _SAFETY)
+    # What is multiplied from here on is the drifted mean, so its rounding goes by the drifted size.
+    mixed = _Rounded((1 + change) * value.size.max((0, 1)) * _SAFETY, head_error * _SAFETY)
     logits = last.plus(mixed.times(w.O, w.o_bias)).times(w.U, w.u_bias)
     moved = change * _largest_written(w)
     top = max(float(part.max()) for part in (x.reach, query.reach, key.reach, exact + spread, value.reach, logits.reach))
