@@ -25,7 +25,7 @@ def headline(run: Run) -> tuple[str, str]:
     name = config["target"]["path"] or "a small model trained on subject-verb agreement"
     return (
         "Attribution on a language model",
-        f"Which heads, MLPs and positions of {name} ({summary['model']['family']}) carry the metric {config['metric']}? XX
+        f"Which heads, MLPs and positions of {name} ({summary['model']['family']}) carry the metric {config['metric']}? Every node was scored "
         f"by {len(summary['methods'])} cheap methods on {summary['pairs']['kept']} pairs of prompts, and a random part of the nodes patched exactly, so that the "
         "scores come with an error.",
     )
