@@ -242,6 +242,7 @@ def _keep(run: Run, toy: toys.Toy, local: Local, factors: DenseFactors, found: D
             circuits = found.directions[list(recovery.match.values())]
             steep = PowerIteration(len(circuits), normalised=False)(factors, generator=torch.Generator().manual_seed(0)).directions
             summary["steepness"] = {"circuits": float(steepness(factors, circuits)), "steepest": float(steepness(factors, steep))}
+            summary["steepness"]["purity of circuits"] = float(recovery.purity[list(recovery.match.values())].mean())
             summary["steepness"]["purity of steepest"] = float(ev.recover(steep, owner).purity.mean())
     return summary
 

@@ -93,9 +93,21 @@ def _curves(run: Run) -> Section:
 
 def _steepness(values: dict[str, float]) -> Section:
     more = "higher" if values["steepest"] > values["circuits"] else "not higher"
+    rows = [
+        {
+            "directions": "the circuits that were found",
+            "mean squared curvature": values["circuits"],
+            "mean purity": values["purity of circuits"],
+        },
+        {
+            "directions": "the steepest orthogonal ones",
+            "mean squared curvature": values["steepest"],
+            "mean purity": values["purity of steepest"],
+        },
+    ]
     return Section(
         "Why not simply the steepest directions?",
-        "Without normalising each sample, the mean squared curvature (the objective of the bi-level method) is dominated by inputs "
-        f"with several active circuits. Here it is {values['steepest']:.4g} at the steepest orthogonal directions, {more} than the "
-        f"{values['circuits']:.4g} at the circuits that were found; the steepest ones have mean purity {values['purity of steepest']:.3f}.",
+        "Without normalising each sample, the mean squared curvature (the objective of the bi-level method) is dominated by inputs with several "
+        f"active circuits. Here it is {more} at the steepest orthogonal directions than at the circuits.",
+        tables=[Table(pl.DataFrame(rows), "What the bi-level method maximises")],
     )
