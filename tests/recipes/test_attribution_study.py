@@ -66,6 +66,18 @@ def test_further_methods_and_fixed_scores(runs, tmp_path):
     assert "further exact patches" in page
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_handful_of_pairs_is_reported_without_what_it_cannot_support(runs, tmp_path, count):
+    lines = (runs / "ours" / "pairs.jsonl").read_text().splitlines()[:count]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    sets = [f"target.path={runs / 'ours' / 'model'}", f"data.pairs={tmp_path / 'pairs.jsonl'}", "audit.exact=6", "audit.fix=2"]
+    summary = base.execute(base.load("attribution", sets), tmp_path / "run")
+    assert summary["pairs"]["kept"] == count
+    assert (summary["top_recall"] is None) == (count == 1)
+    assert bool(summary["totals"]) == (count > 1)
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
 def test_a_model_and_pairs_that_are_not_ours(runs, monkeypatch, capsys, tmp_path):
     words = ["run", "attribution", "-o", str(tmp_path / "theirs"), "--json", "--set", f"target.path={runs / 'ours' / 'model'}"]
     pairs = tmp_path / "pairs.jsonl"

@@ -107,8 +107,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "patching": mechanisms.patching,
         "methods": {name: _summary(audit, model) for name, audit in audits.items()},
         "completeness_gaps": {name: gap.relative for name, gap in methods["ig"].gaps.items()},
-        "totals": {name: _interval(entry) for name, entry in totals(audits["ig"]).items()},
-        "top_recall": _recall(config, audits["ig"]),
+        # Intervals are over pairs: one pair has none.
+        "totals": {name: _interval(entry) for name, entry in totals(audits["ig"]).items()} if len(pairs) > 1 else {},
+        "top_recall": _recall(config, audits["ig"]) if len(pairs) > 1 else None,
         "fixed": None if fixed is None else {"patches": fixed.patches, "share_exact": fixed.share_exact, "still_doubtful": fixed.flagged},
         "circuit": found,
         "edges": _edges(config, target, clean, patch, run),

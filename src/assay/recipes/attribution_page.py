@@ -108,10 +108,11 @@ def _bars(run: Run, summary: dict[str, Any]) -> Section:
         else []
     )
     recall = summary["top_recall"]
-    text += (
-        f" Of the nodes whose exact effect is as large as the {recall['k']}th score of their pair, {recall['estimate']:.0%} are among the "
-        f"{recall['k']} largest scores ({recall['low']:.0%} to {recall['high']:.0%} at {1 - recall['alpha']:.0%} confidence)."
-    )
+    if recall is not None and recall["estimate"] is not None:
+        text += (
+            f" Of the nodes whose exact effect is as large as the {recall['k']}th score of their pair, {recall['estimate']:.0%} are among the "
+            f"{recall['k']} largest scores ({recall['low']:.0%} to {recall['high']:.0%} at {1 - recall['alpha']:.0%} confidence)."
+        )
     if summary["fixed"] is not None:
         fixed = summary["fixed"]
         text += (
@@ -121,7 +122,8 @@ def _bars(run: Run, summary: dict[str, Any]) -> Section:
     sums = pl.DataFrame(
         [{"site": name, **{key: entry[key] for key in ("estimate", "low", "high")}} for name, entry in summary["totals"].items()]
     )
-    return Section("Error bars", text, charts=pictures, tables=[Table(sums, "Sum of all single effects, mean over pairs, with intervals")])
+    tables = [Table(sums, "Sum of all single effects, mean over pairs, with intervals")] if sums.height else []
+    return Section("Error bars", text, charts=pictures, tables=tables)
 
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:

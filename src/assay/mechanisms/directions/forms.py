@@ -35,10 +35,10 @@ def quadratic_forms(
         for first in range(0, local.samples, many):
             with torch.no_grad():
                 output, tangent = local.take(slice(first, first + many)).pushed(shifts)
-                rows.append(measure.form(tangent, output))
+                form = measure.form(tangent, output)
+            rows.append(form if per_position or form.ndim == 2 else form.flatten(2).mean(2))
         found.append(torch.cat(rows, dim=1))
-    forms = torch.cat(found).movedim(0, 1)
-    return forms if per_position or forms.ndim == 2 else forms.flatten(2).mean(2)
+    return torch.cat(found).movedim(0, 1)
 
 
 def products(local: Local, directions: Tensor, measure: str | Divergence = "kl", *, budget: int = BUDGET) -> Tensor:
