@@ -239,10 +239,11 @@ def _keep(run: Run, toy: toys.Toy, local: Local, factors: DenseFactors, found: D
         run.save_table("shares.parquet", shares)
         recovery = ev.recover(found.directions, owner)
         if recovery.match and bool((owner >= 0).all()):
-            circuits = found.directions[list(recovery.match.values())]
+            matched = list(recovery.match.values())
+            circuits = found.directions[matched]
             steep = PowerIteration(len(circuits), normalised=False)(factors, generator=torch.Generator().manual_seed(0)).directions
             summary["steepness"] = {"circuits": float(steepness(factors, circuits)), "steepest": float(steepness(factors, steep))}
-            summary["steepness"]["purity of circuits"] = float(recovery.purity[list(recovery.match.values())].mean())
+            summary["steepness"]["purity of circuits"] = float(recovery.purity[matched].mean())
             summary["steepness"]["purity of steepest"] = float(ev.recover(steep, owner).purity.mean())
     return summary
 

@@ -82,13 +82,18 @@ def decompose(
     if not ridge > 0:
         raise InputError(f"ridge must be positive, got {ridge}")
     inner = span(factors if against is None else factors.joined(against))
-    coordinates = inner.factors.values
-    metric = torch.eye(coordinates.shape[2], dtype=coordinates.dtype)
-    if against is not None:
+    if against is None:
+        found, back = method(inner.factors, generator=generator), inner.lift
+    else:
+        coordinates = inner.factors.values
         metric = _inverse_root(coordinates[factors.samples :], ridge)
-    found = method(DenseFactors(coordinates[: factors.samples] @ metric), generator=generator)
-    encoder = None if found.encoder is None else inner.lift(found.encoder @ metric)
-    return replace(found, directions=inner.lift(found.directions @ metric), encoder=encoder)
+        found = method(DenseFactors(coordinates[: factors.samples] @ metric), generator=generator)
+
+        def back(directions: Tensor) -> Tensor:
+            return inner.lift(directions @ metric)
+
+    encoder = None if found.encoder is None else back(found.encoder)
+    return replace(found, directions=back(found.directions), encoder=encoder)
 
 
 def _inverse_root(coordinates: Tensor, ridge: float) -> Tensor:

@@ -107,7 +107,7 @@ class TokenFactors:
         """Return the samples of both, these first. Raises InputError when parameters, tokens or rows per sample differ."""
         same = self.space == other.space and all(
             one.inputs.shape[1:] == two.inputs.shape[1:] and one.deltas.shape[1:] == two.deltas.shape[1:]
-            for one, two in zip(self.blocks, other.blocks, strict=False)
+            for one, two in zip(self.blocks, other.blocks, strict=True)
         )
         if not same:
             raise InputError("the two sets of factors must be over the same parameters, with as many tokens and rows per sample")
