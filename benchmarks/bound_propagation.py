@@ -1,7 +1,8 @@
-"""Bound propagation on an MLP 64-256-256-10, batch 64, radius .01: widths and CPU seconds beside a dense backward CROWN.
+"""Bound propagation on an MLP 64-256-256-10, batch 64, radius .01: widths and CPU seconds beside a
+dense backward CROWN.
 
-Run with one thread: `OMP_NUM_THREADS=1 python benchmarks/bound_propagation.py`. Seconds are the least of several runs (process time).
-"""
+Run with one thread: `OMP_NUM_THREADS=1 python benchmarks/bound_propagation.py`. Seconds are the
+least of several runs (process time)."""
 
 from __future__ import annotations
 
@@ -43,8 +44,12 @@ def network(seed: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def dense_crown(model: nn.Sequential, x: torch.Tensor, radius: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Backward CROWN as usually written: a full coefficient matrix per sample, for every unit of every layer."""
+def dense_crown(
+    model: nn.Sequential, x: torch.Tensor, radius: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Backward CROWN as usually written: a full coefficient matrix per sample, for every unit of
+    every layer.
+    """
     layers = [m for m in model if isinstance(m, nn.Linear)]
     known: list[tuple[torch.Tensor, torch.Tensor]] = []
     for k, top in enumerate(layers):
@@ -53,7 +58,9 @@ def dense_crown(model: nn.Sequential, x: torch.Tensor, radius: float) -> tuple[t
             A = (sign * top.weight).expand(len(x), -1, -1)
             c = (sign * top.bias).expand(len(x), -1)
             for (lo, hi), layer in zip(known[::-1], layers[:k][::-1], strict=True):
-                chord = (hi.clamp(min=0) / (hi - lo).clamp(min=1e-300)).where((lo < 0) & (hi > 0), (lo >= 0).double())
+                chord = (hi.clamp(min=0) / (hi - lo).clamp(min=1e-300)).where(
+                    (lo < 0) & (hi > 0), (lo >= 0).double()
+                )
                 below = (hi > -lo).double()
                 offset = torch.where((lo < 0) & (hi > 0), -chord * lo, 0.0)
                 c = c + (A.clamp(max=0) * offset[:, None]).sum(-1)
@@ -72,13 +79,23 @@ def print_propagation() -> None:
     model = model.double()
     lower, upper = dense_crown(model, x, RADIUS)
     naive = least_seconds(lambda: dense_crown(model, x, RADIUS))
-    print(f"{'method':<22}{'level':<10}{'mean width':>12}{'CPU s':>10}{'dense / ours':>14}{'max difference':>16}")
-    print(f"{'dense backward CROWN':<22}{'float64':<10}{(upper - lower).mean():>12.5f}{naive:>10.4f}{1:>14.1f}{0:>16.1e}")
+    print(
+        f"{'method':<22}{'level':<10}{'mean width':>12}{'CPU s':>10}{'dense / ours':>14}"
+        f"{'max difference':>16}"
+    )
+    print(
+        f"{'dense backward CROWN':<22}{'float64':<10}{(upper - lower).mean():>12.5f}"
+        f"{naive:>10.4f}{1:>14.1f}{0:>16.1e}"
+    )
     for method in ("interval", "crown"):
         for level in ("float64", "real", "float32"):
             found = bound(graph, box, method=method, level=level)
-            seconds = least_seconds(lambda method=method, level=level: bound(graph, box, method=method, level=level))
-            gap = max(np.abs(found.lower - lower.numpy()).max(), np.abs(found.upper - upper.numpy()).max())
+            seconds = least_seconds(
+                lambda method=method, level=level: bound(graph, box, method=method, level=level)
+            )
+            gap = max(
+                np.abs(found.lower - lower.numpy()).max(), np.abs(found.upper - upper.numpy()).max()
+            )
             ratio = f"{naive / seconds:>14.1f}{gap:>16.1e}" if method == "crown" else ""
             print(f"{method:<22}{level:<10}{found.width.mean():>12.5f}{seconds:>10.4f}{ratio}")
 
@@ -104,16 +121,23 @@ def print_certified() -> None:
         "dense ReLU 64-256-256-10": network(2).requires_grad_(True),
         "bilinear, 4 blocks": BilinearNetwork(64, 10, generator=torch.Generator().manual_seed(0)),
     }
-    print(f"\n{'digits classifier':<26}{'accuracy':>9}{'radius':>8}{'method':>10}{'certified (real)':>18}{'CPU s':>8}")
+    print(
+        f"\n{'digits classifier':<26}{'accuracy':>9}{'radius':>8}{'method':>10}"
+        f"{'certified (real)':>18}{'CPU s':>8}"
+    )
     for name, model in models.items():
         trained(model, x[:1297], y[:1297])
         accuracy = float((model(x[1297:]).argmax(1) == y[1297:]).double().mean())
         for radius in (0.01, 0.03):
             for method in ("interval", "crown"):
                 start = time.process_time()
-                found = certified_accuracy(model, x[1297:], y[1297:], radius, domain=(0, 1), method=method)
+                found = certified_accuracy(
+                    model, x[1297:], y[1297:], radius, domain=(0, 1), method=method
+                )
                 seconds = time.process_time() - start
-                print(f"{name:<26}{accuracy:>9.3f}{radius:>8}{method:>10}{float(found.accuracy):>18.3f}{seconds:>8.2f}")
+                print(
+                    f"{name:<26}{accuracy:>9.3f}{radius:>8}{method:>10}{float(found.accuracy):>18.3f}{seconds:>8.2f}"
+                )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""The decomposers' time to take TMS 5-2 apart: circuits recovered, purity and CPU seconds over five networks."""
+"""The decomposers' time to take TMS 5-2 apart: circuits recovered, purity and CPU seconds over
+five networks.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ def main() -> None:
         for name, (kind, method) in methods.items():
             generator = torch.Generator().manual_seed(seed)
             began = time.process_time()
-            factors = fisher_factors(local, "mse") if kind == "fisher" else pair_gradients(local, "mse", generator=generator)
+            factors = (
+                fisher_factors(local, "mse")
+                if kind == "fisher"
+                else pair_gradients(local, "mse", generator=generator)
+            )
             found = method(factors, generator=generator)
             seconds = time.process_time() - began
             recovery = recover(found.directions, owner)

@@ -1,9 +1,11 @@
-"""How right the cheap scores of a language model's nodes are, and whether their error bars keep their promise.
+"""How right the cheap scores of a language model's nodes are, and whether their error bars keep
+their promise.
 
-Run with `python benchmarks/error_bars.py [RUN]`, RUN being a folder of `assay run agreement-attribution` (trained when absent, in about
-two minutes). Prints agreement of attribution patching and integrated gradients with exact patching of single heads, MLPs and residual
-nodes, and the coverage and width of the bars over random resplits of the inputs into tuning, calibration and held-out folds.
-"""
+Run with `python benchmarks/error_bars.py [RUN]`, RUN being a folder of `assay run
+agreement-attribution` (trained when absent, in about two minutes). Prints agreement of attribution
+patching and integrated gradients with exact patching of single heads, MLPs and residual nodes, and
+the coverage and width of the bars over random resplits of the inputs into tuning, calibration and
+held-out folds."""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ import numpy as np
 
 from assay.attribution import Gradient, IntegratedGradients
 from assay.audit import Audit
-from assay.recipes import base
-from assay.recipes.attribution import load
+from assay.studies import runner
+from assay.studies.attribution.study import load
 
 
 def measure(audit: Audit, resplits: int) -> dict[str, float]:
-    """Return mean coverage, its standard error over resplits, the nominal coverage, and the width against a constant first-order bar."""
+    """Return mean coverage, its standard error over resplits, the nominal coverage, and the
+    width against a constant first-order bar.
+    """
     again = [audit.at_level(audit.bars.alpha, seed=seed) for seed in range(resplits)]
     coverage = np.array([entry.coverage for entry in again])
     points = [count for entry in again for count in entry.bars.points.values()]
@@ -31,7 +35,10 @@ def measure(audit: Audit, resplits: int) -> dict[str, float]:
         "coverage": float(coverage.mean()),
         "error": float(coverage.std(ddof=1) / math.sqrt(resplits)),
         "nominal": nominal,
-        "width_ratio": float(np.mean([entry.width for entry in again]) / np.mean([entry.constant_width for entry in again])),
+        "width_ratio": float(
+            np.mean([entry.width for entry in again])
+            / np.mean([entry.constant_width for entry in again])
+        ),
     }
 
 
@@ -43,10 +50,16 @@ def main() -> None:
     words = parser.parse_args()
     folder = Path(words.run)
     if not (folder / "summary.json").exists():
-        base.execute(base.load("agreement-attribution"), folder, resume=folder.exists())
-    mechanisms = load(base.runs.opened(folder))
-    print(f"{len(mechanisms.batch)} pairs, {words.exact} exactly patched nodes each, {words.resplits} resplits")
-    print(f"{'method':<22}{'r':>8}{'slope':>8}{'coverage':>10}{'+- 3 se':>9}{'nominal':>9}{'width ratio':>13}{'CPU s':>8}")
+        runner.execute(runner.load("agreement-attribution"), folder, resume=folder.exists())
+    mechanisms = load(runner.runs.opened(folder))
+    print(
+        f"{len(mechanisms.batch)} pairs, {words.exact} exactly patched nodes each, {words.resplits}"
+        " resplits"
+    )
+    print(
+        f"{'method':<22}{'r':>8}{'slope':>8}{'coverage':>10}{'+- 3 se':>9}"
+        f"{'nominal':>9}{'width ratio':>13}{'CPU s':>8}"
+    )
     first = Gradient().scores(mechanisms)
     for method in (Gradient(), IntegratedGradients()):
         began = time.process_time()
@@ -55,7 +68,8 @@ def main() -> None:
         spent = time.process_time() - began
         found = measure(audit, words.resplits)
         print(
-            f"{method.name:<22}{audit.pooled.pearson:8.4f}{audit.pooled.slope:8.3f}{found['coverage']:10.4f}{3 * found['error']:9.4f}"
+            f"{method.name:<22}{audit.pooled.pearson:8.4f}{audit.pooled.slope:8.3f}"
+            f"{found['coverage']:10.4f}{3 * found['error']:9.4f}"
             f"{found['nominal']:9.4f}{found['width_ratio']:13.3f}{spent:8.2f}"
         )
 

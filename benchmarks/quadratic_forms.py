@@ -1,8 +1,9 @@
-"""Quadratic forms of 64 parameter directions on 32 sequences: one forward-mode derivative each against two nested ones.
+"""Quadratic forms of 64 parameter directions on 32 sequences: one forward-mode derivative each
+against two nested ones.
 
-A two-layer transformer of the GPT-2 architecture (width 128, vocabulary 1024, 128 positions); every parameter of the blocks
-moves. CPU seconds of one thread; the nested time is measured on a part of the work and scaled up.
-"""
+A two-layer transformer of the GPT-2 architecture (width 128, vocabulary 1024, 128 positions); every
+parameter of the blocks moves. CPU seconds of one thread; the nested time is measured on a part of
+the work and scaled up."""
 
 from __future__ import annotations
 
@@ -48,10 +49,15 @@ def main() -> None:
     samples, rows = 8, 4
     began = time.process_time()
     for first in range(0, rows, 2):
-        nested = nested_quadratic_forms(local.take(slice(0, samples)), directions[first : first + 2])
+        nested = nested_quadratic_forms(
+            local.take(slice(0, samples)), directions[first : first + 2]
+        )
         error = float(((nested - forms[:samples, first : first + 2]).abs() / nested).max())
     twice = (time.process_time() - began) * (SAMPLES / samples) * (DIRECTIONS / rows)
-    print(f"{DIRECTIONS} directions of {local.space.size:,} parameters x {SAMPLES} sequences of {LENGTH} tokens")
+    print(
+        f"{DIRECTIONS} directions of {local.space.size:,} parameters x {SAMPLES} sequences of"
+        f" {LENGTH} tokens"
+    )
     print(f"{'method':<32}{'CPU s':>8}{'peak GiB':>10}")
     print(f"{'JVP + output metric':<32}{once:>8.1f}{peak:>10.2f}")
     print(f"{'nested JVPs (scaled up)':<32}{twice:>8.1f}")

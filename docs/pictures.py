@@ -1,4 +1,6 @@
-"""Make the README's picture from a finished run of `assay run digits-channels`: python docs/pictures.py RUN_FOLDER."""
+"""Make the README's picture from a finished run of `assay run digits-channels`: python
+docs/pictures.py RUN_FOLDER.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,13 @@ from assay.io.runs import opened
 
 def main() -> None:
     run = opened(sys.argv[1])
-    points = run.table("channels.parquet").with_columns((pl.col("attribution") - pl.col("exact")).abs().alias("error"))
+    points = run.table("channels.parquet").with_columns(
+        (pl.col("attribution") - pl.col("exact")).abs().alias("error")
+    )
     points = points.filter((pl.col("error") > 1e-12) & (pl.col("bound") > 1e-12)).with_columns(
-        pl.col("error").log10(), pl.col("bound").log10(), pl.format("block {}", "block").alias("block")
+        pl.col("error").log10(),
+        pl.col("bound").log10(),
+        pl.format("block {}", "block").alias("block"),
     )
     picture = charts.scatter_identity(
         points,

@@ -1,17 +1,17 @@
 """Where the bi-level search for directions works, and why it fails on features in superposition.
 
-The bi-level method looks for steep directions that do not interfere. On XOR its directions specialise on inputs. On TMS 5-2 its
-objective is higher at mixtures of circuits than at the circuits, so no weight of the interference term can repair it.
-"""
+The bi-level method looks for steep directions that do not interfere. On XOR its directions
+specialise on inputs. On TMS 5-2 its objective is higher at mixtures of circuits than at the
+circuits, so no weight of the interference term can repair it."""
 
 from __future__ import annotations
 
 import torch
 
+from assay.learn import toys
 from assay.mechanisms.directions import BiLevel, PowerIteration, around, fisher_factors
 from assay.mechanisms.directions.bilevel import steepness
 from assay.mechanisms.directions.evaluation import recover
-from assay.targets import toys
 
 NETWORKS = 3
 
@@ -32,8 +32,19 @@ def xor() -> None:
 
 
 def superposition() -> None:
-    print(f"\nTMS 5-2, {NETWORKS} networks: circuits found of 5 and mean curvature squared (what the bi-level method maximises)")
-    names = ("network", "bi-level", "power", "at the circuits", "at the bi-level's", "at the steepest", "purity there")
+    print(
+        f"\nTMS 5-2, {NETWORKS} networks: circuits found of 5 and mean curvature squared (what the"
+        " bi-level method maximises)"
+    )
+    names = (
+        "network",
+        "bi-level",
+        "power",
+        "at the circuits",
+        "at the bi-level's",
+        "at the steepest",
+        "purity there",
+    )
     print("".join(f"{name:>18}" for name in names))
     for seed in range(NETWORKS):
         toy = toys.tms(seed=seed)
@@ -47,7 +58,12 @@ def superposition() -> None:
         clean = [recover(rows, owner).clean for rows in (bilevel, power)]
         steep = [float(steepness(factors, rows)) for rows in (circuits, bilevel, steepest)]
         purity = float(recover(steepest, owner).purity.mean())
-        print("".join(f"{value:>18}" for value in (seed, *clean, *(f"{value:.4g}" for value in steep), f"{purity:.3f}")))
+        print(
+            "".join(
+                f"{value:>18}"
+                for value in (seed, *clean, *(f"{value:.4g}" for value in steep), f"{purity:.3f}")
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""A mechanism kind of your own in fifteen lines: neurons of any torch network, attributed, ablated exactly and audited.
+"""A mechanism kind of your own in fifteen lines: neurons of any torch network, attributed, ablated
+exactly and audited.
 
-This file does not register the kind anywhere: an object with gate groups and parts is all that the operations need.
-"""
+This file does not register the kind anywhere: an object with gate groups and parts is all that the
+operations need."""
 
 from __future__ import annotations
 
@@ -11,22 +12,30 @@ import torch
 from torch import nn
 
 import assay
-from assay.hooks import Seen
-from assay.mechanisms.base import Mechanisms
-from assay.parts import Atoms, Group, Parts
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Atoms, Group, Parts
+from assay.core.sites import Seen
 
 
 class Neurons(Mechanisms):
-    """part_k = relu(pre_k) W[:, k]: the contribution of hidden unit k to the output of the second layer."""
+    """part_k = relu(pre_k) W[:, k]: the contribution of hidden unit k to the output of the
+    second layer.
+    """
 
     kind = "neurons"
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        return {"hidden": Group("hidden", sites=("2",), shape=(len(self.batch), self.target.model[2].in_features))}
+        return {
+            "hidden": Group(
+                "hidden", sites=("2",), shape=(len(self.batch), self.target.model[2].in_features)
+            )
+        }
 
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
-        return {"hidden": Atoms(seen.input, self.target.model[2].weight.T, self.groups["hidden"].shape)}
+        return {
+            "hidden": Atoms(seen.input, self.target.model[2].weight.T, self.groups["hidden"].shape)
+        }
 
 
 def main() -> None:
@@ -34,7 +43,9 @@ def main() -> None:
     model = nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 8), nn.Tanh(), nn.Linear(8, 1))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5)
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) / parameter.shape[-1] ** 0.5
+            )
     target = assay.target(model, metric=lambda output, batch: output[:, 0])
     neurons = Neurons(target, assay.Batch(torch.randn(200, 6, generator=generator)))
 
@@ -48,7 +59,10 @@ def main() -> None:
     kept = assay.faithfulness(neurons, assay.keep_top(scores, 0.5))
     print(f"half of the neurons keep {kept.faithfulness:.2f} of the metric")
     worst = assay.worst_case(neurons, assay.keep_top(scores, 0.5))
-    print(f"the other half can lower it by at least {float(worst.damage.mean()):.3f} (found in {worst.evaluations} runs)")
+    print(
+        f"the other half can lower it by at least {float(worst.damage.mean()):.3f} (found in"
+        f" {worst.evaluations} runs)"
+    )
 
 
 if __name__ == "__main__":

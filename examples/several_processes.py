@@ -1,7 +1,8 @@
 """Exact patching of every node, with the prompts split over processes.
 
     python examples/several_processes.py                                  # one process
-    torchrun --nproc-per-node 2 examples/several_processes.py             # two; the numbers are the same
+    torchrun --nproc-per-node 2 examples/several_processes.py             # two; the numbers are the
+    same
 
 Put your own model and pairs in the place of the untrained one here.
 """
@@ -25,10 +26,15 @@ def main() -> None:
     model = build_model(len(tokenizer), layers=2, width=32, heads=4, context=16, seed=0)
     pairs = encode_pairs(agreement_pairs("nounpp", 20, seed=0), tokenizer)
     sites = ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"]
-    bound = nodes(target(model, logit_difference), pair_batch(pairs), pair_batch(pairs, "patch"), sites)
+    bound = nodes(
+        target(model, logit_difference), pair_batch(pairs), pair_batch(pairs, "patch"), sites
+    )
     scores = attribute_distributed(bound, Exact())
     if rank == 0:
-        print(f"{len(pairs)} pairs over {world} process(es), {scores.cpu_seconds:.2f} CPU seconds in all")
+        print(
+            f"{len(pairs)} pairs over {world} process(es), {scores.cpu_seconds:.2f} CPU seconds"
+            " in all"
+        )
         print(scores.top(5))
     if dist.is_initialized():
         dist.destroy_process_group()

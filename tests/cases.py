@@ -1,4 +1,6 @@
-"""Four tiny mechanism kinds on tiny networks: the core must serve each of them without knowing it."""
+"""Four tiny mechanism kinds on tiny networks: the core must serve each of them without knowing
+it.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from assay import hooks
-from assay.hooks import Seen
-from assay.mechanisms.base import Mechanisms
-from assay.parts import Atoms, Group, Parts, Shifts, Whole
-from assay.targets.base import Batch, Target, target
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Atoms, Group, Parts, Shifts, Whole
+from assay.core.sites import Seen, read_sites
+from assay.core.target import Batch, Target, target
 
-DIRECTIONS = 0.2 * torch.randn(5, 4, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+DIRECTIONS = 0.2 * torch.randn(
+    5, 4, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64
+)
 READERS = torch.randn(2, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64) / 2
 
 
@@ -32,7 +35,9 @@ class TinyBlock(nn.Module):
 
 
 class Tiny(nn.Module):
-    """A residual network with a position axis, so that gates with and without positions both occur."""
+    """A residual network with a position axis, so that gates with and without positions both
+    occur.
+    """
 
     def __init__(self, width: int = 4, blocks: int = 3, seed: int = 0):
         super().__init__()
@@ -58,14 +63,20 @@ def tiny_target(seed: int = 0, dtype: torch.dtype = torch.float64) -> Target:
     return target(Tiny(seed=seed).to(dtype), squared_logit, "tiny")
 
 
-def tiny_batch(examples: int = 5, positions: int = 3, seed: int = 1, dtype: torch.dtype = torch.float64) -> Batch:
+def tiny_batch(
+    examples: int = 5, positions: int = 3, seed: int = 1, dtype: torch.dtype = torch.float64
+) -> Batch:
     generator = torch.Generator().manual_seed(seed)
-    return Batch(torch.randn(examples, positions, 3, generator=generator, dtype=torch.float64).to(dtype))
+    return Batch(
+        torch.randn(examples, positions, 3, generator=generator, dtype=torch.float64).to(dtype)
+    )
 
 
 @dataclass(frozen=True)
 class Dictionary(Mechanisms):
-    """A random linear-relu dictionary with a counterfactual base, plus the error as one whole-vector part a position."""
+    """A random linear-relu dictionary with a counterfactual base, plus the error as one
+    whole-vector part a position.
+    """
 
     patch: Batch = None  # type: ignore[assignment]
     site: str = "blocks.1"
@@ -82,7 +93,9 @@ class Dictionary(Mechanisms):
         generator = torch.Generator().manual_seed(7)
         encoder = torch.randn(4, self.size, generator=generator, dtype=torch.float64)
         decoder = torch.randn(self.size, 4, generator=generator, dtype=torch.float64) / 3
-        base = hooks.read(self.target.model, self.patch.inputs, [self.site])[self.site].value.double()
+        base = read_sites(self.target.model, self.patch.inputs, [self.site])[
+            self.site
+        ].value.double()
         return encoder, decoder, base
 
     @property
@@ -105,7 +118,9 @@ class Dictionary(Mechanisms):
 
 @dataclass(frozen=True)
 class RankOne(Mechanisms):
-    """A weight site: the matrix of `blocks.1.up` as rank-one parts of its input, gated per example over all positions, and a delta part."""
+    """A weight site: the matrix of `blocks.1.up` as rank-one parts of its input, gated per
+    example over all positions, and a delta part.
+    """
 
     kind = "rank one"
     site = "blocks.1.up"
@@ -113,7 +128,10 @@ class RankOne(Mechanisms):
     @cached_property
     def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
         weight = self.target.model.get_parameter("blocks.1.up.weight").detach()
-        left, values, right = (entry.to(weight.dtype) for entry in torch.linalg.svd(weight.T.double(), full_matrices=False))
+        left, values, right = (
+            entry.to(weight.dtype)
+            for entry in torch.linalg.svd(weight.T.double(), full_matrices=False)
+        )
         inner, outer = left[:, :3] * values[:3], right[:3]
         return inner, outer, weight.T - inner @ outer
 
@@ -141,7 +159,9 @@ class Displacements(Mechanisms):
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        return {"directions": Group("directions", ("blocks.0.down.weight",), (5,), per_example=False)}
+        return {
+            "directions": Group("directions", ("blocks.0.down.weight",), (5,), per_example=False)
+        }
 
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
         return {"directions": Shifts(DIRECTIONS.to(seen.value.dtype))}
@@ -149,21 +169,33 @@ class Displacements(Mechanisms):
 
 @dataclass(frozen=True)
 class TwoSites(Mechanisms):
-    """One gate at two sites: a direction read out of the residual stream after block 0 and again after block 1."""
+    """One gate at two sites: a direction read out of the residual stream after block 0 and again
+    after block 1.
+    """
 
     kind = "two sites"
 
     @property
     def groups(self) -> Mapping[str, Group]:
-        return {"reader": Group("reader", ("blocks.0", "blocks.1"), (*self.batch.inputs.shape[:2], 2))}
+        return {
+            "reader": Group("reader", ("blocks.0", "blocks.1"), (*self.batch.inputs.shape[:2], 2))
+        }
 
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
         readers = READERS.to(seen.value.dtype)
-        return {"reader": Atoms(torch.tanh(seen.value @ readers.T), readers, self.groups["reader"].shape)}
+        return {
+            "reader": Atoms(
+                torch.tanh(seen.value @ readers.T), readers, self.groups["reader"].shape
+            )
+        }
 
 
 def dictionary(examples: int = 5, dtype: torch.dtype = torch.float64) -> Dictionary:
-    return Dictionary(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype), patch=tiny_batch(examples, seed=2, dtype=dtype))
+    return Dictionary(
+        tiny_target(dtype=dtype),
+        tiny_batch(examples, dtype=dtype),
+        patch=tiny_batch(examples, seed=2, dtype=dtype),
+    )
 
 
 def rank_one(examples: int = 5, dtype: torch.dtype = torch.float64) -> RankOne:
@@ -178,4 +210,9 @@ def two_sites(examples: int = 5, dtype: torch.dtype = torch.float64) -> TwoSites
     return TwoSites(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype))
 
 
-KINDS = {"counterfactual": dictionary, "weight site": rank_one, "parameter shift": displacements, "two sites": two_sites}
+KINDS = {
+    "counterfactual": dictionary,
+    "weight site": rank_one,
+    "parameter shift": displacements,
+    "two sites": two_sites,
+}

@@ -1,4 +1,6 @@
-"""Brute force for channels: the network run again with channels gated, nothing shared with the closed forms."""
+"""Brute force for channels: the network run again with channels gated, nothing shared with the
+closed forms.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,30 @@ from assay.targets.bilinear import GATES, BilinearNetwork
 
 
 def network(
-    seed: int, *, blocks: int = 3, width: int = 6, hidden: int = 5, classes: int = 4, scale: float = 1.0, **options: object
+    seed: int,
+    *,
+    blocks: int = 3,
+    width: int = 6,
+    hidden: int = 5,
+    classes: int = 4,
+    scale: float = 1.0,
+    **options: object,
 ) -> BilinearNetwork:
     """A random float64 network; with `patches=True` it reads 4 x 4 images in four patches."""
     generator = torch.Generator().manual_seed(seed)
     if options.pop("patches", False):
         options |= {"image": (4, 4), "patch": 2}
-    model = BilinearNetwork(16, classes, width=width, hidden=hidden, blocks=blocks, generator=generator, **options).double()  # type: ignore[arg-type]
+    model = BilinearNetwork(
+        16, classes, width=width, hidden=hidden, blocks=blocks, generator=generator, **options
+    ).double()  # type: ignore[arg-type]
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if name == "position":
                 weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64))
             elif name.endswith("norm.weight"):
-                weight.copy_(1 + 0.3 * torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+                weight.copy_(
+                    1 + 0.3 * torch.randn(weight.shape, generator=generator, dtype=torch.float64)
+                )
             elif name.startswith("blocks"):
                 weight.mul_(scale)
     return model
@@ -30,11 +43,22 @@ def network(
 
 def batch(seed: int, examples: int = 4, classes: int = 4) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed + 1000)
-    return torch.randn(examples, 16, generator=generator, dtype=torch.float64), torch.randint(0, classes, (examples,), generator=generator)
+    return torch.randn(examples, 16, generator=generator, dtype=torch.float64), torch.randint(
+        0, classes, (examples,), generator=generator
+    )
 
 
-def gated(model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, gates: Tensor, frozen: bool = False) -> Tensor:
-    """The functional of every example with channel gates `(examples, blocks, hidden)`; frozen norms keep the clean scale."""
+def gated(
+    model: BilinearNetwork,
+    x: Tensor,
+    y: Tensor,
+    functional: str,
+    gates: Tensor,
+    frozen: bool = False,
+) -> Tensor:
+    """The functional of every example with channel gates `(examples, blocks, hidden)`; frozen
+    norms keep the clean scale.
+    """
     scales: list[Tensor] = []
     for chosen in (torch.ones_like(gates), gates) if frozen else (gates,):
         state = model.embed(model.cut(x))
@@ -52,10 +76,16 @@ def gated(model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, gates: 
                     scales.append(rms)
                 state = block.norm.weight * state / (kept[index] if kept else rms)
     logits = model.head(state.mean(1) if state.ndim == 3 else state)
-    return logits.gather(1, y[:, None])[:, 0] if functional == "logit" else f.cross_entropy(logits, y, reduction="none")
+    return (
+        logits.gather(1, y[:, None])[:, 0]
+        if functional == "logit"
+        else f.cross_entropy(logits, y, reduction="none")
+    )
 
 
-def ablated(model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, frozen: bool = False) -> Tensor:
+def ablated(
+    model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, frozen: bool = False
+) -> Tensor:
     """The effect of zeroing each channel, one forward pass per channel."""
     count, hidden = len(model.blocks), model.hidden
     effects = torch.empty(len(x), count, hidden, dtype=torch.float64)
@@ -68,10 +98,16 @@ def ablated(model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, froze
     return effects.detach()
 
 
-def derivatives(model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, frozen: bool = False) -> tuple[Tensor, Tensor]:
+def derivatives(
+    model: BilinearNetwork, x: Tensor, y: Tensor, functional: str, frozen: bool = False
+) -> tuple[Tensor, Tensor]:
     """First and (unmixed) second derivatives of the functional in the gates, by autograd."""
-    gates = torch.ones(len(x), len(model.blocks), model.hidden, dtype=torch.float64, requires_grad=True)
-    (first,) = torch.autograd.grad(gated(model, x, y, functional, gates, frozen).sum(), gates, create_graph=True)
+    gates = torch.ones(
+        len(x), len(model.blocks), model.hidden, dtype=torch.float64, requires_grad=True
+    )
+    (first,) = torch.autograd.grad(
+        gated(model, x, y, functional, gates, frozen).sum(), gates, create_graph=True
+    )
     second = torch.zeros_like(first)
     for block in range(gates.shape[1]):
         for channel in range(gates.shape[2]):

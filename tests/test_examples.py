@@ -16,7 +16,14 @@ EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 def test_example_runs(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:`torch.jit.script` is deprecated:DeprecationWarning", str(path)],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:`torch.jit.script` is deprecated:DeprecationWarning",
+            str(path),
+        ],
         cwd=tmp_path,
         env=environment,
         capture_output=True,

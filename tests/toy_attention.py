@@ -1,4 +1,6 @@
-"""Tiny networks in float64 on which first order fails in known ways: saturated attention, cancelling paths, products."""
+"""Tiny networks in float64 on which first order fails in known ways: saturated attention,
+cancelling paths, products.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from assay.targets.base import Batch, Target
+from assay.core.target import Batch, Target
 
 
 class Attention(nn.Module):
@@ -18,7 +20,10 @@ class Attention(nn.Module):
         self.c_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1))
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.c_attn(x).chunk(3, dim=-1)
+        )
         seen = torch.ones(x.shape[1], x.shape[1]).tril().bool()
         weights = (q @ k.transpose(2, 3)).masked_fill(~seen, float("-inf")).softmax(-1)
         return self.c_proj((weights @ v).transpose(1, 2).flatten(2)), weights
@@ -46,15 +51,32 @@ class Block(nn.Module):
 
 
 class Plain(nn.Module):
-    """Attention and MLPs without norms, laid out like GPT-2; the output is the residual stream at the last position."""
+    """Attention and MLPs without norms, laid out like GPT-2; the output is the residual stream
+    at the last position.
+    """
 
-    def __init__(self, *, layers: int = 1, width: int = 4, heads: int = 2, power: int = 1, attention: float = 1.0, scale: float = 0.4):
+    def __init__(
+        self,
+        *,
+        layers: int = 1,
+        width: int = 4,
+        heads: int = 2,
+        power: int = 1,
+        attention: float = 1.0,
+        scale: float = 0.4,
+    ):
         super().__init__()
-        self.config = SimpleNamespace(model_type="gpt2", num_attention_heads=heads, hidden_size=width)
-        self.transformer = nn.ModuleDict({"h": nn.ModuleList(Block(width, heads, power) for _ in range(layers))})
+        self.config = SimpleNamespace(
+            model_type="gpt2", num_attention_heads=heads, hidden_size=width
+        )
+        self.transformer = nn.ModuleDict(
+            {"h": nn.ModuleList(Block(width, heads, power) for _ in range(layers))}
+        )
         generator = torch.Generator().manual_seed(0)
         for name, parameter in self.named_parameters():
-            parameter.data = scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data = scale * torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64
+            )
             if name.endswith("c_attn.weight"):
                 parameter.data[: 2 * width] *= attention
 
@@ -72,7 +94,9 @@ def plain_target(**options) -> Target:
     return Target(Plain(**options), first_coordinate)
 
 
-def prompts(examples: int = 4, positions: int = 5, width: int = 4, seed: int = 0) -> tuple[Batch, Batch]:
+def prompts(
+    examples: int = 4, positions: int = 5, width: int = 4, seed: int = 0
+) -> tuple[Batch, Batch]:
     """Return clean and patch inputs of the residual stream, all positions different."""
     generator = torch.Generator().manual_seed(seed)
     both = torch.randn(2, examples, positions, width, generator=generator, dtype=torch.float64)
@@ -80,7 +104,9 @@ def prompts(examples: int = 4, positions: int = 5, width: int = 4, seed: int = 0
 
 
 class Cancelling(nn.Module):
-    """Two layers read the same value; their slopes at zero cancel, their effects away from zero do not."""
+    """Two layers read the same value; their slopes at zero cancel, their effects away from zero
+    do not.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
-"""TransformerLens's side of `patching.py`, run by it in an environment of its own: its patching loops and its hooks for AtP.
+"""TransformerLens's side of `patching.py`, run by it in an environment of its own: its patching
+loops and its hooks for AtP.
 
-Arguments: a folder with a GPT-2 model, a safetensors file (clean, patch, answers), a safetensors file to write, repetitions.
-Prints the CPU seconds as JSON.
-"""
+Arguments: a folder with a GPT-2 model, a safetensors file (clean, patch, answers), a safetensors
+file to write, repetitions. Prints the CPU seconds as JSON."""
 
 from __future__ import annotations
 
@@ -48,17 +48,27 @@ def load(folder: str) -> HookedTransformer:
     return model.eval()
 
 
-def patch_all(model: HookedTransformer, data: dict[str, Tensor], metric: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def patch_all(
+    model: HookedTransformer, data: dict[str, Tensor], metric: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
     """The effect of every node, averaged over the batch as the loops do it."""
     with torch.no_grad():
         _, cache = model.run_with_cache(data["patch"])
         base = metric(model(data["clean"])).mean()
-        # What the loops call the corrupted run is the one that is patched, what they call the clean cache the one patched in.
-        return {name: loop(model, data["clean"], cache, lambda logits: metric(logits).mean()) - base for name, loop in LOOPS.items()}
+        # What the loops call the corrupted run is the one that is patched, what they call the clean
+        # cache the one patched in.
+        return {
+            name: loop(model, data["clean"], cache, lambda logits: metric(logits).mean()) - base
+            for name, loop in LOOPS.items()
+        }
 
 
-def attribute(model: HookedTransformer, data: dict[str, Tensor], metric: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Attribution patching by a forward and a backward hook at every node: per example, (examples, positions[, heads]) by name."""
+def attribute(
+    model: HookedTransformer, data: dict[str, Tensor], metric: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Attribution patching by a forward and a backward hook at every node: per example,
+    (examples, positions[, heads]) by name.
+    """
     clean: dict[str, Tensor] = {}
     slope: dict[str, Tensor] = {}
 
@@ -91,7 +101,8 @@ def main() -> None:
         return last[examples, data["answers"][:, 1]] - last[examples, data["answers"][:, 0]]
 
     def frozen() -> dict[str, Tensor]:
-        # The gradients of the weights, which hooks do not need, are not computed: only the embedding is differentiated.
+        # The gradients of the weights, which hooks do not need, are not computed: only the
+        # embedding is differentiated.
         model.requires_grad_(False)
         with model.hooks(fwd_hooks=[("hook_embed", lambda value, hook: value.requires_grad_())]):
             return attribute(model, data, metric)
@@ -103,12 +114,18 @@ def main() -> None:
     frozen()
     seconds["atp, weights frozen"], again = timed(frozen, 20 * int(repeats))
     assert all(torch.allclose(scores[name], again[name], atol=1e-6) for name in scores)
-    save_file({f"exact {n}": v.contiguous() for n, v in exact.items()} | {f"atp {n}": v.contiguous() for n, v in scores.items()}, written)
+    save_file(
+        {f"exact {n}": v.contiguous() for n, v in exact.items()}
+        | {f"atp {n}": v.contiguous() for n, v in scores.items()},
+        written,
+    )
     print(json.dumps(seconds))
 
 
 def keep_memory() -> None:
-    """Keep freed memory in the process, as the `assay` command does: page faults would be a large part of both sides' times."""
+    """Keep freed memory in the process, as the `assay` command does: page faults would be a
+    large part of both sides' times.
+    """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)
@@ -116,7 +133,9 @@ def keep_memory() -> None:
 
 
 def timed(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """The least CPU seconds of some calls, which a busy machine disturbs least, and what the last one returned."""
+    """The least CPU seconds of some calls, which a busy machine disturbs least, and what the
+    last one returned.
+    """
     spent = []
     for _ in range(repeats):
         began = time.process_time()

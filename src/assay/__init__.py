@@ -17,8 +17,8 @@ _HOMES = {
         "SecondOrder",
         "ablate",
         "attribute",
-        "edges",
     ),
+    "assay.edges": ("edges",),
     "assay.audit": ("Audit", "scrub", "worst_case"),
     "assay.audit.budgeted": ("budgeted",),
     "assay.audit.totals": ("top_recall", "totals"),
@@ -27,7 +27,7 @@ _HOMES = {
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
-    "assay.targets.base": ("Batch", "Target", "target"),
+    "assay.core.target": ("Batch", "Target", "target"),
     "assay.targets.load": ("load", "pairs"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
@@ -77,17 +77,17 @@ if TYPE_CHECKING:
         SecondOrder,
         ablate,
         attribute,
-        edges,
     )
     from assay.audit import Audit, scrub, worst_case
     from assay.audit.budgeted import budgeted
     from assay.audit.faithfulness import curve, faithfulness, keep_top
     from assay.audit.totals import top_recall, totals
+    from assay.core.target import Batch, Target, target
+    from assay.edges import edges
     from assay.errors import AssayError, InputError
     from assay.mechanisms.channels import channels
     from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes
-    from assay.targets.base import Batch, Target, target
     from assay.targets.load import load, pairs
 
 
@@ -95,6 +95,8 @@ def __getattr__(name: str) -> Any:
     # Names are imported on first use, so that `assay --help` does not wait for torch.
     if name not in _PUBLIC:
         raise AttributeError(f"module 'assay' has no attribute {name!r}")
+    if _PUBLIC[name].startswith("assay.attribution"):
+        importlib.import_module("assay.audit")  # gives scores their `audit`
     return getattr(importlib.import_module(_PUBLIC[name]), name)
 
 

@@ -18,18 +18,25 @@ app = typer.Typer(
     help="Take a neural network apart into mechanisms and measure how far to trust the result.",
 )
 
-Out = Annotated[Path | None, typer.Option("--out", "-o", help="Folder of the run (default: runs/RECIPE).")]
+Out = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the run (default: runs/RECIPE).")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Override a config key: --set training.steps=500. Repeatable.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a config key: --set training.steps=500. Repeatable."),
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 By = Annotated[str, typer.Option("--method", help="gradient, ig, second-order or exact.")]
 
 
 @app.command()
 def run(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `assay recipes`) or a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A shipped recipe (see `assay recipes`) or a YAML file.")
+    ],
     out: Out = None,
     overrides: Set = None,
     resume: Resume = False,
@@ -37,53 +44,55 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe from nothing to a report."""
-    from assay.recipes import base
+    from assay.studies import runner
 
-    loaded = base.load(recipe, overrides or ())
+    loaded = runner.load(recipe, overrides or ())
     folder = out or Path("runs") / loaded.name
-    summary = base.execute(loaded, folder, resume=resume, force=force)
+    summary = runner.execute(loaded, folder, resume=resume, force=force)
     if as_json:
         _show(summary, True)
     else:
-        _facts(base.facts(folder), folder)
+        _facts(runner.facts(folder), folder)
 
 
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes."""
-    from assay.recipes import base
+    from assay.studies import runner
 
-    loaded = [base.load(name) for name in base.shipped()]
+    loaded = [runner.load(name) for name in runner.shipped()]
     _show({recipe.name: recipe.about for recipe in loaded}, as_json)
 
 
 @app.command()
 def tour(out: Out = None, as_json: Json = False) -> None:
     """Run the short recipe of every kind that exists and write one report."""
-    from assay.recipes import base
-    from assay.recipes.tour import tour as take
+    from assay.studies import runner
+    from assay.studies.tour.study import tour as take
 
     folder = out or Path("runs") / "tour"
     summary = take(folder)
     if as_json:
         _show(summary, True)
     else:
-        _facts([fact for name in summary for fact in base.facts(folder / name)], folder)
+        _facts([fact for name in summary for fact in runner.facts(folder / name)], folder)
 
 
 @app.command()
 def report(folder: Folder, as_json: Json = False) -> None:
     """Build the report of a saved run again."""
     from assay.io.runs import opened
-    from assay.recipes import base
+    from assay.studies import runner
 
-    _show({"report": str(base.report(opened(folder)))}, as_json)
+    _show({"report": str(runner.report(opened(folder)))}, as_json)
 
 
 @app.command()
-def attribute(folder: Folder, method: By = "gradient", top: int = 20, as_json: Json = False) -> None:
+def attribute(
+    folder: Folder, method: By = "gradient", top: int = 20, as_json: Json = False
+) -> None:
     """Score every part of a saved run."""
-    from assay.recipes.saved import attribute_run
+    from assay.studies.verbs import attribute_run
 
     _table(*attribute_run(folder, by=method, top=top), as_json)
 
@@ -91,13 +100,16 @@ def attribute(folder: Folder, method: By = "gradient", top: int = 20, as_json: J
 @app.command()
 def ablate(
     folder: Folder,
-    part: Annotated[list[str] | None, typer.Option("--part", help="group[index]; repeatable. Default: the top parts.")] = None,
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--part", help="group[index]; repeatable. Default: the top parts."),
+    ] = None,
     method: By = "gradient",
     top: int = 10,
     as_json: Json = False,
 ) -> None:
     """Ablate parts of a saved run exactly, beside their estimates."""
-    from assay.recipes.saved import ablate_run
+    from assay.studies.verbs import ablate_run
 
     _table(*ablate_run(folder, part or [], by=method, top=top), as_json)
 
@@ -111,8 +123,10 @@ def audit(
     seed: int = 0,
     as_json: Json = False,
 ) -> None:
-    """Measure how far to trust a method on a saved run: agreement with exact ablation, and error bars."""
-    from assay.recipes.saved import audit_run
+    """Measure how far to trust a method on a saved run: agreement with exact ablation, and error
+    bars.
+    """
+    from assay.studies.verbs import audit_run
 
     _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed), as_json)
 
@@ -126,7 +140,7 @@ def explain(
     as_json: Json = False,
 ) -> None:
     """Show the examples in which one part matters most."""
-    from assay.recipes.saved import explain_run
+    from assay.studies.verbs import explain_run
 
     _table(*explain_run(folder, part, by=method, top=top), as_json)
 
@@ -139,7 +153,7 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Match the parts of two saved runs and say how stable they are."""
-    from assay.recipes.saved import compare_runs
+    from assay.studies.verbs import compare_runs
 
     _table(*compare_runs(first, second, by=method), as_json)
 
@@ -147,14 +161,21 @@ def compare(
 @app.command()
 def prove(
     task: Annotated[str, typer.Argument(help="What the network does: max-of-k.")],
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help="Safetensors file with the network's weights.")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help="Safetensors file with the network's weights.")
+    ],
     strategy: Annotated[str, typer.Option(help="A strategy's name, best, or all.")] = "best",
-    level: Annotated[str, typer.Option(help="real, float32, or float64 (a search: proves nothing).")] = "real",
-    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="CERT.json", help="Write the certificate here.")] = None,
+    level: Annotated[
+        str, typer.Option(help="real, float32, or float64 (a search: proves nothing).")
+    ] = "real",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="CERT.json", help="Write the certificate here."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Prove a lower bound of a network's accuracy over all inputs."""
-    from assay.recipes.proofs import prove_task
+    from assay.studies.proofs import prove_task
 
     _show(prove_task(task, weights, strategy=strategy, level=level, certificate=out), as_json)
 
@@ -162,11 +183,18 @@ def prove(
 @app.command()
 def check(
     certificate: Annotated[Path, typer.Argument(metavar="CERT.json")],
-    weights: Annotated[Path, typer.Option("--weights", metavar="WEIGHTS", help="Safetensors file with the network's weights.")],
+    weights: Annotated[
+        Path,
+        typer.Option(
+            "--weights", metavar="WEIGHTS", help="Safetensors file with the network's weights."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
-    """Recompute what a certificate claims; exit 0 if the weights support it, 1 with the reason if not."""
-    from assay.recipes.proofs import check_certificate
+    """Recompute what a certificate claims; exit 0 if the weights support it, 1 with the reason
+    if not.
+    """
+    from assay.studies.proofs import check_certificate
 
     verdict = check_certificate(certificate, weights)
     _show(verdict, as_json)
@@ -189,9 +217,11 @@ def main() -> None:
 
 
 def _settle() -> None:
-    # Spinning threads cost more than they bring on small work, and must be limited before torch is imported.
+    # Spinning threads cost more than they bring on small work, and must be limited before torch is
+    # imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # The allocator's default gives large buffers back at every free; keeping them halves the time of a training step.
+    # The allocator's default gives large buffers back at every free; keeping them halves the time
+    # of a training step.
     if sys.platform == "linux":
         try:
             libc = ctypes.CDLL("libc.so.6")
@@ -226,13 +256,23 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
     import polars as pl
 
     _show(summary, False)
-    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, float_precision=4, fmt_str_lengths=60):
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        float_precision=4,
+        fmt_str_lengths=60,
+    ):
         print(table)
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
     if isinstance(value, dict):
-        return [item for key, entry in value.items() for item in _flat(entry, f"{prefix}.{key}" if prefix else str(key))]
+        return [
+            item
+            for key, entry in value.items()
+            for item in _flat(entry, f"{prefix}.{key}" if prefix else str(key))
+        ]
     return [(prefix, value)]
 
 

@@ -22,5 +22,11 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for an unknown name, with the nearest known ones."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    tail = f"; did you mean {', '.join(near)}?" if near else f"; known: {', '.join(known[:12])}" if known else ""
+    tail = (
+        f"; did you mean {', '.join(near)}?"
+        if near
+        else f"; known: {', '.join(known[:12])}"
+        if known
+        else ""
+    )
     return InputError(f"unknown {what} {name!r}{tail}")

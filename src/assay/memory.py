@@ -1,4 +1,6 @@
-"""Memory budgets, taken before the work: on a CPU running out of memory is a kill, not an exception."""
+"""Memory budgets, taken before the work: on a CPU running out of memory is a kill, not an
+exception.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ _CGROUPS = (
 
 
 def available(device: torch.device | None = None) -> int:
-    """Return the bytes that can still be taken on a device (for the CPU: the smaller of the cgroup's room and the free memory)."""
+    """Return the bytes that can still be taken on a device (for the CPU: the smaller of the
+    cgroup's room and the free memory).
+    """
     if device is not None and device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     rooms = []
@@ -30,7 +34,15 @@ def available(device: torch.device | None = None) -> int:
     return max(min(rooms), 0) if rooms else 1 << 30
 
 
-def rows_within(bytes_per_row: int, budget: int | None = None, *, device: torch.device | None = None, most: int = 64) -> int:
-    """Return how many rows fit into a budget in bytes (default: a quarter of what is available), at least 1, at most `most`."""
+def rows_within(
+    bytes_per_row: int,
+    budget: int | None = None,
+    *,
+    device: torch.device | None = None,
+    most: int = 64,
+) -> int:
+    """Return how many rows fit into a budget in bytes (default: a quarter of what is available),
+    at least 1, at most `most`.
+    """
     room = available(device) // 4 if budget is None else budget
     return max(1, min(most, room // max(bytes_per_row, 1)))

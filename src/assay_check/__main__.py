@@ -1,11 +1,15 @@
-"""`python -m assay_check CERTIFICATE --weights FILE [--json]`: exits 0 if the claim is supported, 1 if not, 2 for bad input."""
+"""`python -m assay_check CERTIFICATE --weights FILE [--json]`: exits 0 if the claim is
+supported, 1 if not, 2 for bad input.
+"""
 
 import argparse
 import json
 
 from assay_check import InputError, check
 
-parser = argparse.ArgumentParser(prog="assay_check", description="Check a certificate (JSON) against its weights (safetensors).")
+parser = argparse.ArgumentParser(
+    prog="assay_check", description="Check a certificate (JSON) against its weights (safetensors)."
+)
 parser.add_argument("certificate")
 parser.add_argument("--weights", required=True)
 parser.add_argument("--json", action="store_true")

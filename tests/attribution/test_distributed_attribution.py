@@ -14,8 +14,8 @@ from cases import rank_one
 
 from assay.attribution import Exact, Gradient
 from assay.attribution.distributed import attribute_distributed, start
+from assay.core.target import target
 from assay.mechanisms.nodes import Nodes, nodes
-from assay.targets.base import target
 from assay.targets.metrics import logit_difference
 
 SITES = ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"]
@@ -44,7 +44,8 @@ class Failing:
             raise InputError("no good here")
         return Gradient().scores(mechanisms)
 
-for bad, message in ((lambda: attribute_distributed(bound(), Failing()), "process 1: InputError: no good here"),
+for bad, message in ((lambda: attribute_distributed(bound(), Failing()),
+                      "process 1: InputError: no good here"),
                      (lambda: attribute_distributed(bound().take(slice(0, 1))), "fewer"),
                      (lambda: attribute_distributed(cases.rank_one()), "cannot be split")):
     try:
@@ -61,7 +62,9 @@ torch.distributed.destroy_process_group()
 def bound() -> Nodes:
     clean, patch = node_models.batches()
     model = target(node_models.build("gpt2"), logit_difference)
-    return nodes(model, clean.take(slice(0, 3)), patch.take(slice(0, 3)), SITES)  # three examples: shares of two and one
+    return nodes(
+        model, clean.take(slice(0, 3)), patch.take(slice(0, 3)), SITES
+    )  # three examples: shares of two and one
 
 
 def test_one_process_needs_no_others() -> None:
@@ -74,8 +77,21 @@ def test_one_process_needs_no_others() -> None:
 @pytest.mark.slow
 def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run([*command, str(tmp_path / "worker.py"), str(tmp_path)], capture_output=True, text=True, timeout=300, env=paths())
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    done = subprocess.run(
+        [*command, str(tmp_path / "worker.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=paths(),
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     alone = {"gradient": Gradient().scores(bound()), "exact": Exact().scores(bound())}
@@ -90,4 +106,8 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path) -> None:
 
 def paths() -> dict[str, str]:
     here = Path(__file__).parent
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)]), "OMP_NUM_THREADS": "1"}
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(here), *filter(None, sys.path)]),
+        "OMP_NUM_THREADS": "1",
+    }

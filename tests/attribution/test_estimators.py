@@ -1,4 +1,6 @@
-"""Where first order fails and what repairs it: saturated softmax, cancelling paths, curvature; and the relevance rules."""
+"""Where first order fails and what repairs it: saturated softmax, cancelling paths, curvature;
+and the relevance rules.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +13,21 @@ from toy_attention import Cancelling, plain_target, prompts
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from assay.attribution import AtPStar, Exact, Gradient, IntegratedGradients, ProbedSecondOrder, RelP, SecondOrder, attribute
+from assay.attribution import (
+    AtPStar,
+    Exact,
+    Gradient,
+    IntegratedGradients,
+    ProbedSecondOrder,
+    RelP,
+    SecondOrder,
+    attribute,
+)
 from assay.attribution.probes import draw_signs
-from assay.attribution.rules import modified_backward
+from assay.attribution.transformer.relp import modified_backward
+from assay.core.target import Batch, Target
 from assay.errors import InputError
 from assay.mechanisms.nodes import nodes
-from assay.targets.base import Batch, Target
 from assay.targets.metrics import logit_difference
 
 HOOKS = [f"blocks.0.attn.hook_{slot}" for slot in "qkvz"]
@@ -29,9 +40,23 @@ def attention_nodes(reference="counterfactual", **options):
 @pytest.mark.parametrize("method", [Gradient(), AtPStar(drop=False)], ids=["AtP", "QK fix"])
 def test_on_a_linear_network_first_order_is_exact(method):
     network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).double()
-    batch = Batch(torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
-    bound = nodes(Target(network, lambda output, batch: output[:, 0]), batch, None, ["0"], "zero", neurons=["0"])
-    torch.testing.assert_close(attribute(bound, method).values["0"], attribute(bound, Exact()).values["0"], rtol=1e-12, atol=1e-12)
+    batch = Batch(
+        torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
+    bound = nodes(
+        Target(network, lambda output, batch: output[:, 0]),
+        batch,
+        None,
+        ["0"],
+        "zero",
+        neurons=["0"],
+    )
+    torch.testing.assert_close(
+        attribute(bound, method).values["0"],
+        attribute(bound, Exact()).values["0"],
+        rtol=1e-12,
+        atol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("reference", ["counterfactual", "zero", "mean"])
@@ -45,7 +70,9 @@ def test_queries_and_keys_are_exact_where_the_pattern_is_read_out_linearly(refer
 
 def test_a_saturated_softmax_has_no_gradient_but_an_effect():
     bound = attention_nodes(attention=3000.0)
-    plain, fixed, exact = (attribute(bound, method) for method in (Gradient(), AtPStar(drop=False), Exact()))
+    plain, fixed, exact = (
+        attribute(bound, method) for method in (Gradient(), AtPStar(drop=False), Exact())
+    )
     for name in HOOKS[:2]:
         assert plain.values[name].abs().max() < 1e-6
         assert exact.values[name].abs().max() > 0.1
@@ -64,15 +91,30 @@ def test_shared_keys_move_all_their_query_heads():
         eos_token_id=0,
         use_cache=False,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5
+        parameter.data = (
+            torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5
+        )
     clean, patch = pair()
-    # What attention adds is read linearly, so that the pattern computed anew gives the exact effect.
+    # What attention adds is read linearly, so that the pattern computed anew gives the exact
+    # effect.
     added: list[torch.Tensor] = []
-    model.model.layers[0].self_attn.register_forward_hook(lambda module, args, out: added.append(out[0]))
-    bound = nodes(Target(model, lambda output, batch: added[-1][:, 1:4, :3].sum((1, 2))), clean, patch, HOOKS[:3])
+    model.model.layers[0].self_attn.register_forward_hook(
+        lambda module, args, out: added.append(out[0])
+    )
+    bound = nodes(
+        Target(model, lambda output, batch: added[-1][:, 1:4, :3].sum((1, 2))),
+        clean,
+        patch,
+        HOOKS[:3],
+    )
     fixed = attribute(bound, AtPStar(drop=False))
     assert fixed.values[HOOKS[1]].shape[-1] == 2
     for name in HOOKS[:2]:
@@ -101,14 +143,22 @@ def test_dropping_layers_finds_paths_that_cancel():
     assert (first.values["start"] == 0).all()
     assert (exact.values["start"].abs() > 0.5).all()
     dropped = attribute(bound, AtPStar(layers=[["bend"], ["back"]]))
-    torch.testing.assert_close(dropped.values["start"], torch.full((3, 2), 2.0, dtype=torch.float64))
+    torch.testing.assert_close(
+        dropped.values["start"], torch.full((3, 2), 2.0, dtype=torch.float64)
+    )
     assert dropped.estimand == "size of single removal"
-    cut = attribute(bound, AtPStar(layers=[["bend", "back"]]))  # nothing is left of the metric's gradient
+    cut = attribute(
+        bound, AtPStar(layers=[["bend", "back"]])
+    )  # nothing is left of the metric's gradient
     assert (cut.values["start"] == 0).all()
 
 
 def test_a_layer_is_not_dropped_for_its_own_nodes():
-    bound = nodes(plain_target(layers=2, power=2), *prompts(), ["blocks.0.hook_resid_pre", *HOOKS, "blocks.1.attn.hook_q"])
+    bound = nodes(
+        plain_target(layers=2, power=2),
+        *prompts(),
+        ["blocks.0.hook_resid_pre", *HOOKS, "blocks.1.attn.hook_q"],
+    )
     star, plain = attribute(bound, AtPStar()), attribute(bound, AtPStar(drop=False))
     assert (star.method, plain.method) == ("AtP*", "AtP, QK fix")
     # One layer is left for nodes inside a layer: the gradient that does not pass the other one.
@@ -135,14 +185,23 @@ def _stop(module, args, out):
 
 
 def test_probes_estimate_the_diagonal_without_bias_and_exactly_once_there_are_enough():
-    bound = nodes(plain_target(power=2), *prompts(examples=2, positions=3), ["blocks.0.hook_mlp_out", "blocks.0.mlp.hook_pre"])
+    bound = nodes(
+        plain_target(power=2),
+        *prompts(examples=2, positions=3),
+        ["blocks.0.hook_mlp_out", "blocks.0.mlp.hook_pre"],
+    )
     exact = attribute(bound, SecondOrder())
     enough = attribute(bound, ProbedSecondOrder(probes=32))
     for name, values in exact.values.items():
         torch.testing.assert_close(enough.values[name], values, rtol=1e-9, atol=1e-11)
     bound = dictionary()
     truth = attribute(bound, SecondOrder()).values["features"]
-    few = torch.stack([attribute(bound, ProbedSecondOrder(probes=2, seed=seed)).values["features"] for seed in range(80)])
+    few = torch.stack(
+        [
+            attribute(bound, ProbedSecondOrder(probes=2, seed=seed)).values["features"]
+            for seed in range(80)
+        ]
+    )
     error = (few.mean(0) - truth).abs()
     assert (error <= 4.5 * few.std(0) / 80**0.5 + 1e-9).all()
     assert (few.std(0) > 0).any()
@@ -152,8 +211,12 @@ def test_second_order_is_exact_on_a_quadratic_network_by_probes_too():
     bound = nodes(plain_target(power=2), *prompts(positions=2), ["blocks.0.mlp.hook_pre"], "zero")
     truth, first = attribute(bound, Exact()), attribute(bound)
     for method in (SecondOrder(), ProbedSecondOrder(probes=16)):
-        torch.testing.assert_close(attribute(bound, method).values, truth.values, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(first.values["blocks.0.mlp.hook_pre"], truth.values["blocks.0.mlp.hook_pre"], rtol=0.1)
+        torch.testing.assert_close(
+            attribute(bound, method).values, truth.values, rtol=1e-10, atol=1e-12
+        )
+    assert not torch.allclose(
+        first.values["blocks.0.mlp.hook_pre"], truth.values["blocks.0.mlp.hook_pre"], rtol=0.1
+    )
 
 
 def test_probes_of_different_colours_are_orthogonal():
@@ -185,16 +248,28 @@ def llama():
         eos_token_id=0,
         use_cache=False,
     )
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").double().eval().requires_grad_(False)
+    model = (
+        AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        .double()
+        .eval()
+        .requires_grad_(False)
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5
+        parameter.data = (
+            torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.5
+        )
     return target_of(model)
 
 
 def test_relevance_is_conserved_from_layer_to_layer_without_biases():
     target = llama()
-    sites = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
+    sites = [
+        "blocks.0.hook_resid_pre",
+        "blocks.0.hook_resid_mid",
+        "blocks.1.hook_resid_pre",
+        "blocks.1.hook_resid_post",
+    ]
     bound = nodes(target, *pair(), sites, "zero")
     relevance, plain = attribute(bound, RelP()), attribute(bound)
     full = target.values(bound.batch)
@@ -220,7 +295,9 @@ def test_frozen_patterns_leave_the_direct_effect_alone():
     bound = attention_nodes(attention=2.0)
     frozen, exact = attribute(bound, RelP("frozen")), attribute(bound, Exact())
     assert all((frozen.values[name] == 0).all() for name in HOOKS[:2])
-    torch.testing.assert_close(frozen.values[HOOKS[2]], exact.values[HOOKS[2]], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        frozen.values[HOOKS[2]], exact.values[HOOKS[2]], rtol=1e-10, atol=1e-12
+    )
     # A metric that takes a softmax of its own keeps its gradient.
     chances = Target(bound.target.model, lambda output, batch: output.softmax(-1)[:, 0])
     bound = nodes(chances, *prompts(), HOOKS[2:3])
@@ -234,7 +311,9 @@ def test_rules_on_single_modules():
             (slope,) = torch.autograd.grad(module(value).sum(), value)
         ratio = (module(value) / value).detach()
         torch.testing.assert_close(slope[value != 0], ratio[value != 0])
-        assert slope[0, 2] == pytest.approx(1.0 if isinstance(module, torch.nn.Tanh) else 0.5, abs=1e-3)
+        assert slope[0, 2] == pytest.approx(
+            1.0 if isinstance(module, torch.nn.Tanh) else 0.5, abs=1e-3
+        )
     norm = torch.nn.LayerNorm(4).double()
     with modified_backward(torch.nn.Sequential(norm), "frozen"):
         (slope,) = torch.autograd.grad(norm(value)[0, 0], value)
@@ -245,7 +324,11 @@ def test_rules_on_single_modules():
 
 
 def test_integrated_gradients_of_a_site_add_up_to_its_joint_patch():
-    bound = nodes(target_of(tiny_gpt2()), *pair(), ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"])
+    bound = nodes(
+        target_of(tiny_gpt2()),
+        *pair(),
+        ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_pre"],
+    )
     scores = attribute(bound, IntegratedGradients())
     for name, values in scores.values.items():
         joint = bound.values() - bound.values(bound.full(0.0, [name]))
@@ -259,10 +342,19 @@ def test_scores_of_half_precision_models_are_accumulated_in_float64(dtype):
     sites = ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out", "blocks.2.hook_resid_post"]
     for method in (Gradient(), IntegratedGradients(), Exact()):
         low, high = (
-            attribute(nodes(Target(node_models.build("gpt2", kind), logit_difference), clean, patch, sites), method)
+            attribute(
+                nodes(
+                    Target(node_models.build("gpt2", kind), logit_difference), clean, patch, sites
+                ),
+                method,
+            )
             for kind in (dtype, torch.float64)
         )
         for site in sites:
             assert low.values[site].dtype == torch.float64
-            error = (low.values[site] - high.values[site]).abs().max() / high.values[site].abs().max()
-            assert float(error) < 64 * torch.finfo(dtype).eps  # some tens of roundings on the way through three blocks
+            error = (low.values[site] - high.values[site]).abs().max() / high.values[
+                site
+            ].abs().max()
+            assert (
+                float(error) < 64 * torch.finfo(dtype).eps
+            )  # some tens of roundings on the way through three blocks

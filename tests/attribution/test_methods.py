@@ -1,4 +1,6 @@
-"""Every method on every tiny kind, against brute force over gates and finite differences in float64."""
+"""Every method on every tiny kind, against brute force over gates and finite differences in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,17 @@ from cases import KINDS, dictionary, displacements, rank_one, squared_logit, tin
 from torch import nn
 
 import assay.attribution.exact as exact_module
-from assay.attribution import Exact, Gradient, IntegratedGradients, SecondOrder, ablate, attribute, every
+from assay.attribution import (
+    Exact,
+    Gradient,
+    IntegratedGradients,
+    SecondOrder,
+    ablate,
+    attribute,
+    every,
+)
+from assay.core.target import Batch, Target
 from assay.errors import InputError
-from assay.targets.base import Batch, Target
 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
@@ -30,7 +40,9 @@ def test_exact_is_brute_force(kind):
     for name in mechanisms.groups:
         for place in every(mechanisms, name):
             effect = mechanisms.values() - shifted(mechanisms, name, place, 0.0)
-            torch.testing.assert_close(scores.values[name][(slice(None), *place)], effect.detach(), rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(
+                scores.values[name][(slice(None), *place)], effect.detach(), rtol=1e-10, atol=1e-12
+            )
 
 
 @kinds
@@ -42,8 +54,12 @@ def test_gradient_and_second_order_are_finite_differences(kind):
         for place in every(mechanisms, name):
             up, here, down = (shifted(mechanisms, name, place, 1 + s) for s in (step, 0.0, -step))
             slope, bend = (up - down) / (2 * step), (up - 2 * here + down) / step**2
-            torch.testing.assert_close(first.values[name][(slice(None), *place)], slope, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(second.values[name][(slice(None), *place)], slope - bend / 2, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                first.values[name][(slice(None), *place)], slope, rtol=1e-5, atol=1e-6
+            )
+            torch.testing.assert_close(
+                second.values[name][(slice(None), *place)], slope - bend / 2, rtol=1e-4, atol=1e-5
+            )
 
 
 @kinds
@@ -51,13 +67,17 @@ def test_gradient_and_second_order_are_finite_differences(kind):
 def test_integrated_gradients_are_complete(kind, scope):
     mechanisms = kind()
     scores = attribute(mechanisms, IntegratedGradients(scope=scope, tolerance=1e-4, max_nodes=129))
-    paths = [[name] for name in mechanisms.groups] if scope == "group" else [list(mechanisms.groups)]
+    paths = (
+        [[name] for name in mechanisms.groups] if scope == "group" else [list(mechanisms.groups)]
+    )
     for path in paths:
         change = (mechanisms.values() - mechanisms.values(mechanisms.full(0.0, path))).detach()
         total = sum(scores.values[name].flatten(1).sum(1) for name in path)
         assert (total - change).abs().mean() <= 1.01e-4 * change.abs().mean() + 1e-12
         gap = scores.gaps["all" if scope == "joint" else path[0]]
-        assert gap.relative == pytest.approx(float((total - change).abs().mean() / change.abs().mean()), abs=1e-9)
+        assert gap.relative == pytest.approx(
+            float((total - change).abs().mean() / change.abs().mean()), abs=1e-9
+        )
 
 
 def test_integrated_gradients_spend_no_more_than_allowed_and_report_the_gap():
@@ -74,7 +94,9 @@ class Linear(nn.Module):
         super().__init__()
         self.power = power
         self.up = nn.Linear(3, 4, bias=False).double()
-        self.up.weight.data = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        self.up.weight.data = torch.randn(
+            4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
 
     def forward(self, x):
         return (self.up(x) ** self.power).sum((1, 2))
@@ -98,7 +120,9 @@ def test_gradient_is_exact_on_a_linear_network_and_second_order_on_a_quadratic_o
         mechanisms = weight_parts(power)
         estimate, truth = attribute(mechanisms, method), attribute(mechanisms, Exact())
         for name in mechanisms.groups:
-            torch.testing.assert_close(estimate.values[name], truth.values[name], rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                estimate.values[name], truth.values[name], rtol=1e-12, atol=1e-12
+            )
     first, truth = attribute(weight_parts(2)), attribute(weight_parts(2), Exact())
     assert not torch.allclose(first.values["components"], truth.values["components"], rtol=0.1)
 
@@ -106,7 +130,13 @@ def test_gradient_is_exact_on_a_linear_network_and_second_order_on_a_quadratic_o
 def test_every_example_can_lose_a_part_of_its_own():
     mechanisms = dictionary()
     generator = torch.Generator().manual_seed(0)
-    index = torch.stack([torch.randint(0, n, (7, 5), generator=generator) for n in mechanisms.groups["features"].axes], dim=-1)
+    index = torch.stack(
+        [
+            torch.randint(0, n, (7, 5), generator=generator)
+            for n in mechanisms.groups["features"].axes
+        ],
+        dim=-1,
+    )
     rows = ablate(mechanisms, "features", index)
     dense = attribute(mechanisms, Exact())
     torch.testing.assert_close(rows, dense.at("features", index), rtol=1e-10, atol=1e-12)
@@ -116,7 +146,9 @@ def test_chunks_and_the_unbatched_fallback_give_the_same_numbers(monkeypatch):
     mechanisms = dictionary()
     index = every(mechanisms, "features")
     expected = ablate(mechanisms, "features", index)
-    torch.testing.assert_close(ablate(mechanisms, "features", index, budget=1), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        ablate(mechanisms, "features", index, budget=1), expected, rtol=1e-12, atol=1e-13
+    )
 
     def refuse(function):
         def call(*args):
@@ -125,7 +157,9 @@ def test_chunks_and_the_unbatched_fallback_give_the_same_numbers(monkeypatch):
         return call
 
     monkeypatch.setattr(exact_module.torch.func, "vmap", refuse)
-    torch.testing.assert_close(ablate(mechanisms, "features", index), expected, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(
+        ablate(mechanisms, "features", index), expected, rtol=1e-12, atol=1e-13
+    )
 
 
 def test_inactive_parts_have_no_effect_in_float32():
@@ -145,7 +179,9 @@ def test_bad_part_indices_are_refused():
 
 def test_nan_activations_are_refused():
     mechanisms = dictionary()
-    broken = Target(mechanisms.target.model, lambda output, batch: squared_logit(output, batch) / 0 * 0)
+    broken = Target(
+        mechanisms.target.model, lambda output, batch: squared_logit(output, batch) / 0 * 0
+    )
     with pytest.raises(InputError, match="NaN or infinite"):
         attribute(type(mechanisms)(broken, mechanisms.batch, patch=mechanisms.patch))
     with pytest.raises(InputError, match="NaN"):

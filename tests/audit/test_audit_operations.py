@@ -10,10 +10,10 @@ import pytest
 import torch
 from cases import KINDS, dictionary, displacements, rank_one, tiny_batch, tiny_target, two_sites
 
-from assay import hooks
 from assay.attribution import Exact, IntegratedGradients, attribute
 from assay.audit import areas, curve, exhaustive, faithfulness, keep_top, scrub, worst_case
 from assay.audit.scrubbing import derangement
+from assay.core.sites import read_sites
 from assay.errors import InputError
 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
@@ -50,7 +50,9 @@ def test_audit_can_use_a_second_estimate_and_a_certificate_as_scale():
     mechanisms = dictionary(80)
     scores = attribute(mechanisms, IntegratedGradients())
     exact = attribute(mechanisms, Exact())
-    oracle = {name: (exact.values[name] - scores.values[name]).abs() + 1e-6 for name in scores.values}
+    oracle = {
+        name: (exact.values[name] - scores.values[name]).abs() + 1e-6 for name in scores.values
+    }
     audit = scores.audit(exact=6, against=attribute(mechanisms), scales={"oracle": oracle})
     assert audit.bars.scale == "oracle"
     assert audit.width < audit.constant_width / 3
@@ -75,7 +77,9 @@ def test_faithfulness_is_the_ratio_of_plain_runs(kind):
         complement = (mechanisms.values(anti).mean() - empty) / (full - empty)
     assert found.faithfulness == pytest.approx(float(expected))
     assert found.completeness == pytest.approx(float(complement))
-    assert faithfulness(mechanisms, keep_top(attribute(mechanisms), 1.0)).faithfulness == pytest.approx(1)
+    assert faithfulness(
+        mechanisms, keep_top(attribute(mechanisms), 1.0)
+    ).faithfulness == pytest.approx(1)
     assert faithfulness(mechanisms, keep_top(attribute(mechanisms), 0.0)).faithfulness == 0
 
 
@@ -114,7 +118,9 @@ def test_worst_case_reaches_the_exhaustive_maximum(kind, seed):
     else:
         assert found.damage.mean() >= 0.95 * truth.damage.mean() - 1e-12
     with torch.no_grad():
-        torch.testing.assert_close(mechanisms.values() - mechanisms.values(found.gates), found.damage, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            mechanisms.values() - mechanisms.values(found.gates), found.damage, rtol=1e-9, atol=1e-9
+        )
     for name, gates in found.gates.items():
         assert (gates >= mechanisms.groups[name].low).all()
         assert (gates <= 1).all()
@@ -160,9 +166,15 @@ def test_scrubbing_nothing_kept_is_the_random_swap_and_matches_a_plain_swap():
     assert found.share == pytest.approx(0, abs=1e-10)
     order = derangement(torch.zeros(6), torch.Generator().manual_seed(3))
     with torch.no_grad():
-        clean = hooks.read(mechanisms.target.model, mechanisms.batch.inputs, ["blocks.1"])["blocks.1"].value
-        base = hooks.read(mechanisms.target.model, mechanisms.patch.inputs, ["blocks.1"])["blocks.1"].value
-        plain = mechanisms.target.values(mechanisms.batch, {"blocks.1": lambda seen: base + (clean - base)[order]})
+        clean = read_sites(mechanisms.target.model, mechanisms.batch.inputs, ["blocks.1"])[
+            "blocks.1"
+        ].value
+        base = read_sites(mechanisms.target.model, mechanisms.patch.inputs, ["blocks.1"])[
+            "blocks.1"
+        ].value
+        plain = mechanisms.target.values(
+            mechanisms.batch, {"blocks.1": lambda seen: base + (clean - base)[order]}
+        )
     again = scrub(mechanisms, nothing, draws=1, seed=3)
     assert again.metric == pytest.approx(float(plain.mean()), abs=1e-10)
     assert math.isnan(again.error)

@@ -1,4 +1,6 @@
-"""Conformal bars: the rank, the coverage over resampled splits, and what happens when data are too few."""
+"""Conformal bars: the rank, the coverage over resampled splits, and what happens when data are
+too few.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,19 @@ def test_quantile_is_the_stated_order_statistic(n, alpha):
 def rows(generator: np.random.Generator, inputs: int = 120, each: int = 4) -> Rows:
     input = np.repeat(np.arange(inputs), each)
     scale = generator.gamma(1.0, size=input.size) + 0.01
-    difficulty = np.repeat(generator.gamma(2.0, size=inputs), each)  # rows of one input share their difficulty
+    difficulty = np.repeat(
+        generator.gamma(2.0, size=inputs), each
+    )  # rows of one input share their difficulty
     exact = generator.normal(size=input.size)
     estimate = exact + scale * difficulty * generator.normal(size=input.size)
     stratum = np.where(np.arange(input.size) % 2 == 0, "a", "b")
-    return Rows(estimate, exact, input, stratum, {"known": scale, "noise": generator.gamma(1.0, size=input.size)})
+    return Rows(
+        estimate,
+        exact,
+        input,
+        stratum,
+        {"known": scale, "noise": generator.gamma(1.0, size=input.size)},
+    )
 
 
 def test_coverage_over_resampled_splits_is_nominal_for_dependent_rows():
@@ -38,7 +48,12 @@ def test_coverage_over_resampled_splits_is_nominal_for_dependent_rows():
         generator = np.random.default_rng(seed)
         data = rows(generator)
         tune, fit, test = split(data.input, (1, 2, 2), generator)
-        bars = calibrate(data.take(np.isin(data.input, fit)), 0.1, generator, tuning=data.take(np.isin(data.input, tune)))
+        bars = calibrate(
+            data.take(np.isin(data.input, fit)),
+            0.1,
+            generator,
+            tuning=data.take(np.isin(data.input, tune)),
+        )
         held = data.take(np.isin(data.input, test))
         scale = held.scales.get(bars.scale, np.ones(len(held)))
         covered = np.abs(held.exact - held.estimate) <= bars.half_width(held.stratum, scale)

@@ -1,4 +1,6 @@
-"""Screen, flag, fix: exact where it says so, and better than patches spent at random; heat-map tables; circuits of edges."""
+"""Screen, flag, fix: exact where it says so, and better than patches spent at random; heat-map
+tables; circuits of edges.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,16 @@ from cases import KINDS, dictionary, displacements
 from plain_gpt2 import pair, target_of, tiny_gpt2
 from toy_attention import plain_target, prompts
 
-from assay.attribution import Exact, Gradient, IntegratedGradients, SecondOrder, attribute, edges, exact_edges
+from assay.attribution import (
+    Exact,
+    Gradient,
+    IntegratedGradients,
+    SecondOrder,
+    attribute,
+)
 from assay.audit import areas, audit, edge_curve, edge_faithfulness, heat
 from assay.audit.budgeted import budgeted
+from assay.edges import edges, exact_edges
 from assay.errors import InputError
 from assay.mechanisms.nodes import nodes
 
@@ -22,7 +31,9 @@ def test_fixed_values_are_exact_and_the_others_untouched(kind):
     first, exact = attribute(mechanisms), attribute(mechanisms, Exact())
     found = budgeted(first, 3, against=attribute(mechanisms, SecondOrder()))
     for name, mask in found.exact.items():
-        torch.testing.assert_close(found.scores.values[name][mask], exact.values[name][mask], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            found.scores.values[name][mask], exact.values[name][mask], rtol=1e-9, atol=1e-12
+        )
         assert torch.equal(found.scores.values[name][~mask], first.values[name][~mask])
     assert found.patches == sum(int(mask.sum()) for mask in found.exact.values())
     assert found.patches <= 3 * len(mechanisms.batch)
@@ -36,7 +47,9 @@ def test_patches_go_where_doubt_is_largest_among_what_matters():
     mechanisms = dictionary()
     first, exact = attribute(mechanisms), attribute(mechanisms, Exact())
     found = budgeted(first, 4, against=exact, top=3)  # the doubt is the true error
-    errors = torch.cat([(exact.values[name] - first.values[name]).abs().flatten(1) for name in first.values], 1)
+    errors = torch.cat(
+        [(exact.values[name] - first.values[name]).abs().flatten(1) for name in first.values], 1
+    )
     sizes = torch.cat([values.abs().flatten(1) for values in first.values.values()], 1)
     masks = torch.cat([mask.flatten(1) for mask in found.exact.values()], 1)
     level = sizes.topk(3, dim=1).values[:, -1:]
@@ -44,7 +57,11 @@ def test_patches_go_where_doubt_is_largest_among_what_matters():
         screened = error + size >= limit
         if int(screened.sum()) >= 4:
             assert (screened[mask]).all()
-            assert error[mask].min() >= error[screened & ~mask].max() if (screened & ~mask).any() else True
+            assert (
+                error[mask].min() >= error[screened & ~mask].max()
+                if (screened & ~mask).any()
+                else True
+            )
     chance = torch.Generator().manual_seed(0)
     random = torch.rand(errors.shape, generator=chance).argsort(1) < 4
     assert errors[masks].sum() > 1.5 * errors[random].sum()
@@ -62,7 +79,9 @@ def test_an_audit_lends_its_bars_and_its_exact_values():
     assert found.patches <= 2 * 60
     table = found.table()
     assert table["share_exact"].is_between(0, 1).all()
-    assert found.share_exact == pytest.approx(sum(m.sum() for m in found.exact.values()) / sum(m.numel() for m in found.exact.values()))
+    assert found.share_exact == pytest.approx(
+        sum(m.sum() for m in found.exact.values()) / sum(m.numel() for m in found.exact.values())
+    )
     assert "2 exact patches" in found.scores.method
     assert found.top(3).height == 3
 
@@ -83,7 +102,12 @@ def test_unclear_requests_are_refused():
 
 def test_bars_cover_a_saturated_softmax_where_the_gradient_is_zero():
     clean, patch = prompts(examples=80, seed=3)
-    bound = nodes(plain_target(attention=3000.0), clean, patch, ["blocks.0.attn.hook_q", "blocks.0.attn.hook_k"])
+    bound = nodes(
+        plain_target(attention=3000.0),
+        clean,
+        patch,
+        ["blocks.0.attn.hook_q", "blocks.0.attn.hook_k"],
+    )
     scores, exact = attribute(bound, Gradient()), attribute(bound, Exact())
     checked = audit(scores, exact=8, seed=0)
     half = checked.half_widths()
@@ -97,21 +121,38 @@ def test_bars_cover_a_saturated_softmax_where_the_gradient_is_zero():
 def test_the_heat_map_adds_up_what_it_shows():
     target = target_of(tiny_gpt2())
     clean, patch = pair(examples=24)
-    bound = nodes(target, clean, patch, ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"])
+    bound = nodes(
+        target,
+        clean,
+        patch,
+        ["blocks.0.attn.hook_z", "blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"],
+    )
     scores = attribute(bound, IntegratedGradients())
     checked = audit(scores, exact=9)
     table, units = heat(checked), heat(checked, units=True)
     assert table.height == 3 * 5
     assert units.height == 2 * 5 + 2 * 5
     values = scores.values["blocks.0.attn.hook_z"]
-    row = table.filter((pl.col("site") == "blocks.0.attn.hook_z") & (pl.col("position") == 2)).row(0, named=True)
+    row = table.filter((pl.col("site") == "blocks.0.attn.hook_z") & (pl.col("position") == 2)).row(
+        0, named=True
+    )
     assert row["score"] == pytest.approx(float(-values[:, 2].sum(1).mean()))
-    assert row["bar"] == pytest.approx(float(checked.half_widths()["blocks.0.attn.hook_z"][:, 2].sum(1).mean()))
-    one = units.filter((pl.col("site") == "blocks.0.attn.hook_z") & (pl.col("position") == 2) & (pl.col("unit") == 1)).row(0, named=True)
-    drawn = checked.table.filter((pl.col("group") == "blocks.0.attn.hook_z") & (pl.col("index") == [2, 1]))
+    assert row["bar"] == pytest.approx(
+        float(checked.half_widths()["blocks.0.attn.hook_z"][:, 2].sum(1).mean())
+    )
+    one = units.filter(
+        (pl.col("site") == "blocks.0.attn.hook_z")
+        & (pl.col("position") == 2)
+        & (pl.col("unit") == 1)
+    ).row(0, named=True)
+    drawn = checked.table.filter(
+        (pl.col("group") == "blocks.0.attn.hook_z") & (pl.col("index") == [2, 1])
+    )
     assert one["sampled"] == drawn.height
     assert one["exact"] == pytest.approx(-drawn["exact"].mean())
-    assert heat(checked, effect=False)["score"].to_list() == pytest.approx([-value for value in table["score"]])
+    assert heat(checked, effect=False)["score"].to_list() == pytest.approx(
+        [-value for value in table["score"]]
+    )
     with pytest.raises(InputError, match="no position axis"):
         heat(_without_positions())
 
@@ -119,7 +160,9 @@ def test_the_heat_map_adds_up_what_it_shows():
 def _without_positions():
     bound = nodes(plain_target(), *prompts(examples=20), ["blocks.0.hook_mlp_out"])
     checked = audit(attribute(bound), exact=2)
-    checked.scores.values["blocks.0.hook_mlp_out"] = checked.scores.values["blocks.0.hook_mlp_out"].sum(1)
+    checked.scores.values["blocks.0.hook_mlp_out"] = checked.scores.values[
+        "blocks.0.hook_mlp_out"
+    ].sum(1)
     return checked
 
 
@@ -136,4 +179,6 @@ def test_circuits_of_edges_run_from_the_patch_run_to_the_model():
     keep = edges(target, clean, patch).keep_top(0.3)
     found = edge_faithfulness(target, clean, patch, keep)
     assert found.kept == pytest.approx(0.3, abs=0.01)
-    assert found.faithfulness == pytest.approx(edge_faithfulness(target, clean, patch, scores.graph.prune(keep)).faithfulness)
+    assert found.faithfulness == pytest.approx(
+        edge_faithfulness(target, clean, patch, scores.graph.prune(keep)).faithfulness
+    )

@@ -1,4 +1,6 @@
-"""Prediction-powered intervals: coverage over resampled populations, width against sampling alone, and refusals."""
+"""Prediction-powered intervals: coverage over resampled populations, width against sampling
+alone, and refusals.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,16 @@ from cases import dictionary, displacements
 from assay.attribution import Exact, IntegratedGradients, attribute
 from assay.audit import audit
 from assay.audit.totals import mean_interval, ratio_interval, top_recall, totals
+from assay.core.parts import Group
 from assay.errors import InputError
-from assay.parts import Group
 
 PARTS = 30
 
 
 def population(generator: np.random.Generator, inputs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Exact effects and biased estimates of one group, (inputs, parts): heavy tails, and errors that grow with the effect."""
+    """Exact effects and biased estimates of one group, (inputs, parts): heavy tails, and errors
+    that grow with the effect.
+    """
     level = generator.gamma(2.0, size=(inputs, 1))
     exact = level * generator.standard_t(4, size=(inputs, PARTS)) + 0.2
     estimate = 0.8 * exact + 0.1 + 0.3 * np.abs(exact) * generator.normal(size=exact.shape)
@@ -29,12 +33,18 @@ def population(generator: np.random.Generator, inputs: int) -> tuple[np.ndarray,
 
 
 def audited(seed: int, inputs: int = 60, sampled: int = 6):
-    """An audit of drawn inputs, with only what the intervals read; the last five parts are inactive."""
+    """An audit of drawn inputs, with only what the intervals read; the last five parts are
+    inactive.
+    """
     generator = np.random.default_rng(seed)
     exact, estimate = population(generator, inputs)
     active = np.ones_like(exact)
     active[:, -5:] = exact[:, -5:] = estimate[:, -5:] = 0
-    rows = [(i, int(k)) for i in range(inputs) for k in generator.choice(PARTS - 5, sampled, replace=False)]
+    rows = [
+        (i, int(k))
+        for i in range(inputs)
+        for k in generator.choice(PARTS - 5, sampled, replace=False)
+    ]
     table = pl.DataFrame(
         {
             "group": ["g"] * len(rows),
@@ -43,7 +53,10 @@ def audited(seed: int, inputs: int = 60, sampled: int = 6):
             "exact": [exact[i, k] for i, k in rows],
         }
     )
-    mechanisms = SimpleNamespace(groups={"g": Group("g", ("site",), (inputs, PARTS))}, norms=lambda: {"g": torch.tensor(active)})
+    mechanisms = SimpleNamespace(
+        groups={"g": Group("g", ("site",), (inputs, PARTS))},
+        norms=lambda: {"g": torch.tensor(active)},
+    )
     scores = SimpleNamespace(mechanisms=mechanisms, values={"g": torch.tensor(estimate)})
     return SimpleNamespace(scores=scores, table=table, bars=SimpleNamespace(alpha=0.1))
 
@@ -59,7 +72,9 @@ def test_totals_cover_the_mean_over_inputs_and_are_narrower_than_the_sample_alon
     found = [totals(audited(seed)) for seed in range(250)]
     covered([entry["g"].covers(truth) for entry in found])
     assert all(entry["g"] == entry["all"] for entry in found)
-    assert np.mean([entry["g"].width for entry in found]) < 0.7 * np.mean([entry["g"].sampled_only for entry in found])
+    assert np.mean([entry["g"].width for entry in found]) < 0.7 * np.mean(
+        [entry["g"].sampled_only for entry in found]
+    )
 
 
 def test_scores_of_further_inputs_make_the_interval_narrower_and_keep_its_coverage():
@@ -71,7 +86,9 @@ def test_scores_of_further_inputs_make_the_interval_narrower_and_keep_its_covera
         found.append(totals(one, more=SimpleNamespace(values={"g": torch.tensor(estimate)}))["g"])
         plain.append(totals(one)["g"])
     covered([interval.covers(truth) for interval in found])
-    assert np.mean([interval.width for interval in found]) < 0.85 * np.mean([interval.width for interval in plain])
+    assert np.mean([interval.width for interval in found]) < 0.85 * np.mean(
+        [interval.width for interval in plain]
+    )
 
 
 def test_recall_covers_the_ratio_of_the_population():
@@ -96,7 +113,9 @@ def test_the_interval_of_a_mean_is_students_and_predictions_that_know_nothing_co
     assert other.width < 1.05 * plain.width
     perfect = mean_interval(values, predicted=values, more=noise.normal(size=100_000))
     assert perfect.width < 0.05 * plain.width
-    assert mean_interval(values, predicted=np.ones(12), more=np.ones(5)).width == pytest.approx(plain.width)
+    assert mean_interval(values, predicted=np.ones(12), more=np.ones(5)).width == pytest.approx(
+        plain.width
+    )
 
 
 def test_a_ratio_whose_denominator_may_be_zero_says_nothing():

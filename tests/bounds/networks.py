@@ -1,4 +1,6 @@
-"""Small networks with their graph and a plain float64 forward, shared by the tests of bound propagation."""
+"""Small networks with their graph and a plain float64 forward, shared by the tests of bound
+propagation.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def generator(seed: int) -> torch.Generator:
 
 
 def normal(seed: int, *shape: int) -> Tensor:
-    """Standard normal float32 numbers over the root of the last axis, so that they are exact in float64."""
+    """Standard normal float32 numbers over the root of the last axis, so that they are exact in
+    float64.
+    """
     return torch.randn(shape, generator=generator(seed)) / shape[-1] ** 0.5
 
 
@@ -71,11 +75,17 @@ def attention() -> Case:
     graph = Graph()
     x = graph.input(tokens, width)
     normed = graph.rms_norm(x, gain, 1e-5)
-    split = [graph.rearrange(graph.linear(normed, w), (tokens, heads, width // heads)) for w in (q, k, v)]
-    query, value = (graph.rearrange(split[i], (heads, tokens, width // heads), (1, 0, 2)) for i in (0, 2))
+    split = [
+        graph.rearrange(graph.linear(normed, w), (tokens, heads, width // heads)) for w in (q, k, v)
+    ]
+    query, value = (
+        graph.rearrange(split[i], (heads, tokens, width // heads), (1, 0, 2)) for i in (0, 2)
+    )
     key = graph.rearrange(split[1], (heads, width // heads, tokens), (1, 2, 0))
     scores = graph.scale(graph.matmul(query, key), 0.5)
-    mixed = graph.rearrange(graph.matmul(graph.softmax(scores, mask), value), (tokens, width), (1, 0, 2))
+    mixed = graph.rearrange(
+        graph.matmul(graph.softmax(scores, mask), value), (tokens, width), (1, 0, 2)
+    )
     x = graph.add(x, graph.linear(mixed, o))
     graph.add(x, graph.linear(graph.gelu(graph.linear(graph.rms_norm(x, gain, 1e-5), up)), down))
 
@@ -83,7 +93,9 @@ def attention() -> Case:
         return x / (x.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * gain.double()
 
     def forward(x: Tensor) -> Tensor:
-        parts = [(norm(x) @ w.double().T).unflatten(-1, (heads, -1)).transpose(-2, -3) for w in (q, k, v)]
+        parts = [
+            (norm(x) @ w.double().T).unflatten(-1, (heads, -1)).transpose(-2, -3) for w in (q, k, v)
+        ]
         scores = (0.5 * parts[0] @ parts[1].transpose(-1, -2)).masked_fill(mask == 0, -torch.inf)
         mixed = (scores.softmax(-1) @ parts[2]).transpose(-2, -3).flatten(-2)
         x = x + mixed @ o.double().T
@@ -106,7 +118,9 @@ CASES: dict[str, Callable[[], Case]] = {
     "bilinear": bilinear,
     "attention": attention,
     "layer_norm": layer_norm,
-    "rms_norm": lambda: sequential(nn.Sequential(mlp([5, 8], 8), nn.RMSNorm(8, eps=1e-6), mlp([8, 4], 2)), 5),
+    "rms_norm": lambda: sequential(
+        nn.Sequential(mlp([5, 8], 8), nn.RMSNorm(8, eps=1e-6), mlp([8, 4], 2)), 5
+    ),
 }
 
 

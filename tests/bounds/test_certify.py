@@ -1,4 +1,6 @@
-"""Converted networks compute the same function; certified accuracy never exceeds what an attack leaves."""
+"""Converted networks compute the same function; certified accuracy never exceeds what an attack
+leaves.
+"""
 
 from __future__ import annotations
 
@@ -37,8 +39,13 @@ def train(model: nn.Module, x: Tensor, y: Tensor, steps: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def classifiers(digits: tuple[Tensor, Tensor]) -> dict[str, nn.Module]:
-    bilinear = BilinearNetwork(64, 10, width=24, hidden=32, blocks=2, generator=networks.generator(2))
-    return {"dense": train(networks.mlp([64, 64, 10]), *digits, 300), "bilinear": train(bilinear, *digits, 300)}
+    bilinear = BilinearNetwork(
+        64, 10, width=24, hidden=32, blocks=2, generator=networks.generator(2)
+    )
+    return {
+        "dense": train(networks.mlp([64, 64, 10]), *digits, 300),
+        "bilinear": train(bilinear, *digits, 300),
+    }
 
 
 def attacked(model: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
@@ -48,16 +55,26 @@ def attacked(model: nn.Module, x: Tensor, y: Tensor, radius: float) -> Tensor:
     gen = networks.generator(3)
     for _ in range(10):
         point.requires_grad_(True)
-        gradient = torch.autograd.grad(nn.functional.cross_entropy(model(point), y, reduction="sum"), point)[0]
-        point = (point.detach() + 0.3 * radius * gradient.sign()).clamp(x - radius, x + radius).clamp(0, 1)
-        corner = (x + radius * (2 * (torch.rand(x.shape, generator=gen) > 0.5).float() - 1)).clamp(0, 1)
+        gradient = torch.autograd.grad(
+            nn.functional.cross_entropy(model(point), y, reduction="sum"), point
+        )[0]
+        point = (
+            (point.detach() + 0.3 * radius * gradient.sign())
+            .clamp(x - radius, x + radius)
+            .clamp(0, 1)
+        )
+        corner = (x + radius * (2 * (torch.rand(x.shape, generator=gen) > 0.5).float() - 1)).clamp(
+            0, 1
+        )
         survives &= (model(point).argmax(1) == y) & (model(corner).argmax(1) == y)
     return survives
 
 
 @pytest.mark.parametrize("name", ["dense", "bilinear"])
 @pytest.mark.parametrize("level", ["float64", "real", "float32"])
-def test_certified_digits_survive_attacks(name: str, level: str, classifiers: dict[str, nn.Module], digits: tuple[Tensor, Tensor]) -> None:
+def test_certified_digits_survive_attacks(
+    name: str, level: str, classifiers: dict[str, nn.Module], digits: tuple[Tensor, Tensor]
+) -> None:
     model, x, y = classifiers[name], digits[0][-100:], digits[1][-100:]
     found = certified_accuracy(model, x, y, 0.01, domain=(0, 1), level=level)
     survives = attacked(model, x, y, 0.01).numpy()
@@ -85,13 +102,17 @@ def test_certified_accuracy_shrinks_with_the_radius_and_margins_at_zero_are_true
     assert np.allclose(found, margins, rtol=0, atol=1e-10)
 
 
-def test_linear_margins_beat_intervals_and_bounds_per_logit(classifiers: dict[str, nn.Module], digits: tuple[Tensor, Tensor]) -> None:
+def test_linear_margins_beat_intervals_and_bounds_per_logit(
+    classifiers: dict[str, nn.Module], digits: tuple[Tensor, Tensor]
+) -> None:
     model, x, y = classifiers["dense"], digits[0][-50:], digits[1][-50:]
     margins = certified_accuracy(model, x, y, 0.02).margins
     logits = bound(graph_of(model, (64,)), ball(x, 0.02))
     rivals = np.where(np.eye(10)[y.numpy()] > 0, -np.inf, logits.upper).max(1)
     assert np.all(margins >= logits.lower[np.arange(50), y.numpy()] - rivals - 1e-9)
-    assert margins.mean() > certified_accuracy(model, x, y, 0.02, method="interval").margins.mean() + 1
+    assert (
+        margins.mean() > certified_accuracy(model, x, y, 0.02, method="interval").margins.mean() + 1
+    )
 
 
 def test_a_tie_is_not_certified() -> None:
@@ -103,16 +124,45 @@ def test_a_tie_is_not_certified() -> None:
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "sequential": (
         lambda: nn.Sequential(
-            nn.Flatten(), networks.mlp([6, 5, 4]), nn.Identity(), nn.Sequential(nn.GELU(), nn.Dropout(0.5)), nn.LayerNorm(4), nn.Softmax(1)
+            nn.Flatten(),
+            networks.mlp([6, 5, 4]),
+            nn.Identity(),
+            nn.Sequential(nn.GELU(), nn.Dropout(0.5)),
+            nn.LayerNorm(4),
+            nn.Softmax(1),
         ).eval(),
         (2, 3),
     ),
     "tokens": (lambda: nn.Sequential(networks.mlp([3, 4, 4]), nn.RMSNorm(4), nn.ReLU()), (2, 3)),
-    "bilinear": (lambda: BilinearNetwork(6, 3, width=4, hidden=5, blocks=2, norm=True, generator=networks.generator(0)), (2, 3)),
-    "gated": (lambda: BilinearNetwork(6, 3, width=4, hidden=5, blocks=2, gate="relu", generator=networks.generator(0)), (6,)),
-    "gelu gate": (lambda: BilinearNetwork(6, 3, width=4, hidden=5, blocks=1, gate="gelu", generator=networks.generator(0)), (6,)),
+    "bilinear": (
+        lambda: BilinearNetwork(
+            6, 3, width=4, hidden=5, blocks=2, norm=True, generator=networks.generator(0)
+        ),
+        (2, 3),
+    ),
+    "gated": (
+        lambda: BilinearNetwork(
+            6, 3, width=4, hidden=5, blocks=2, gate="relu", generator=networks.generator(0)
+        ),
+        (6,),
+    ),
+    "gelu gate": (
+        lambda: BilinearNetwork(
+            6, 3, width=4, hidden=5, blocks=1, gate="gelu", generator=networks.generator(0)
+        ),
+        (6,),
+    ),
     "patches": (
-        lambda: BilinearNetwork(32, 3, width=4, hidden=5, blocks=2, image=(2, 4, 4), patch=2, generator=networks.generator(0)),
+        lambda: BilinearNetwork(
+            32,
+            3,
+            width=4,
+            hidden=5,
+            blocks=2,
+            image=(2, 4, 4),
+            patch=2,
+            generator=networks.generator(0),
+        ),
         (32,),
     ),
 }
@@ -140,7 +190,10 @@ def test_weights_alone_give_the_same_bilinear_graph() -> None:
     model = BilinearNetwork(6, 3, width=4, hidden=5, blocks=2, generator=networks.generator(0))
     blocks = [(b.left.weight, b.right.weight, b.down.weight) for b in model.blocks]  # type: ignore[union-attr]
     box = ball(torch.randn(2, 6, generator=networks.generator(1)), 0.1)
-    one, two = bound(bilinear_graph(model.embed.weight, blocks, model.head.weight), box), bound(graph_of(model, (6,)), box)  # type: ignore[arg-type]
+    one, two = (
+        bound(bilinear_graph(model.embed.weight, blocks, model.head.weight), box),
+        bound(graph_of(model, (6,)), box),
+    )  # type: ignore[arg-type]
     assert np.array_equal(one.lower, two.lower)
 
 
@@ -174,7 +227,9 @@ def hooked() -> nn.Module:
         (lambda: BilinearNetwork(4, 2), "4 entries"),
     ],
 )
-def test_networks_without_a_bound_are_refused_by_name(build: Callable[[], nn.Module], message: str) -> None:
+def test_networks_without_a_bound_are_refused_by_name(
+    build: Callable[[], nn.Module], message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         graph_of(build(), (3,))
 

@@ -1,4 +1,6 @@
-"""One backward step of each operation is valid in exact arithmetic: tested on points, where no width hides a rounding error."""
+"""One backward step of each operation is valid in exact arithmetic: tested on points, where no
+width hides a rounding error.
+"""
 
 from __future__ import annotations
 
@@ -62,8 +64,12 @@ def add(x: np.ndarray, y: np.ndarray) -> tuple[ops.Operation, np.ndarray]:
     return ops.Add(-1.0), exact(x) - exact(y)
 
 
-def check_step(operation: ops.Operation, value: np.ndarray, xs: list[np.ndarray], rows: np.ndarray) -> None:
-    """Assert `rows . value >= sum rows_p . x_p + c` exactly, and that it is tight up to rounding."""
+def check_step(
+    operation: ops.Operation, value: np.ndarray, xs: list[np.ndarray], rows: np.ndarray
+) -> None:
+    """Assert `rows . value >= sum rows_p . x_p + c` exactly, and that it is tight up to
+    rounding.
+    """
     boxes = [Interval(x[None], x[None]) for x in xs]
     parts, constant = operation.backward(rows, boxes, operation.relax(boxes, REAL), 0.0, REAL)
     constant = np.broadcast_to(constant, (1, ROWS))
@@ -84,7 +90,9 @@ def check_step(operation: ops.Operation, value: np.ndarray, xs: list[np.ndarray]
 
 @pytest.mark.parametrize("size", SCALES)
 @pytest.mark.parametrize("build", [affine, scale, square, relu])
-def test_a_step_through_one_input(build: Callable[..., tuple[ops.Operation, np.ndarray]], size: float) -> None:
+def test_a_step_through_one_input(
+    build: Callable[..., tuple[ops.Operation, np.ndarray]], size: float
+) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=7) * size
     operation, value = build(x, rng)
@@ -94,7 +102,9 @@ def test_a_step_through_one_input(build: Callable[..., tuple[ops.Operation, np.n
 
 @pytest.mark.parametrize("size", SCALES)
 @pytest.mark.parametrize("build", [multiply, rescale, matmul, add])
-def test_a_step_through_two_inputs(build: Callable[..., tuple[ops.Operation, np.ndarray]], size: float) -> None:
+def test_a_step_through_two_inputs(
+    build: Callable[..., tuple[ops.Operation, np.ndarray]], size: float
+) -> None:
     rng = np.random.default_rng(1)
     x, y = rng.normal(size=(3, 7)) * size, rng.normal(size=(3, 7)) * size
     operation, value = build(x, y)
@@ -119,8 +129,13 @@ def test_a_step_through_softmax() -> None:
         e = [arb(float(v)).exp() for v in x]
         total = sum(e, arb(0))
         for r in range(ROWS):
-            left = sum((arb(float(a)) * v / total for a, v in zip(rows[0, r], e, strict=True)), arb(0))
-            right = sum((arb(float(a)) * arb(float(v)) for a, v in zip(part[0, r], x, strict=True)), arb(float(constant[0, r])))
+            left = sum(
+                (arb(float(a)) * v / total for a, v in zip(rows[0, r], e, strict=True)), arb(0)
+            )
+            right = sum(
+                (arb(float(a)) * arb(float(v)) for a, v in zip(part[0, r], x, strict=True)),
+                arb(float(constant[0, r])),
+            )
             assert right <= left
             assert left - right < 1e-13
 
@@ -129,13 +144,22 @@ def test_every_linear_form_is_a_lower_bound_over_its_box() -> None:
     rng = np.random.default_rng(3)
     for size in SCALES:
         rows, lo = rng.normal(size=(1, ROWS, 9)), rng.normal(size=(1, 9)) * size
-        hi = lo + np.abs(rng.normal(size=(1, 9))) * size * np.array([0.0, 1.0, 1e-9])[rng.integers(0, 3, (1, 9))]
+        hi = (
+            lo
+            + np.abs(rng.normal(size=(1, 9)))
+            * size
+            * np.array([0.0, 1.0, 1e-9])[rng.integers(0, 3, (1, 9))]
+        )
         wobble = np.abs(rng.normal(size=(1, 9))) * size * 1e-3
         for w in (0.0 * wobble, wobble):
             found = REAL.lower(rows, lo, hi, w)
             for r in range(ROWS):
                 a = exact(rows[0, r])
-                least = (np.where(a > 0, a * (exact(lo[0]) - exact(w[0])), a * (exact(hi[0]) + exact(w[0])))).sum()
+                least = (
+                    np.where(
+                        a > 0, a * (exact(lo[0]) - exact(w[0])), a * (exact(hi[0]) + exact(w[0]))
+                    )
+                ).sum()
                 assert Fraction(float(found[0, r])) <= least
                 assert least - Fraction(float(found[0, r])) < Fraction(size) / 10**12
 
@@ -148,7 +172,9 @@ def test_merging_rows_pays_for_its_rounding() -> None:
     pending = {0: first}
     cost = _merge(pending, 0, second, known, REAL)
     for r in range(ROWS):
-        gap = ((exact(first[0, r]) + exact(second[0, r]) - exact(pending[0][0, r])) * exact(x[0])).sum()
+        gap = (
+            (exact(first[0, r]) + exact(second[0, r]) - exact(pending[0][0, r])) * exact(x[0])
+        ).sum()
         assert abs(gap) <= Fraction(float(cost[0, r])) < Fraction(1, 10**13)
 
 
@@ -168,10 +194,14 @@ def test_an_execution_error_lowers_every_bound() -> None:
     for operation, xs in cases:
         relaxed = operation.relax(xs, REAL)
         error = np.abs(rng.normal(size=(1, 4)))
-        exactly, executed = (operation.backward(rows, xs, relaxed, e, REAL)[1] for e in (np.zeros((1, 4)), error))
+        exactly, executed = (
+            operation.backward(rows, xs, relaxed, e, REAL)[1] for e in (np.zeros((1, 4)), error)
+        )
         assert np.allclose(exactly - executed, (np.abs(rows) * error[:, None]).sum(-1), rtol=1e-12)
         units = np.arange(4)
-        plain, erring = (operation.select(units, np.ones(4), xs, relaxed, e, REAL)[1] for e in (0.0, error))
+        plain, erring = (
+            operation.select(units, np.ones(4), xs, relaxed, e, REAL)[1] for e in (0.0, error)
+        )
         assert np.allclose(plain - erring, error, rtol=1e-12)
 
 
@@ -180,7 +210,9 @@ def float32_sum(terms: np.ndarray) -> float:
 
 
 def test_execution_errors_cover_the_worst_order() -> None:
-    """All orders of a short sum of one large and many half-unit terms, where the error is as large as it gets."""
+    """All orders of a short sum of one large and many half-unit terms, where the error is as
+    large as it gets.
+    """
     half = 2.0**-24
     weight = np.array([[1.0, half, half, half, half]])
     operation = ops.Affine(weight, np.zeros(1))
@@ -195,7 +227,9 @@ def test_execution_errors_cover_the_worst_order() -> None:
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e10])
 @pytest.mark.parametrize("kind", ["multiply", "add", "square", "matmul", "gelu", "softmax"])
 def test_execution_errors_cover_float32(kind: str, size: float) -> None:
-    x, y = (torch.randn(1, 40, 40, generator=torch.Generator().manual_seed(i)) * size for i in (6, 7))
+    x, y = (
+        torch.randn(1, 40, 40, generator=torch.Generator().manual_seed(i)) * size for i in (6, 7)
+    )
     xs = [Interval.exactly(v.double().numpy()) for v in (x, y)]
     two = kind in ("multiply", "add", "matmul")
     operation, executed = {
@@ -211,7 +245,9 @@ def test_execution_errors_cover_float32(kind: str, size: float) -> None:
     error = np.asarray(operation.error(inputs, value))
     gap = np.maximum(value.lo - result, result - value.hi)
     assert np.all(gap <= error)
-    assert np.any(gap > 0) or (kind in ("softmax", "gelu") and size != 1.0)  # one-hot, x / 2 and max(x, 0) are exact
+    assert np.any(gap > 0) or (
+        kind in ("softmax", "gelu") and size != 1.0
+    )  # one-hot, x / 2 and max(x, 0) are exact
 
 
 def test_a_root_alone_has_no_execution_model() -> None:
@@ -260,23 +296,41 @@ def test_underflowing_coefficients_are_paid_for(kind: str) -> None:
 
 def test_every_underflowing_product_is_paid_for() -> None:
     terms = 4096
-    found = REAL.lower(np.full((1, 1, terms), 1e-162), np.full((1, terms), -2e-162), np.zeros((1, terms)))
+    found = REAL.lower(
+        np.full((1, 1, terms), 1e-162), np.full((1, terms), -2e-162), np.zeros((1, terms))
+    )
     assert Fraction(float(found[0, 0])) <= terms * Fraction(1e-162) * Fraction(-2e-162)
 
 
-@pytest.mark.parametrize("kind", ["affine", "scale", "multiply", "matmul", "elementwise", "softmax"])
+@pytest.mark.parametrize(
+    "kind", ["affine", "scale", "multiply", "matmul", "elementwise", "softmax"]
+)
 def test_a_rounded_coefficient_is_paid_for_over_the_whole_box(kind: str) -> None:
-    """On a box around zero through a map that is linear in x, the constant must cover the sum of |coefficient error| radius."""
+    """On a box around zero through a map that is linear in x, the constant must cover the sum of
+    |coefficient error| radius.
+    """
     rng = np.random.default_rng(8)
-    weight, radius, rows = rng.normal(size=(5, 5)), np.abs(rng.normal(size=(1, 5, 5))) + 0.5, rng.normal(size=(1, ROWS, 5, 5))
-    x, y, zero = Interval(-radius, radius), Interval.exactly(weight[None]), Interval.exactly(np.zeros((1, 5, 5)))
+    weight, radius, rows = (
+        rng.normal(size=(5, 5)),
+        np.abs(rng.normal(size=(1, 5, 5))) + 0.5,
+        rng.normal(size=(1, ROWS, 5, 5)),
+    )
+    x, y, zero = (
+        Interval(-radius, radius),
+        Interval.exactly(weight[None]),
+        Interval.exactly(np.zeros((1, 5, 5))),
+    )
     share = np.abs(weight)[None] / np.abs(weight).sum(-1)
     operation, xs, relaxed = {
         "affine": (ops.Affine(weight, np.zeros(5)), [x], None),
         "scale": (ops.Scale(weight, np.zeros(())), [x], None),
         "multiply": (nonlinear.Multiply(), [x, y], (np.zeros((1, 5, 5)), weight[None], zero)),
         "matmul": (nonlinear.MatMul(), [x, y], None),
-        "elementwise": (nonlinear.Gelu(), [x], relaxations.Lines(weight[None], zero.lo, weight[None], zero.hi)),
+        "elementwise": (
+            nonlinear.Gelu(),
+            [x],
+            relaxations.Lines(weight[None], zero.lo, weight[None], zero.hi),
+        ),
         "softmax": (nonlinear.Softmax(np.ones(5)), [x], (share, np.ones((1, 5, 5)), zero)),
     }[kind]
     relaxed = operation.relax(xs, REAL) if relaxed is None else relaxed

@@ -1,4 +1,6 @@
-"""Bounds contain what they bound: sampled, executed and exact rational values; and equal a dense backward CROWN."""
+"""Bounds contain what they bound: sampled, executed and exact rational values; and equal a dense
+backward CROWN.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
 
-from assay.bounds import Graph, Interval, ball, bilinear_graph, bound, engine, graph_of, linear_lower
+from assay.bounds import (
+    Graph,
+    Interval,
+    ball,
+    bilinear_graph,
+    bound,
+    engine,
+    graph_of,
+    linear_lower,
+)
 from assay.bounds.propagate import METHODS
 from assay.errors import AssayError, InputError
 
@@ -52,7 +63,9 @@ def test_bounds_are_never_narrower_than_samples(name: str, radius: float) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("name", networks.CASES)
 @pytest.mark.parametrize("radius", [0.01, 0.3])
-def test_bounds_are_never_narrower_than_a_hundred_thousand_samples(name: str, radius: float) -> None:
+def test_bounds_are_never_narrower_than_a_hundred_thousand_samples(
+    name: str, radius: float
+) -> None:
     case = networks.CASES[name]()
     box = ball(centres(case, 2), radius)
     found = bound(case.graph, box, level="real")
@@ -63,21 +76,32 @@ def test_bounds_are_never_narrower_than_a_hundred_thousand_samples(name: str, ra
 
 @pytest.mark.parametrize("name", networks.CASES)
 def test_linear_bounds_are_tight_at_small_radii(name: str) -> None:
-    """Linear bounds lie inside intervals, and the slack over the sampled range shrinks with the square of the radius."""
+    """Linear bounds lie inside intervals, and the slack over the sampled range shrinks with the
+    square of the radius.
+    """
     case = networks.CASES[name]()
     slack = []
     for radius in (1e-3, 1e-4):
         box = ball(centres(case, 2), radius)
-        linear, interval = bound(case.graph, box, level="real"), bound(case.graph, box, method="interval", level="real")
+        linear, interval = (
+            bound(case.graph, box, level="real"),
+            bound(case.graph, box, method="interval", level="real"),
+        )
         assert linear.width.sum() < interval.width.sum()
-        jacobian = torch.func.vmap(torch.func.jacrev(case.forward))(torch.as_tensor(centres(case, 2)))
+        jacobian = torch.func.vmap(torch.func.jacrev(case.forward))(
+            torch.as_tensor(centres(case, 2))
+        )
         reach = 2 * radius * jacobian.abs().flatten(-len(case.shape)).sum(-1).numpy()
         slack.append(np.max(linear.width - reach))
     assert slack[1] < 0.05 * slack[0] + 1e-12
 
 
-def dense_crown(model: nn.Sequential, x: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Backward CROWN of a ReLU network written plainly: every layer's bounds from all the layers before it."""
+def dense_crown(
+    model: nn.Sequential, x: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Backward CROWN of a ReLU network written plainly: every layer's bounds from all the layers
+    before it.
+    """
     layers = [m for m in model if isinstance(m, nn.Linear)]
     weights = [m.weight.detach().double().numpy() for m in layers]
     biases = [m.bias.detach().double().numpy() for m in layers]
@@ -92,7 +116,9 @@ def dense_crown(model: nn.Sequential, x: np.ndarray, radius: float) -> tuple[np.
                 unstable = (lo < 0) & (hi > 0)
                 chord = np.where(unstable, hi / np.where(unstable, hi - lo, 1), lo >= 0)
                 below = np.where(unstable, hi > -lo, lo >= 0)
-                c = c + np.einsum("bij,bj->bi", np.minimum(A, 0), np.where(unstable, -chord * lo, 0))
+                c = c + np.einsum(
+                    "bij,bj->bi", np.minimum(A, 0), np.where(unstable, -chord * lo, 0)
+                )
                 A = np.maximum(A, 0) * below[:, None] + np.minimum(A, 0) * chord[:, None]
                 c = c + A @ biases[j]
                 A = A @ weights[j]
@@ -166,10 +192,14 @@ def test_several_inputs_share_one_linear_bound() -> None:
 def test_euclidean_balls_are_contained_and_beat_their_boxes(name: str, level: str) -> None:
     case = networks.CASES[name]()
     centre, radii = centres(case, 3), np.array([0.3, 0.05, 0.0])
-    found, box = (bound(case.graph, ball(centre, radii, norm=norm), level=level) for norm in (2, math.inf))
+    found, box = (
+        bound(case.graph, ball(centre, radii, norm=norm), level=level) for norm in (2, math.inf)
+    )
     steps = torch.randn(2000, *centre.shape, generator=networks.generator(2)).double().flatten(2)
     steps = steps / steps.norm(dim=-1, keepdim=True) * torch.as_tensor(radii)[:, None]
-    values = case.forward(torch.as_tensor(centre) + steps.reshape(2000, *centre.shape)).detach().numpy()
+    values = (
+        case.forward(torch.as_tensor(centre) + steps.reshape(2000, *centre.shape)).detach().numpy()
+    )
     assert np.all(found.lower <= values + 1e-12)
     assert np.all(values <= found.upper + 1e-12)
     axes = tuple(range(1, found.width.ndim))
@@ -189,20 +219,31 @@ def test_the_euclidean_bound_of_a_linear_map_is_exact() -> None:
 
 EXTREME = st.one_of(
     st.floats(-2, 2, width=32),
-    st.sampled_from([0.0, 5e-324, -5e-324, 1e-310, -1e-200, 1e-160, 1e-45, 3e38, -1e154, 1e300, -1.7e308]),
+    st.sampled_from(
+        [0.0, 5e-324, -5e-324, 1e-310, -1e-200, 1e-160, 1e-45, 3e38, -1e154, 1e300, -1.7e308]
+    ),
 )
 
 
-def exact_relu_network(weights: list[np.ndarray], biases: list[np.ndarray], x: list[Fraction]) -> list[Fraction]:
+def exact_relu_network(
+    weights: list[np.ndarray], biases: list[np.ndarray], x: list[Fraction]
+) -> list[Fraction]:
     for i, (W, b) in enumerate(zip(weights, biases, strict=True)):
-        x = [sum((Fraction(float(w)) * v for w, v in zip(row, x, strict=True)), Fraction(float(o))) for row, o in zip(W, b, strict=True)]
+        x = [
+            sum((Fraction(float(w)) * v for w, v in zip(row, x, strict=True)), Fraction(float(o)))
+            for row, o in zip(W, b, strict=True)
+        ]
         x = [max(v, Fraction(0)) for v in x] if i < len(weights) - 1 else x
     return x
 
 
 def check_exact(graph: Graph, box: Interval, value_at: object, data: st.DataObject) -> None:
-    """Assert that the bounds of level real contain exact values at drawn points, unless they are refused as not finite."""
-    shares = data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=box.lo.size, max_size=box.lo.size))
+    """Assert that the bounds of level real contain exact values at drawn points, unless they are
+    refused as not finite.
+    """
+    shares = data.draw(
+        st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=box.lo.size, max_size=box.lo.size)
+    )
     point = [
         Fraction(float(lo)) + Fraction(s) * (Fraction(float(hi)) - Fraction(float(lo)))
         for lo, hi, s in zip(box.lo[0], box.hi[0], shares, strict=True)
@@ -224,9 +265,15 @@ def check_exact(graph: Graph, box: Interval, value_at: object, data: st.DataObje
 @settings(max_examples=120, deadline=None)
 def test_real_bounds_contain_exact_relu_networks(data: st.DataObject) -> None:
     widths = [2, 3, 3, 2]
-    weights = [data.draw(arrays(np.float64, (o, i), elements=EXTREME)) for i, o in itertools.pairwise(widths)]
+    weights = [
+        data.draw(arrays(np.float64, (o, i), elements=EXTREME))
+        for i, o in itertools.pairwise(widths)
+    ]
     biases = [data.draw(arrays(np.float64, o, elements=EXTREME)) for o in widths[1:]]
-    lo, gap = data.draw(arrays(np.float64, (1, 2), elements=EXTREME)), data.draw(arrays(np.float64, (1, 2), elements=EXTREME))
+    lo, gap = (
+        data.draw(arrays(np.float64, (1, 2), elements=EXTREME)),
+        data.draw(arrays(np.float64, (1, 2), elements=EXTREME)),
+    )
     box = Interval(lo, np.maximum(lo, np.minimum(lo / 2 + np.abs(gap) / 2, 1e308)))
     graph = Graph()
     x = graph.input(2)
@@ -237,7 +284,9 @@ def test_real_bounds_contain_exact_relu_networks(data: st.DataObject) -> None:
 
 
 def matvec(W: np.ndarray, x: list[Fraction]) -> list[Fraction]:
-    return [sum((Fraction(float(w)) * v for w, v in zip(row, x, strict=True)), Fraction(0)) for row in W]
+    return [
+        sum((Fraction(float(w)) * v for w, v in zip(row, x, strict=True)), Fraction(0)) for row in W
+    ]
 
 
 @given(st.data())
@@ -259,7 +308,9 @@ def test_real_bounds_contain_exact_bilinear_networks(data: st.DataObject) -> Non
     check_exact(bilinear_graph(embed, blocks, head), box, value_at, data)
 
 
-def run_float32(weights: list[np.ndarray], biases: list[np.ndarray], x: np.ndarray, order: np.random.Generator) -> np.ndarray:
+def run_float32(
+    weights: list[np.ndarray], biases: list[np.ndarray], x: np.ndarray, order: np.random.Generator
+) -> np.ndarray:
     """Execute a ReLU network in float32, every sum in a random order."""
     x = x.astype(np.float32)
     for i, (W, b) in enumerate(zip(weights, biases, strict=True)):
@@ -276,10 +327,14 @@ def run_float32(weights: list[np.ndarray], biases: list[np.ndarray], x: np.ndarr
 
 def test_float32_bounds_contain_every_summation_order_and_real_ones_do_not() -> None:
     rng = np.random.default_rng(0)
-    weights = [rng.normal(size=shape).astype(np.float32).astype(float) for shape in ((20, 30), (2, 20))]
+    weights = [
+        rng.normal(size=shape).astype(np.float32).astype(float) for shape in ((20, 30), (2, 20))
+    ]
     biases = [rng.normal(size=n).astype(np.float32).astype(float) for n in (20, 2)]
     graph = Graph()
-    graph.linear(graph.relu(graph.linear(graph.input(30), weights[0], biases[0])), weights[1], biases[1])
+    graph.linear(
+        graph.relu(graph.linear(graph.input(30), weights[0], biases[0])), weights[1], biases[1]
+    )
     x = rng.normal(size=(1, 30)).astype(np.float32).astype(float)
     box = ball(x, 0.0)
     executed = np.stack([run_float32(weights, biases, x[0], rng) for _ in range(100)])
@@ -290,7 +345,9 @@ def test_float32_bounds_contain_every_summation_order_and_real_ones_do_not() -> 
 
 
 def run_torch_float32(case: networks.Case, x: torch.Tensor) -> torch.Tensor:
-    """Run a case in float32: modules are cast, and the plain functions, which cast float32 weights to float64, are kept from it."""
+    """Run a case in float32: modules are cast, and the plain functions, which cast float32
+    weights to float64, are kept from it.
+    """
     if isinstance(case.forward, nn.Module):
         return case.forward.float()(x)
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,6 @@
-"""Every relaxation holds at every real point: rational arithmetic where the function is algebraic, 400-bit balls where it is not."""
+"""Every relaxation holds at every real point: rational arithmetic where the function is
+algebraic, 400-bit balls where it is not.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,20 @@ REAL = arithmetic("real")
 
 
 @st.composite
-def box_and_point(draw: st.DrawFn, values: st.SearchStrategy[float] = ANY) -> tuple[Interval, float]:
-    lo, hi = sorted((draw(values) + 0.0, draw(values) + 0.0))  # no negative zero: drawing between signed zeros fails
+def box_and_point(
+    draw: st.DrawFn, values: st.SearchStrategy[float] = ANY
+) -> tuple[Interval, float]:
+    lo, hi = sorted(
+        (draw(values) + 0.0, draw(values) + 0.0)
+    )  # no negative zero: drawing between signed zeros fails
     point = draw(st.one_of(st.floats(lo, hi), st.just(lo), st.just(hi)))
     return Interval(np.array([[lo]]), np.array([[hi]])), point
 
 
 def lines_at(lines: relax.Lines, x: float) -> tuple[Fraction | None, Fraction | None]:
-    """The exact values of both lines at x; none where an intercept is infinite on its sound side."""
+    """The exact values of both lines at x; none where an intercept is infinite on its sound
+    side.
+    """
     ends = []
     for slope, offset, sound in (
         (lines.below_slope, lines.below, -math.inf),
@@ -58,7 +66,9 @@ def test_relu_lines(case: tuple[Interval, float]) -> None:
 
 
 def test_relu_lines_are_the_tightest_ones() -> None:
-    lines = relax.relu_lines(Interval(np.array([-1.0, -3.0, 1.0, -2.0]), np.array([3.0, 1.0, 2.0, -1.0])))
+    lines = relax.relu_lines(
+        Interval(np.array([-1.0, -3.0, 1.0, -2.0]), np.array([3.0, 1.0, 2.0, -1.0]))
+    )
     assert np.allclose(lines.above_slope, [0.75, 0.25, 1, 0], atol=1e-15)
     assert np.allclose(lines.above, [0.75, 0.75, 0, 0], atol=1e-15)
     assert lines.below_slope.tolist() == [1, 0, 1, 0]
@@ -72,12 +82,16 @@ def test_square_lines(case: tuple[Interval, float]) -> None:
     assert enclosed(lines_at(relax.square_lines(box), x), Fraction(x) ** 2)
 
 
-@given(box_and_point(st.floats(0, 1e150)), st.integers(1, 50), st.sampled_from([0.0, 1e-30, 1e-5, 3.0]))
+@given(
+    box_and_point(st.floats(0, 1e150)), st.integers(1, 50), st.sampled_from([0.0, 1e-30, 1e-5, 3.0])
+)
 @settings(max_examples=300)
 def test_inverse_root_lines(case: tuple[Interval, float], width: int, eps: float) -> None:
     box, x = case
     assume(box.lo.item() > 1e-100 or eps > 0)
-    lines = relax.inverse_root_lines(box, Interval.exactly(1.0) / float(width), Interval.exactly(eps))
+    lines = relax.inverse_root_lines(
+        box, Interval.exactly(1.0) / float(width), Interval.exactly(eps)
+    )
     below, above = lines_at(lines, x)
     inside = Fraction(x) / width + Fraction(eps)
     assert below is None or below <= 0 or below**2 * inside <= 1
@@ -86,18 +100,28 @@ def test_inverse_root_lines(case: tuple[Interval, float], width: int, eps: float
 
 def test_a_root_that_may_vanish_is_refused() -> None:
     with pytest.raises(InputError, match="norm may be zero"):
-        relax.inverse_root_lines(Interval(np.zeros(1), np.ones(1)), Interval.exactly(1.0), Interval.exactly(0.0))
+        relax.inverse_root_lines(
+            Interval(np.zeros(1), np.ones(1)), Interval.exactly(1.0), Interval.exactly(0.0)
+        )
 
 
-@given(box_and_point(st.floats(-1e100, 1e100)), box_and_point(st.floats(-1e100, 1e100)), st.booleans())
+@given(
+    box_and_point(st.floats(-1e100, 1e100)), box_and_point(st.floats(-1e100, 1e100)), st.booleans()
+)
 @settings(max_examples=300)
-def test_product_rest(first: tuple[Interval, float], second: tuple[Interval, float], tight: bool) -> None:
+def test_product_rest(
+    first: tuple[Interval, float], second: tuple[Interval, float], tight: bool
+) -> None:
     (a, x), (b, y) = first, second
     plus, minus = a + b, a - b
     if tight:  # the tightest correct knowledge about the sum and the difference of this point
         plus, minus = Interval.exactly(np.array([[x]])) + y, Interval.exactly(np.array([[x]])) - y
     m_x, m_y, rest = relax.product_rest(a, b, plus, minus)
-    left = Fraction(x) * Fraction(y) - Fraction(m_y.item()) * Fraction(x) - Fraction(m_x.item()) * Fraction(y)
+    left = (
+        Fraction(x) * Fraction(y)
+        - Fraction(m_y.item()) * Fraction(x)
+        - Fraction(m_x.item()) * Fraction(y)
+    )
     assert Fraction(rest.lo.item()) <= left <= Fraction(rest.hi.item())
 
 
@@ -112,7 +136,13 @@ def ball_gelu(x: float) -> arb:
     return arb(x) * (-arb(x) / arb(2).sqrt()).erfc() / 2
 
 
-@given(box_and_point(st.one_of(st.floats(-8, 8), st.floats(-1.5, 1.5), st.floats(-60, 60), st.floats(-1e100, 1e100))))
+@given(
+    box_and_point(
+        st.one_of(
+            st.floats(-8, 8), st.floats(-1.5, 1.5), st.floats(-60, 60), st.floats(-1e100, 1e100)
+        )
+    )
+)
 @settings(max_examples=300, deadline=None)
 @example((Interval(np.array([[-1.0]]), np.array([[-0.5]])), -0.7517915))
 @example((Interval(np.array([[-1.5]]), np.array([[-1.41]])), -(2.0**0.5)))
@@ -153,7 +183,10 @@ def test_gelu_lines_touch_the_curve(ends: tuple[float, float]) -> None:
     x = np.linspace(*ends, 20001)
     with np.errstate(all="ignore"):
         values = np.asarray(relax._gelu(x, arithmetic("float64")).lo)
-    below, above = values - lines.below_slope * x - lines.below, lines.above_slope * x + lines.above - values
+    below, above = (
+        values - lines.below_slope * x - lines.below,
+        lines.above_slope * x + lines.above - values,
+    )
     assert -1e-12 < below.min() < 1e-6
     assert -1e-12 < above.min() < 1e-6
 
@@ -173,7 +206,9 @@ def test_softmax_and_its_linear_part(n: int, data: st.DataObject, radius: float)
         mask[0, -1] = 0
     radii = radius * np.array([data.draw(st.lists(st.floats(0, 1), min_size=n, max_size=n))])
     box = Interval(centre - radii, centre + radii)
-    share = np.array([data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=n, max_size=n))])
+    share = np.array(
+        [data.draw(st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=n, max_size=n))]
+    )
     x = np.clip(box.lo + share * (box.hi - box.lo), box.lo, box.hi)[0].tolist()
     whole = relax.softmax(box, mask, REAL)
     p, kept, rest = relax.softmax_rest(box, mask, REAL)
@@ -192,7 +227,15 @@ def test_softmax_and_its_linear_part(n: int, data: st.DataObject, radius: float)
 def test_the_linear_part_of_softmax_is_second_order() -> None:
     centre = np.random.default_rng(0).normal(size=(1, 6))
     widths: Callable[[float], float] = lambda r: float(  # noqa: E731
-        np.diff([getattr(relax.softmax_rest(Interval(centre - r, centre + r), np.ones((1, 6)), REAL)[2], e).sum() for e in ("lo", "hi")])[0]
+        np.diff(
+            [
+                getattr(
+                    relax.softmax_rest(Interval(centre - r, centre + r), np.ones((1, 6)), REAL)[2],
+                    e,
+                ).sum()
+                for e in ("lo", "hi")
+            ]
+        )[0]
     )
     assert widths(1e-3) < 1e-5
     assert 90 < widths(1e-2) / widths(1e-3) < 110

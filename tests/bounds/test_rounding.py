@@ -1,4 +1,6 @@
-"""Every enclosure is compared with exact rational numbers, or with balls of far higher precision."""
+"""Every enclosure is compared with exact rational numbers, or with balls of far higher
+precision.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,18 @@ def test_sums_run_along_any_axis() -> None:
 
 @st.composite
 def intervals_and_points(draw: st.DrawFn) -> tuple[Interval, Fraction]:
-    ends = sorted(x + 0.0 for x in draw(st.tuples(MEDIUM, MEDIUM)))  # no negative zero: drawing between signed zeros fails
+    ends = sorted(
+        x + 0.0 for x in draw(st.tuples(MEDIUM, MEDIUM))
+    )  # no negative zero: drawing between signed zeros fails
     point = draw(st.floats(*ends))
     return Interval(np.array(ends[0]), np.array(ends[1])), Fraction(point)
 
 
 @given(intervals_and_points(), intervals_and_points())
 @settings(max_examples=200)
-def test_interval_operators_contain_every_pair(first: tuple[Interval, Fraction], second: tuple[Interval, Fraction]) -> None:
+def test_interval_operators_contain_every_pair(
+    first: tuple[Interval, Fraction], second: tuple[Interval, Fraction]
+) -> None:
     (a, x), (b, y) = first, second
     results = [(a + b, x + y), (a - b, x - y), (a * b, x * y), (-a, -x)]
     if not b.lo <= 0 <= b.hi:
@@ -82,7 +88,9 @@ def test_exact_products_are_exact(a: np.ndarray, b: np.ndarray) -> None:
     box = product.interval()
     for i in range(3):
         for j in range(2):
-            exact = sum((Fraction(float(a[i, k])) * Fraction(float(b[k, j])) for k in range(4)), Fraction(0))
+            exact = sum(
+                (Fraction(float(a[i, k])) * Fraction(float(b[k, j])) for k in range(4)), Fraction(0)
+            )
             assert product.fractions()[i][j] == exact
             lo, hi = float(box.lo[i, j]), float(box.hi[i, j])
             assert between(lo, exact, hi)
@@ -119,14 +127,21 @@ def test_misshapen_products_are_refused() -> None:
 
 @given(arrays(np.float64, (2, 5), elements=ANY), arrays(np.float64, (5, 3), elements=ANY))
 @settings(max_examples=200)
-def test_one_float_product_with_its_error_encloses_the_exact_one(a: np.ndarray, b: np.ndarray) -> None:
+def test_one_float_product_with_its_error_encloses_the_exact_one(
+    a: np.ndarray, b: np.ndarray
+) -> None:
     box = rounding.dot_interval(a, b)
     bound = rounding.dot_up(np.abs(a), np.abs(b))
-    exact, absolute = exact_product(a, b).fractions(), exact_product(np.abs(a), np.abs(b)).fractions()
+    exact, absolute = (
+        exact_product(a, b).fractions(),
+        exact_product(np.abs(a), np.abs(b)).fractions(),
+    )
     for i in range(2):
         for j in range(3):
             lo, hi = float(box.lo[i, j]), float(box.hi[i, j])
-            assert math.isnan(lo) or math.isnan(hi) or between(lo, exact[i][j], hi)  # NaN is refused by `finite`
+            assert (
+                math.isnan(lo) or math.isnan(hi) or between(lo, exact[i][j], hi)
+            )  # NaN is refused by `finite`
             assert between(-math.inf, absolute[i][j], float(bound[i, j]))
 
 

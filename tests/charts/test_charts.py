@@ -27,17 +27,27 @@ PICTURES = {
         frame, "x", "y", colour="kind", low="low", high="high", tooltip=["kind", "count", "low"]
     ),
     "scatter by number": lambda frame: charts.scatter_identity(frame, "x", "y", colour="high"),
-    "line": lambda frame: charts.line(frame, "x", "y", colour="kind", low="low", high="high", reference=1.0),
+    "line": lambda frame: charts.line(
+        frame, "x", "y", colour="kind", low="low", high="high", reference=1.0
+    ),
     "log line": lambda frame: charts.line(frame, "x", "y", log_x=True, log_y=True),
-    "bars": lambda frame: charts.bars(frame, "kind", "y", colour="count", low="low", high="high", reference=1.0),
+    "bars": lambda frame: charts.bars(
+        frame, "kind", "y", colour="count", low="low", high="high", reference=1.0
+    ),
     "lying bars": lambda frame: charts.bars(frame, "kind", "y", horizontal=True, tooltip=["x"]),
     "heatmap": lambda frame: charts.heatmap(frame, "count", "kind", "y", text=True),
-    "sized heatmap": lambda frame: charts.heatmap(frame, "count", "kind", "y", size="high", text="kind"),
-    "histogram": lambda frame: charts.histogram(frame, "y", colour="kind", marks=[("here", 1.0)], log_y=True),
+    "sized heatmap": lambda frame: charts.heatmap(
+        frame, "count", "kind", "y", size="high", text="kind"
+    ),
+    "histogram": lambda frame: charts.histogram(
+        frame, "y", colour="kind", marks=[("here", 1.0)], log_y=True
+    ),
     "ecdf": lambda frame: charts.ecdf(frame, "y", colour="kind", log_x=True, marks=[("here", 1.0)]),
     "training": lambda frame: charts.training_curves(frame.select("step", "x", "y", phase="kind")),
     "calibration": lambda frame: charts.calibration(frame, "x", "y", low="low", high="high"),
-    "intervals": lambda frame: charts.intervals(frame, "kind", "y", "low", "high", truth="x", colour="kind"),
+    "intervals": lambda frame: charts.intervals(
+        frame, "kind", "y", "low", "high", truth="x", colour="kind"
+    ),
     "tradeoff": lambda frame: charts.tradeoff(frame, "x", "y", colour="count", label="kind"),
 }
 
@@ -51,7 +61,13 @@ def test_every_picture_is_valid_with_and_without_rows(name):
     for frame in (SMALL, SMALL.clear(), SMALL.head(1)):
         drawn = spec(PICTURES[name](frame))
         assert drawn["config"]["font"] == theme.FONT
-        numbers = [value for data in drawn["datasets"].values() for row in data for value in row.values() if isinstance(value, float)]
+        numbers = [
+            value
+            for data in drawn["datasets"].values()
+            for row in data
+            for value in row.values()
+            if isinstance(value, float)
+        ]
         assert all(map(math.isfinite, numbers))
 
 
@@ -108,8 +124,13 @@ def test_the_calibration_title_counts_the_levels_that_hold():
 
 
 def test_the_interval_title_counts_what_is_covered():
-    frame = pl.DataFrame({"i": ["a", "b"], "e": [1.0, 1.0], "l": [0.0, 0.0], "h": [2.0, 2.0], "t": [1.5, 3.0]})
-    assert spec(charts.intervals(frame, "i", "e", "l", "h", truth="t"))["title"] == "The interval holds the true value for 1 of 2"
+    frame = pl.DataFrame(
+        {"i": ["a", "b"], "e": [1.0, 1.0], "l": [0.0, 0.0], "h": [2.0, 2.0], "t": [1.5, 3.0]}
+    )
+    assert (
+        spec(charts.intervals(frame, "i", "e", "l", "h", truth="t"))["title"]
+        == "The interval holds the true value for 1 of 2"
+    )
 
 
 def test_the_tradeoff_line_joins_the_best_so_far():
@@ -130,9 +151,15 @@ def test_a_run_without_metrics_has_empty_curves():
 
 
 def test_categories_that_differ_by_number_are_in_its_order():
-    frame = pl.DataFrame({"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0], "layer": ["layer 10", "layer 9", "layer 2"]})
+    frame = pl.DataFrame(
+        {"x": [1.0, 2.0, 3.0], "y": [1.0, 2.0, 3.0], "layer": ["layer 10", "layer 9", "layer 2"]}
+    )
     drawn = spec(charts.line(frame, "x", "y", colour="layer"))
-    assert drawn["layer"][0]["encoding"]["color"]["scale"]["domain"] == ["layer 2", "layer 9", "layer 10"]
+    assert drawn["layer"][0]["encoding"]["color"]["scale"]["domain"] == [
+        "layer 2",
+        "layer 9",
+        "layer 10",
+    ]
 
 
 def test_hostile_column_names_are_only_titles():
@@ -150,7 +177,9 @@ def test_layers_of_finished_pictures_are_one_picture():
 
 def test_a_missing_column_names_the_nearest():
     with pytest.raises(InputError, match="estimate"):
-        charts.scatter_identity(pl.DataFrame({"estimate": [1.0], "exact": [1.0]}), "exact", "estimat")
+        charts.scatter_identity(
+            pl.DataFrame({"estimate": [1.0], "exact": [1.0]}), "exact", "estimat"
+        )
     with pytest.raises(InputError, match="holds String, not numbers"):
         charts.line(SMALL, "kind", "y")
     with pytest.raises(InputError, match="step"):
@@ -161,7 +190,10 @@ def test_a_missing_column_names_the_nearest():
 
 def _luminance(colour: str) -> float:
     channels = [int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5)]
-    linear = [channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4 for channel in channels]
+    linear = [
+        channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
+        for channel in channels
+    ]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
@@ -175,7 +207,18 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme):
     paper = theme.PALETTE["paper"][scheme]
     for role in ("ink", "quiet"):
         assert _contrast(theme.PALETTE[role][scheme], paper) >= 4.5
-    for role in ("blue", "vermilion", "green", "violet", "amber", "rose", "slate", "dots0", "dots1", "dots2"):
+    for role in (
+        "blue",
+        "vermilion",
+        "green",
+        "violet",
+        "amber",
+        "rose",
+        "slate",
+        "dots0",
+        "dots1",
+        "dots2",
+    ):
         assert _contrast(theme.PALETTE[role][scheme], paper) >= 3.0
 
 
@@ -187,4 +230,8 @@ def test_drawing_leaves_altair_as_it_was():
     before = alt.data_transformers.active, dict(alt.data_transformers.options), alt.theme.active
     for picture in PICTURES.values():
         spec(picture(SMALL))
-    assert (alt.data_transformers.active, dict(alt.data_transformers.options), alt.theme.active) == before
+    assert (
+        alt.data_transformers.active,
+        dict(alt.data_transformers.options),
+        alt.theme.active,
+    ) == before

@@ -55,7 +55,9 @@ def test_a_column_of_floats_lines_up():
 
 
 def test_tables_escape_names_and_cells_and_count_what_they_cut():
-    frame = pl.DataFrame({"<b>name</b>": ["<script>alert(1)</script>", "a & b"], "value": [0.5, None]})
+    frame = pl.DataFrame(
+        {"<b>name</b>": ["<script>alert(1)</script>", "a & b"], "value": [0.5, None]}
+    )
     html = table_html(frame, title="<i>t</i>", limit=1)
     assert "<script" not in html
     assert "<b>" not in html

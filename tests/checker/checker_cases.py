@@ -1,4 +1,6 @@
-"""Small max-of-K networks, files about them written byte by byte, and the exact truth about every sequence."""
+"""Small max-of-K networks, files about them written byte by byte, and the exact truth about
+every sequence.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +26,23 @@ NAMES = [
     "unembed.b_U",
 ]
 KINDS = ("right", "rough", "random", "twins", "huge", "tiny", "denormal", "mixed", "zero", "steep")
-CODES = {"float32": "F32", "float64": "F64", "float16": "F16", "uint8": "U8", "int16": "I16", "bool": "BOOL", "int64": "I64"}
+CODES = {
+    "float32": "F32",
+    "float64": "F64",
+    "float16": "F16",
+    "uint8": "U8",
+    "int16": "I16",
+    "bool": "BOOL",
+    "int64": "I64",
+}
 
 Tensors = dict[str, np.ndarray]
 
 
 def draw(seed: int, kind: str, *, most: int = 130) -> Tensors:
-    """Return a network with V from 3 to 12 tokens, K from 2 to 5 positions and at most `most` inputs, all biases present."""
+    """Return a network with V from 3 to 12 tokens, K from 2 to 5 positions and at most `most`
+    inputs, all biases present.
+    """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     sizes = [(V, K) for V in range(3, 13) for K in range(2, 6) if most >= V**K]
     V, K = sizes[rng.integers(len(sizes))]
@@ -47,11 +59,16 @@ def draw(seed: int, kind: str, *, most: int = 130) -> Tensors:
         w[HEAD + "W_K"] *= 100.0
     scale = {"huge": 1e4, "tiny": 1e-12, "denormal": 1e-41, "zero": 0.0}.get(kind, 1.0)
     scales = 10.0 ** rng.integers(-42, 12, len(w)) if kind == "mixed" else [scale] * len(w)
-    return {name: (array * s).astype(np.float32) for (name, array), s in zip(w.items(), scales, strict=True)}
+    return {
+        name: (array * s).astype(np.float32)
+        for (name, array), s in zip(w.items(), scales, strict=True)
+    }
 
 
 def right(V: int, K: int, rng: np.random.Generator, noise: float) -> Tensors:
-    """Return a network that attends to large tokens and copies what it sees, with noise on every tensor."""
+    """Return a network that attends to large tokens and copies what it sees, with noise on every
+    tensor.
+    """
     w = {name: noise * rng.normal(size=shape) for name, shape in shapes(V, K, V + 1, V + 1).items()}
     w["embed.W_E"] += np.eye(V, V + 1)
     w["embed.W_E"][:, V] += 1
@@ -73,10 +90,11 @@ def sizes_of(w: Tensors) -> tuple[int, int]:
 
 
 class Truth:
-    """Which sequences a network answers right in real arithmetic: from its layers, one by one, in balls of 400 bits.
+    """Which sequences a network answers right in real arithmetic: from its layers, one by one, in
+    balls of 400 bits.
 
-    A float32 margin is off by at most `error` (query, token) for either logit; a sequence counts as right if it is for any error.
-    """
+    A float32 margin is off by at most `error` (query, token) for either logit; a sequence counts as
+    right if it is for any error."""
 
     def __init__(self, w: Tensors, error: np.ndarray | None = None):
         self.V, self.K = sizes_of(w)
@@ -84,27 +102,50 @@ class Truth:
         E, P, Q, K, V, O, U, bq, bk, bv, bo, bu = (_exact(w[name]) for name in NAMES)
         x = fmpq_mat([_row(E, t, P, p) for p in range(self.K) for t in range(self.V)])
         last = fmpq_mat([_row(E, t, P, self.K - 1) for t in range(self.V)])
-        query, key, value = (rows * matrix + _rows(bias, rows.nrows()) for rows, matrix, bias in ((last, Q, bq), (x, K, bk), (x, V, bv)))
+        query, key, value = (
+            rows * matrix + _rows(bias, rows.nrows())
+            for rows, matrix, bias in ((last, Q, bq), (x, K, bk), (x, V, bv))
+        )
         self.scores, self.head = (query * key.transpose()).tolist(), Q.ncols()
         self.written = (value * O * U).tolist()
         self.kept = (last * U + _rows(bo * U + bu, self.V)).tolist()
 
     @cache  # noqa: B019
     def right(self, tokens: tuple[int, ...]) -> bool:
-        """Return whether the largest token's logit surely exceeds every other one (tokens in order, the query last)."""
+        """Return whether the largest token's logit surely exceeds every other one (tokens in
+        order, the query last).
+        """
         q, m = tokens[-1], max(tokens)
         places = [p * self.V + t for p, t in enumerate(tokens)]
         with ctx.workprec(400):
             best = max(self.scores[q][i] for i in places)
-            attention = [(arb(self.scores[q][i] - best) / arb(self.head).sqrt()).exp() for i in places]
+            attention = [
+                (arb(self.scores[q][i] - best) / arb(self.head).sqrt()).exp() for i in places
+            ]
             for x in set(range(self.V)) - {m}:
-                gap = sum(a * arb(self.written[i][x] - self.written[i][m]) for a, i in zip(attention, places, strict=True)) / sum(attention)
-                if not gap + arb(self.kept[q][x] - self.kept[q][m]) + arb(float(self.error[q, x])) + arb(float(self.error[q, m])) < 0:
+                gap = sum(
+                    a * arb(self.written[i][x] - self.written[i][m])
+                    for a, i in zip(attention, places, strict=True)
+                ) / sum(attention)
+                if (
+                    not gap
+                    + arb(self.kept[q][x] - self.kept[q][m])
+                    + arb(float(self.error[q, x]))
+                    + arb(float(self.error[q, m]))
+                    < 0
+                ):
                     return False
         return True
 
-    def count(self, sets: np.ndarray, weights: list[list[int]] | None = None, counted: list[list[int]] | None = None) -> int:
-        """Return the weight of the sequences in cells (family, q, m, c, k) that hold right answers only, each sequence once."""
+    def count(
+        self,
+        sets: np.ndarray,
+        weights: list[list[int]] | None = None,
+        counted: list[list[int]] | None = None,
+    ) -> int:
+        """Return the weight of the sequences in cells (family, q, m, c, k) that hold right
+        answers only, each sequence once.
+        """
         wrong = set()
         claimed: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
         for tokens in product(range(self.V), repeat=self.K):
@@ -119,16 +160,22 @@ class Truth:
         kept = [tokens for tokens, cells in claimed.items() if set(cells) - wrong]
         if counted is not None:
             kept = [t for t in kept if [t[-1], max(t), sum(o < max(t) for o in t[:-1])] in counted]
-        return sum(prod(weights[p][t] for p, t in enumerate(tokens)) if weights else 1 for tokens in kept)
+        return sum(
+            prod(weights[p][t] for p, t in enumerate(tokens)) if weights else 1 for tokens in kept
+        )
 
     def everything(self, weights: list[list[int]] | None = None) -> int:
         """Return the weight of all right answers."""
         found = [tokens for tokens in product(range(self.V), repeat=self.K) if self.right(tokens)]
-        return sum(prod(weights[p][t] for p, t in enumerate(tokens)) if weights else 1 for tokens in found)
+        return sum(
+            prod(weights[p][t] for p, t in enumerate(tokens)) if weights else 1 for tokens in found
+        )
 
 
 def possible(V: int, K: int) -> np.ndarray:
-    """Return the tokens that may stand below m in every cell, (q, m, c, k), found by listing all inputs; {0} for c = 0."""
+    """Return the tokens that may stand below m in every cell, (q, m, c, k), found by listing all
+    inputs; {0} for c = 0.
+    """
     tokens = np.zeros((V, V, K, V), bool)
     for sequence in product(range(V), repeat=K):
         others = [t for t in sequence[:-1] if t < max(sequence)]
@@ -142,7 +189,11 @@ def write_tensors(path: Path, tensors: Tensors, *, metadata: dict[str, str] | No
     body = b""
     for name, array in tensors.items():
         data = np.ascontiguousarray(array).tobytes()
-        header[name] = {"dtype": CODES[str(array.dtype)], "shape": list(array.shape), "data_offsets": [len(body), len(body) + len(data)]}
+        header[name] = {
+            "dtype": CODES[str(array.dtype)],
+            "shape": list(array.shape),
+            "data_offsets": [len(body), len(body) + len(data)],
+        }
         body += data
     return write_raw(path, header, body)
 
@@ -156,10 +207,19 @@ def write_raw(path: Path, header: Any, body: bytes) -> Path:
 def model_entry(w: Tensors) -> dict[str, Any]:
     digest = hashlib.sha256()
     for name in NAMES:
-        digest.update(f"{name}\n{'x'.join(map(str, w[name].shape))}\n".encode() + w[name].astype("<f4").tobytes())
+        digest.update(
+            f"{name}\n{'x'.join(map(str, w[name].shape))}\n".encode()
+            + w[name].astype("<f4").tobytes()
+        )
     V, K = sizes_of(w)
     width, head = w[HEAD + "W_Q"].shape
-    return {"sha256": digest.hexdigest(), "vocabulary": V, "positions": K, "width": width, "head": head}
+    return {
+        "sha256": digest.hexdigest(),
+        "vocabulary": V,
+        "positions": K,
+        "width": width,
+        "head": head,
+    }
 
 
 def certify(
@@ -176,13 +236,19 @@ def certify(
     total: int | None = None,
     **changes: Any,
 ) -> tuple[Path, Path]:
-    """Write weights and a certificate with true digests about them; return the paths of the certificate and the weights."""
+    """Write weights and a certificate with true digests about them; return the paths of the
+    certificate and the weights.
+    """
     V, K = sizes_of(w)
     total = V**K if total is None else total
     stored: dict[str, Any] = {"file": None, "sha256": None}
     if advice is not None:
         name = "limits" if rule == "envelope" else "sets"
-        array = advice.astype(np.int16) if rule == "envelope" else np.packbits(advice, axis=-1, bitorder="little")
+        array = (
+            advice.astype(np.int16)
+            if rule == "envelope"
+            else np.packbits(advice, axis=-1, bitorder="little")
+        )
         data = write_tensors(folder / "advice.safetensors", {name: array}).read_bytes()
         stored = {"file": "advice.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     entry = {

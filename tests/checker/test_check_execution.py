@@ -1,4 +1,6 @@
-"""The float32 error bound against networks executed in float32, and against the prover's own bound."""
+"""The float32 error bound against networks executed in float32, and against the prover's own
+bound.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import torch
 from checker_cases import HEAD, NAMES, Tensors, Truth, certify, draw, right, sizes_of, write_tensors
 
 import assay_check
-from assay.proofs import execution
+from assay.proofs.max_of_k import execution
 from assay.targets.max_of_k import from_tensors
 from assay_check import check
 from assay_check.execution import logit_error
@@ -25,7 +27,9 @@ def total(terms: np.ndarray, order: str, rng: np.random.Generator) -> np.ndarray
     if order == "pairs":
         while terms.shape[-1] > 1:
             odd = terms[..., -1:] if terms.shape[-1] % 2 else terms[..., :0]
-            terms = np.concatenate([terms[..., 0 : terms.shape[-1] - 1 : 2] + terms[..., 1::2], odd], axis=-1)
+            terms = np.concatenate(
+                [terms[..., 0 : terms.shape[-1] - 1 : 2] + terms[..., 1::2], odd], axis=-1
+            )
         return terms[..., 0]
     value = terms[..., 0]
     for i in range(1, terms.shape[-1]):
@@ -33,13 +37,21 @@ def total(terms: np.ndarray, order: str, rng: np.random.Generator) -> np.ndarray
     return value
 
 
-def executed(w: Tensors, tokens: tuple[int, ...], order: str, rng: np.random.Generator) -> np.ndarray:
+def executed(
+    w: Tensors, tokens: tuple[int, ...], order: str, rng: np.random.Generator
+) -> np.ndarray:
     """Run the network on a sequence in float32 with sums in an order."""
     E, P, Q, K, V, O, U, bq, bk, bv, bo, bu = (w[name] for name in NAMES)
 
     def affine(x: np.ndarray, matrix: np.ndarray, bias: np.ndarray) -> np.ndarray:
         terms = x[..., None, :] * matrix.T
-        return total(np.concatenate([terms, np.broadcast_to(bias[:, None], (*terms.shape[:-1], 1))], axis=-1), order, rng)
+        return total(
+            np.concatenate(
+                [terms, np.broadcast_to(bias[:, None], (*terms.shape[:-1], 1))], axis=-1
+            ),
+            order,
+            rng,
+        )
 
     x = E[list(tokens)] + P
     query, key, value = affine(x[-1], Q, bq), affine(x, K, bk), affine(x, V, bv)
@@ -75,7 +87,9 @@ def test_executed_logits_are_within_the_bound(kind: str, tmp_path: Path) -> None
         V, K = sizes_of(w)
         for tokens in product(range(V), repeat=K):
             for order in ("sequential", "pairs", "shuffled"):
-                off = np.abs(executed(w, tokens, order, rng).astype(np.longdouble) - exact(w, tokens))
+                off = np.abs(
+                    executed(w, tokens, order, rng).astype(np.longdouble) - exact(w, tokens)
+                )
                 assert (off <= error[tokens[-1]]).all()
 
 
@@ -104,7 +118,9 @@ def test_bound_is_no_wider_than_the_provers(tmp_path: Path) -> None:
         for kind in ("right", "rough", "random", "mixed"):
             w = draw(seed, kind)
             try:
-                theirs = execution.logit_error(from_tensors({name: torch.from_numpy(array) for name, array in w.items()}))
+                theirs = execution.logit_error(
+                    from_tensors({name: torch.from_numpy(array) for name, array in w.items()})
+                )
             except ValueError:
                 continue
             assert (bound(w, tmp_path) <= theirs.max(1, keepdims=True) + 1e-36).all()
@@ -113,7 +129,9 @@ def test_bound_is_no_wider_than_the_provers(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ulps", [None, "2", True, 0.25, 1e9, [2.0]])
 def test_strange_assumptions_are_refused(ulps: object, tmp_path: Path) -> None:
     w = right(3, 2, np.random.default_rng(0), 0.02)
-    paths = certify(tmp_path, w, 0, None, rule="sequences", level="float32", assumptions={"exp_ulp": ulps})
+    paths = certify(
+        tmp_path, w, 0, None, rule="sequences", level="float32", assumptions={"exp_ulp": ulps}
+    )
     with pytest.raises(assay_check.InputError, match="exp_ulp"):
         check(*paths)
 

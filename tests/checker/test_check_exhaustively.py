@@ -39,12 +39,18 @@ def advice_for(rng: np.random.Generator, truth: Truth, families: int) -> np.ndar
 
 
 def compare(folder: Path, w: Tensors, seed: int, level: str = "real") -> int:
-    """Assert that the checker supports exactly the count that enumeration gives; return that count."""
+    """Assert that the checker supports exactly the count that enumeration gives; return that
+    count.
+    """
     rng = np.random.default_rng(seed)
     V, K = sizes_of(w)
     write_tensors(folder / "weights.safetensors", w)
     try:
-        error = logit_error(Model((folder / "weights.safetensors").read_bytes()), 2.0) if level == "float32" else None
+        error = (
+            logit_error(Model((folder / "weights.safetensors").read_bytes()), 2.0)
+            if level == "float32"
+            else None
+        )
     except InputError:
         return 0  # as executed it could overflow, or lose every digit
     truth = Truth(w, error)
@@ -59,11 +65,17 @@ def compare(folder: Path, w: Tensors, seed: int, level: str = "real") -> int:
     assert verdict.accepted, verdict
     assert verdict.bound * total == count
     if count < total:
-        verdict = check(*certify(folder, w, count + 1, sets, level=level, tokens=weights, total=total))
+        verdict = check(
+            *certify(folder, w, count + 1, sets, level=level, tokens=weights, total=total)
+        )
         assert not verdict.accepted
         assert verdict.bound * total == count
     everything = truth.everything(weights)
-    verdict = check(*certify(folder, w, everything, None, rule="sequences", level=level, tokens=weights, total=total))
+    verdict = check(
+        *certify(
+            folder, w, everything, None, rule="sequences", level=level, tokens=weights, total=total
+        )
+    )
     assert verdict.accepted, verdict
     assert verdict.bound * total == everything
     return count
@@ -80,7 +92,9 @@ def test_small_networks_by_enumeration(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["right", "rough", "random", "mixed"])
 def test_small_networks_by_enumeration_at_float32(kind: str, tmp_path: Path) -> None:
-    counts = [compare(tmp_path, draw(seed, kind, most=90), seed, "float32") for seed in range(100, 110)]
+    counts = [
+        compare(tmp_path, draw(seed, kind, most=90), seed, "float32") for seed in range(100, 110)
+    ]
     assert kind == "mixed" or sum(counts) > 0
 
 
@@ -97,14 +111,24 @@ def test_listed_cells_alone_are_counted(tmp_path: Path) -> None:
         w, rng = draw(seed, "rough", most=100), np.random.default_rng(seed)
         truth = Truth(w)
         sets = advice_for(rng, truth, 2)
-        listed = [cell for cell in np.argwhere(possible(truth.V, truth.K).any(-1)).tolist() if rng.random() < 0.6]
-        inside = [t for t in product(range(truth.V), repeat=truth.K) if [t[-1], max(t), sum(o < max(t) for o in t[:-1])] in listed]
+        listed = [
+            cell
+            for cell in np.argwhere(possible(truth.V, truth.K).any(-1)).tolist()
+            if rng.random() < 0.6
+        ]
+        inside = [
+            t
+            for t in product(range(truth.V), repeat=truth.K)
+            if [t[-1], max(t), sum(o < max(t) for o in t[:-1])] in listed
+        ]
         count = truth.count(sets, counted=listed)
         verdict = check(*certify(tmp_path, w, count, sets, cells=listed, total=len(inside)))
         assert verdict.accepted
         assert verdict.bound * len(inside) == count
         found = sum(truth.right(tokens) for tokens in inside)
-        verdict = check(*certify(tmp_path, w, found, None, rule="sequences", cells=listed, total=len(inside)))
+        verdict = check(
+            *certify(tmp_path, w, found, None, rule="sequences", cells=listed, total=len(inside))
+        )
         assert verdict.accepted
         assert verdict.bound * len(inside) == found
 
@@ -123,7 +147,9 @@ def test_limits_are_boxes(tmp_path: Path) -> None:
 
 
 MUTANTS = {
-    "a cell with q < m may have K - 1 smaller tokens": [("np.where(q == m, K - 1, K - 2)", "K - 1 + 0 * q")],
+    "a cell with q < m may have K - 1 smaller tokens": [
+        ("np.where(q == m, K - 1, K - 2)", "K - 1 + 0 * q")
+    ],
     "a cell without smaller tokens holds unchecked": [
         ("want & ~(margin", "want & (np.arange(K) == 0) | want & ~(margin"),
         ("hold[c] = all(", "hold[c] = c == 0 or all("),
@@ -140,20 +166,26 @@ MUTANTS = {
 @pytest.mark.parametrize("what", MUTANTS)
 def test_enumeration_finds_planted_errors(what: str, tmp_path: Path) -> None:
     mutant = tmp_path / "assay_check"
-    shutil.copytree(Path(assay_check.__file__).parent, mutant, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        Path(assay_check.__file__).parent, mutant, ignore=shutil.ignore_patterns("__pycache__")
+    )
     source = (mutant / "margins.py").read_text()
     for old, new in MUTANTS[what]:
         assert source.count(old) == 1
         source = source.replace(old, new)
     (mutant / "margins.py").write_text(source)
     script = (
-        "import sys; from pathlib import Path; from checker_cases import draw; from test_check_exhaustively import compare\n"
-        "import assay_check; assert Path(assay_check.__file__).parent == Path(sys.argv[1]) / 'assay_check'\n"
-        "try:\n    [compare(Path(sys.argv[1]), draw(s, kind), s) for s in range(30) for kind in ('rough', 'twins')]\n"
-        "except AssertionError:\n    sys.exit(77)\n"
+        "import sys; from pathlib import Path; from checker_cases import draw; from"
+        " test_check_exhaustively import compare\nimport assay_check; assert"
+        " Path(assay_check.__file__).parent == Path(sys.argv[1]) / 'assay_check'\ntry:\n   "
+        " [compare(Path(sys.argv[1]), draw(s, kind), s) for s in range(30) for kind in ('rough',"
+        " 'twins')]\nexcept AssertionError:\n    sys.exit(77)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent)])
     done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 77, done.stderr

@@ -1,4 +1,6 @@
-"""Certificates as the prover writes them, of every strategy: accepted for what is true, and for no more."""
+"""Certificates as the prover writes them, of every strategy: accepted for what is true, and for
+no more.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,25 @@ import torch
 from checker_cases import KINDS, Tensors, Truth, draw, right, sizes_of, write_tensors
 
 from assay.errors import InputError
-from assay.proofs.cells import Measure
-from assay.proofs.prove import prove
-from assay.proofs.strategies import STRATEGIES
+from assay.proofs.max_of_k.cells import Measure
+from assay.proofs.max_of_k.prove import prove
+from assay.proofs.max_of_k.strategies import STRATEGIES
 from assay.targets.max_of_k import from_tensors
 from assay_check import check
 
 
-def prove_and_check(folder: Path, w: Tensors, strategy: str, level: str, measure: Measure, truth: Truth) -> int:
+def prove_and_check(
+    folder: Path, w: Tensors, strategy: str, level: str, measure: Measure, truth: Truth
+) -> int:
     """Prove, check, and claim one more than the checker found; return the proved count."""
     weights, path = write_tensors(folder / "weights.safetensors", w), folder / "proof.json"
     loaded = from_tensors({name: torch.from_numpy(array) for name, array in w.items()})
-    settings = {"measure": measure, "certificate_path": path, "normalise": False, "count_operations": False}
+    settings = {
+        "measure": measure,
+        "certificate_path": path,
+        "normalise": False,
+        "count_operations": False,
+    }
     try:
         result = prove(loaded, strategy, level, **settings)
     except InputError:
@@ -72,7 +81,9 @@ def test_checks_four_of_64_tokens_within_seconds(strategy: str, tmp_path: Path) 
     w = right(64, 4, np.random.default_rng(0), 0.05)
     path, weights = tmp_path / "proof.json", write_tensors(tmp_path / "weights.safetensors", w)
     loaded = from_tensors({name: torch.from_numpy(array) for name, array in w.items()})
-    result = prove(loaded, strategy, "real", certificate_path=path, normalise=False, count_operations=False)
+    result = prove(
+        loaded, strategy, "real", certificate_path=path, normalise=False, count_operations=False
+    )
     began = time.process_time()
     verdict = check(path, weights)
     assert time.process_time() - began < 6
@@ -84,7 +95,14 @@ def test_a_lower_claim_with_a_hole_names_the_cell(tmp_path: Path) -> None:
     w = right(6, 3, np.random.default_rng(1), 0.3)
     path, weights = tmp_path / "proof.json", write_tensors(tmp_path / "weights.safetensors", w)
     loaded = from_tensors({name: torch.from_numpy(array) for name, array in w.items()})
-    result = prove(loaded, "box_exact", "float64", certificate_path=path, normalise=False, count_operations=False)
+    result = prove(
+        loaded,
+        "box_exact",
+        "float64",
+        certificate_path=path,
+        normalise=False,
+        count_operations=False,
+    )
     assert "not a proof" in check(path, weights).reason
     entry = json.loads(path.read_text())
     path.write_text(json.dumps({**entry, "level": "real"}))

@@ -26,7 +26,17 @@ def raw(header: Any, body: bytes = bytes(16)) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int16, torch.uint8, torch.bool]
+    "dtype",
+    [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int16,
+        torch.uint8,
+        torch.bool,
+    ],
 )
 def test_reads_what_safetensors_writes(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -57,7 +67,13 @@ BROKEN: dict[str, bytes] = {
     "a gap": raw({"a": ENTRY, "b": {**ENTRY, "data_offsets": [20, 36]}}, bytes(36)),
     "an overlap": raw({"a": ENTRY, "b": {**ENTRY, "data_offsets": [8, 24]}}, bytes(24)),
     "shared bytes": raw({"a": ENTRY, "b": ENTRY}),
-    "a repeated name": raw(b'{"a":' + json.dumps(ENTRY).encode() + b',"a":' + json.dumps({**ENTRY, "shape": [4, 1]}).encode() + b"}"),
+    "a repeated name": raw(
+        b'{"a":'
+        + json.dumps(ENTRY).encode()
+        + b',"a":'
+        + json.dumps({**ENTRY, "shape": [4, 1]}).encode()
+        + b"}"
+    ),
     "a wrong shape": raw({"a": {**ENTRY, "shape": [2, 3]}}),
     "a negative shape": raw({"a": {**ENTRY, "shape": [-2, -2]}}),
     "a true shape": raw({"a": {**ENTRY, "shape": [True, 4]}}),
@@ -88,7 +104,12 @@ def test_broken_files_are_refused(what: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(st.data())
 def test_damaged_files_are_read_or_refused(data: st.DataObject) -> None:
-    whole = bytearray(raw({"a": ENTRY, "b": {"dtype": "U8", "shape": [3], "data_offsets": [16, 19]}}, bytes(range(19))))
+    whole = bytearray(
+        raw(
+            {"a": ENTRY, "b": {"dtype": "U8", "shape": [3], "data_offsets": [16, 19]}},
+            bytes(range(19)),
+        )
+    )
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     try:
@@ -98,7 +119,19 @@ def test_damaged_files_are_read_or_refused(data: st.DataObject) -> None:
     assert sum(array.nbytes for array in found.values()) <= 19 * 2
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b'{"a":1,"a":2}', b"[Infinity]", b"[-Infinity]", b"\xff", b"[" * 10**5, b"1" * 5000])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"{",
+        b'{"a":1,"a":2}',
+        b"[Infinity]",
+        b"[-Infinity]",
+        b"\xff",
+        b"[" * 10**5,
+        b"1" * 5000,
+    ],
+)
 def test_broken_json_is_refused(text: bytes) -> None:
     with pytest.raises(InputError):
         parse(text, "test")
@@ -108,20 +141,38 @@ def test_model_tables_ignore_a_head_axis_and_storage_types(tmp_path: Path) -> No
     w = draw(3, "random")
     w = {name: array.astype(np.float16).astype(np.float32) for name, array in w.items()}
     plain = Model(write_tensors(tmp_path / "a.safetensors", w).read_bytes())
-    headed = {n: a[None] if n.startswith(HEAD) and not n.endswith("b_O") else a for n, a in w.items()}
-    for other in (headed, {n: a.astype(np.float16) for n, a in w.items()}, {n: a.astype(np.float64) for n, a in w.items()}):
+    headed = {
+        n: a[None] if n.startswith(HEAD) and not n.endswith("b_O") else a for n, a in w.items()
+    }
+    for other in (
+        headed,
+        {n: a.astype(np.float16) for n, a in w.items()},
+        {n: a.astype(np.float64) for n, a in w.items()},
+    ):
         model = Model(write_tensors(tmp_path / "b.safetensors", other).read_bytes())
         assert model.entry == plain.entry
-        assert (model.a, model.b, model.EV, model.PV, model.D) == (plain.a, plain.b, plain.EV, plain.PV, plain.D)
+        assert (model.a, model.b, model.EV, model.PV, model.D) == (
+            plain.a,
+            plain.b,
+            plain.EV,
+            plain.PV,
+            plain.D,
+        )
     extra = {**w, HEAD + "mask": np.ones((2, 2), bool), HEAD + "IGNORE": np.array(-1e5, np.float32)}
     assert Model(write_tensors(tmp_path / "c.safetensors", extra).read_bytes()).entry == plain.entry
 
 
 def test_absent_biases_are_zeros(tmp_path: Path) -> None:
     w = draw(4, "random")
-    zeros = {name: np.zeros_like(array) if name.split(".")[-1].startswith("b_") else array for name, array in w.items()}
+    zeros = {
+        name: np.zeros_like(array) if name.split(".")[-1].startswith("b_") else array
+        for name, array in w.items()
+    }
     without = {name: array for name, array in w.items() if not name.split(".")[-1].startswith("b_")}
-    models = [Model(write_tensors(tmp_path / "w.safetensors", tensors).read_bytes()) for tensors in (zeros, without)]
+    models = [
+        Model(write_tensors(tmp_path / "w.safetensors", tensors).read_bytes())
+        for tensors in (zeros, without)
+    ]
     assert models[0].entry == models[1].entry
     assert models[0].D == models[1].D
 
@@ -158,4 +209,7 @@ def test_header_padding_is_allowed() -> None:
 
 
 def test_write_raw_is_what_the_reader_reads(tmp_path: Path) -> None:
-    assert tensors(write_raw(tmp_path / "x", {"a": ENTRY}, bytes(16)).read_bytes(), "x")["a"].dtype == np.float32
+    assert (
+        tensors(write_raw(tmp_path / "x", {"a": ENTRY}, bytes(16)).read_bytes(), "x")["a"].dtype
+        == np.float32
+    )

@@ -1,4 +1,6 @@
-"""Certificates that were altered, with every digest made right again: refused, or sound all the same."""
+"""Certificates that were altered, with every digest made right again: refused, or sound all the
+same.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checker_cases import HEAD, Tensors, Truth, certify, model_entry, possible, right, shapes, write_tensors
+from checker_cases import (
+    HEAD,
+    Tensors,
+    Truth,
+    certify,
+    model_entry,
+    possible,
+    right,
+    shapes,
+    write_tensors,
+)
 
 from assay_check import InputError, check
 
@@ -39,7 +51,11 @@ def altered(path: Path, **changes: Any) -> Path:
 
 
 def claim(count: int | str, total: int | str = 125) -> dict[str, str]:
-    return {"count": str(count), "total": str(total), "bound": str(Fraction(int(count), int(total)))}
+    return {
+        "count": str(count),
+        "total": str(total),
+        "bound": str(Fraction(int(count), int(total))),
+    }
 
 
 def test_the_claim_is_accepted_and_one_more_is_not(network: Any, tmp_path: Path) -> None:
@@ -89,7 +105,9 @@ def test_any_advice_is_sound(network: Any, tmp_path: Path) -> None:
     w, truth, _, _ = network
     rng = np.random.default_rng(0)
     for _ in range(20):
-        sets = np.stack([possible(5, 3) & (rng.random((5, 5, 3, 5)) < rng.random()) for _ in range(2)])
+        sets = np.stack(
+            [possible(5, 3) & (rng.random((5, 5, 3, 5)) < rng.random()) for _ in range(2)]
+        )
         found = truth.count(sets)
         for count in (found - 1, found, found + 1):
             if count >= 0:
@@ -142,7 +160,9 @@ def test_float64_is_no_proof(network: Any, tmp_path: Path) -> None:
     ],
     ids=lambda change: str(change)[:60],
 )
-def test_claims_that_do_not_add_up_are_rejected(change: dict[str, Any], network: Any, tmp_path: Path) -> None:
+def test_claims_that_do_not_add_up_are_rejected(
+    change: dict[str, Any], network: Any, tmp_path: Path
+) -> None:
     w, _, sets, count = network
     assert not check(*certify(tmp_path, w, count, sets, claim=change)).accepted
 
@@ -171,10 +191,34 @@ MALFORMED: list[dict[str, Any]] = [
     {"measure": {"name": "accuracy", "tokens": [[1] * 5] * 2, "cells": None}},
     {"measure": {"name": "accuracy", "tokens": [[1] * 4] * 3, "cells": None}},
     {"measure": {"name": "accuracy", "tokens": [[1] * 5, [1] * 5, [1] * 4], "cells": None}},
-    {"measure": {"name": "accuracy", "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, -1]], "cells": None}},
-    {"measure": {"name": "accuracy", "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, 0.5]], "cells": None}},
-    {"measure": {"name": "accuracy", "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, True]], "cells": None}},
-    {"measure": {"name": "accuracy", "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, [1]]], "cells": None}},
+    {
+        "measure": {
+            "name": "accuracy",
+            "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, -1]],
+            "cells": None,
+        }
+    },
+    {
+        "measure": {
+            "name": "accuracy",
+            "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, 0.5]],
+            "cells": None,
+        }
+    },
+    {
+        "measure": {
+            "name": "accuracy",
+            "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, True]],
+            "cells": None,
+        }
+    },
+    {
+        "measure": {
+            "name": "accuracy",
+            "tokens": [[1] * 5, [1] * 5, [1, 1, 1, 1, [1]]],
+            "cells": None,
+        }
+    },
     {"measure": {"name": "accuracy", "tokens": "all", "cells": None}},
     {"measure": {"name": "accuracy", "tokens": 1, "cells": None}},
     {"measure": {"name": "accuracy", "tokens": None, "cells": [[0, 0]]}},
@@ -199,16 +243,33 @@ MALFORMED: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", MALFORMED, ids=lambda change: str(change)[:60])
-def test_malformed_certificates_are_refused(change: dict[str, Any], network: Any, tmp_path: Path) -> None:
+def test_malformed_certificates_are_refused(
+    change: dict[str, Any], network: Any, tmp_path: Path
+) -> None:
     w, _, sets, count = network
     with pytest.raises(InputError):
         check(*certify(tmp_path, w, count, sets, **change))
 
 
 @pytest.mark.parametrize(
-    "field", ["format", "task", "model", "strategy", "rule", "level", "options", "assumptions", "measure", "claim", "advice"]
+    "field",
+    [
+        "format",
+        "task",
+        "model",
+        "strategy",
+        "rule",
+        "level",
+        "options",
+        "assumptions",
+        "measure",
+        "claim",
+        "advice",
+    ],
 )
-def test_fields_may_not_be_missing_or_of_another_type(field: str, network: Any, tmp_path: Path) -> None:
+def test_fields_may_not_be_missing_or_of_another_type(
+    field: str, network: Any, tmp_path: Path
+) -> None:
     w, _, sets, count = network
     certificate, weights = certify(tmp_path, w, count, sets)
     entry = json.loads(certificate.read_text())
@@ -246,7 +307,10 @@ def test_nan_and_repeated_keys_are_refused(network: Any, tmp_path: Path) -> None
 
 def resigned(certificate: Path, data: bytes) -> Path:
     (certificate.parent / "advice.safetensors").write_bytes(data)
-    return altered(certificate, advice={"file": "advice.safetensors", "sha256": hashlib.sha256(data).hexdigest()})
+    return altered(
+        certificate,
+        advice={"file": "advice.safetensors", "sha256": hashlib.sha256(data).hexdigest()},
+    )
 
 
 def test_advice_of_other_shapes_and_types_is_refused(network: Any, tmp_path: Path) -> None:
@@ -264,7 +328,9 @@ def test_advice_of_other_shapes_and_types_is_refused(network: Any, tmp_path: Pat
         bits[:, :4],
     ):
         with pytest.raises(InputError, match="shape"):
-            check(resigned(certificate, write_tensors(scratch, {"sets": other}).read_bytes()), weights)
+            check(
+                resigned(certificate, write_tensors(scratch, {"sets": other}).read_bytes()), weights
+            )
     with pytest.raises(InputError):
         check(resigned(certificate, write_tensors(scratch, {"limits": bits}).read_bytes()), weights)
     whole = write_tensors(scratch, {"sets": bits}).read_bytes()

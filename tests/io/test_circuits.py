@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.attribution.graph import EdgeGraph, from_circuit
+from assay.edges.graph import EdgeGraph, from_circuit
 from assay.errors import InputError
 from assay.io.circuits import edge_ends, read_circuit, write_circuit, write_graphml
 
@@ -43,12 +43,17 @@ def test_json_comes_back_bit_for_bit(tmp_path_factory, layers, heads, parallel, 
 
 def test_the_file_has_the_fields_that_other_programs_read(tmp_path: Path):
     graph, scores, keep = example()
-    data = json.loads(write_circuit(tmp_path / "circuit.json", graph.to_circuit(scores, keep)).read_text())
+    data = json.loads(
+        write_circuit(tmp_path / "circuit.json", graph.to_circuit(scores, keep)).read_text()
+    )
     assert data["cfg"] == {"n_layers": 2, "n_heads": 3, "parallel_attn_mlp": False, "d_model": 8}
     assert list(data["nodes"])[:5] == ["input", "a0.h0", "a0.h1", "a0.h2", "m0"]
     assert data["nodes"]["logits"] == {"in_graph": bool(keep[:, -1].any())}
     place = graph.place("a0.h1->m1")
-    assert data["edges"]["a0.h1->m1"] == {"score": float(scores[place]), "in_graph": bool(keep[place])}
+    assert data["edges"]["a0.h1->m1"] == {
+        "score": float(scores[place]),
+        "in_graph": bool(keep[place]),
+    }
     assert len(data["edges"]) == graph.edges
 
 
@@ -59,7 +64,9 @@ def test_graphml_holds_the_circuit_or_the_whole_graph(tmp_path: Path):
     root = ElementTree.parse(write_graphml(tmp_path / "circuit.graphml", circuit)).getroot()
     keys = {key.get("id") for key in root.findall("g:key", space)}
     edges = root.findall("g:graph/g:edge", space)
-    assert {edge.get("id") for edge in edges} == {name for name, entry in circuit.edges.items() if entry.in_graph}
+    assert {edge.get("id") for edge in edges} == {
+        name for name, entry in circuit.edges.items() if entry.in_graph
+    }
     nodes = {node.get("id") for node in root.findall("g:graph/g:node", space)}
     for edge in edges:
         assert {edge.get("source"), edge.get("target")} <= nodes
@@ -67,13 +74,17 @@ def test_graphml_holds_the_circuit_or_the_whole_graph(tmp_path: Path):
         assert set(data) <= keys
         assert float(data["edge_score"]) == circuit.edges[edge.get("id")].score
         assert data.get("edge_slot", "") == edge_ends(edge.get("id"))[2]
-    whole = ElementTree.parse(write_graphml(tmp_path / "whole.graphml", circuit, whole=True)).getroot()
+    whole = ElementTree.parse(
+        write_graphml(tmp_path / "whole.graphml", circuit, whole=True)
+    ).getroot()
     assert len(whole.findall("g:graph/g:edge", space)) == graph.edges
 
 
 def refused(tmp_path: Path, change, match: str):
     graph, scores, keep = example()
-    data = json.loads(write_circuit(tmp_path / "circuit.json", graph.to_circuit(scores, keep)).read_text())
+    data = json.loads(
+        write_circuit(tmp_path / "circuit.json", graph.to_circuit(scores, keep)).read_text()
+    )
     change(data)
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(data))
@@ -85,11 +96,29 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path):
     refused(tmp_path, lambda data: data.pop("cfg"), "no 'cfg'")
     refused(tmp_path, lambda data: data["cfg"].update(n_layers="2"), "'n_layers' must be int")
     refused(tmp_path, lambda data: data["cfg"].update(n_heads=-1), "'n_heads' must be int")
-    refused(tmp_path, lambda data: data["edges"].update({"m9": {"in_graph": True}}), "'m9' is not the name")
-    refused(tmp_path, lambda data: data["edges"].update({"m0->m9": {"in_graph": True}}), "'m9', which is not among")
-    refused(tmp_path, lambda data: data["edges"].update({"m0->m1": {"in_graph": 1}}), "boolean 'in_graph'")
-    refused(tmp_path, lambda data: data["edges"].update({"m0->m1": {"in_graph": True, "score": "2"}}), "must be a number")
-    refused(tmp_path, lambda data: data["edges"].update({"m1->m0": {"in_graph": True}}), "unknown edge")
+    refused(
+        tmp_path,
+        lambda data: data["edges"].update({"m9": {"in_graph": True}}),
+        "'m9' is not the name",
+    )
+    refused(
+        tmp_path,
+        lambda data: data["edges"].update({"m0->m9": {"in_graph": True}}),
+        "'m9', which is not among",
+    )
+    refused(
+        tmp_path,
+        lambda data: data["edges"].update({"m0->m1": {"in_graph": 1}}),
+        "boolean 'in_graph'",
+    )
+    refused(
+        tmp_path,
+        lambda data: data["edges"].update({"m0->m1": {"in_graph": True, "score": "2"}}),
+        "must be a number",
+    )
+    refused(
+        tmp_path, lambda data: data["edges"].update({"m1->m0": {"in_graph": True}}), "unknown edge"
+    )
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(InputError, match="JSON object expected"):
         read_circuit(tmp_path / "list.json")

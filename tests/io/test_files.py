@@ -22,7 +22,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(AssayError, match="No space left on device; what was there before is unchanged"):
+    with pytest.raises(
+        AssayError, match="No space left on device; what was there before is unchanged"
+    ):
         files.write_atomic(path, full)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
@@ -55,5 +57,13 @@ def test_pickles_nan_missing_and_rubbish_are_refused(tmp_path):
 
 
 def test_json_is_plain(tmp_path):
-    files.write_json(tmp_path / "a.json", {"a": np.float32(1.5), "b": torch.tensor([1, 2]), "c": math.nan, "d": (tmp_path, None)})
-    assert files.read_json(tmp_path / "a.json") == {"a": 1.5, "b": [1, 2], "c": None, "d": [str(tmp_path), None]}
+    files.write_json(
+        tmp_path / "a.json",
+        {"a": np.float32(1.5), "b": torch.tensor([1, 2]), "c": math.nan, "d": (tmp_path, None)},
+    )
+    assert files.read_json(tmp_path / "a.json") == {
+        "a": 1.5,
+        "b": [1, 2],
+        "c": None,
+        "d": [str(tmp_path), None],
+    }

@@ -1,4 +1,6 @@
-"""Pair files: what is read, what is dropped for which reason, and every malformed line by its number."""
+"""Pair files: what is read, what is dropped for which reason, and every malformed line by its
+number.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +22,46 @@ from assay.io.prompts import TextPair
 from assay.targets.language import load_tokenizer
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
-WORDS = ["<pad>", "<unk>", "<s>", "The", "cat", "cats", "near", "the", "dogs", "dog", "runs", "run", "is", "are", "a"]
+WORDS = [
+    "<pad>",
+    "<unk>",
+    "<s>",
+    "The",
+    "cat",
+    "cats",
+    "near",
+    "the",
+    "dogs",
+    "dog",
+    "runs",
+    "run",
+    "is",
+    "are",
+    "a",
+]
 
 
 def words(*, bos: bool = False) -> Any:
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>")
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 2)]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", bos_token="<s>"
+    )
 
 
 GOOD = TextPair("The cat", "The cats", " runs", " run", "singular")
 
 
 def test_pairs_are_left_aligned_with_answers_and_cases() -> None:
-    longer = TextPair("The cats near the dog", "The cat near the dog", " are", " is", "plural_singular")
+    longer = TextPair(
+        "The cats near the dog", "The cat near the dog", " are", " is", "plural_singular"
+    )
     pairs = prompts.encode_pairs([GOOD, longer], words())
     assert pairs.clean.tolist() == [[3, 4, 0, 0, 0], [3, 5, 6, 7, 9]]
     assert pairs.patch.tolist() == [[3, 5, 0, 0, 0], [3, 4, 6, 7, 9]]
@@ -75,7 +101,9 @@ BAD = {
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.sampled_from([None, *BAD]), max_size=12))
 def test_bad_pairs_are_dropped_and_counted_by_reason(reasons: list[str | None]) -> None:
-    pairs = prompts.encode_pairs([GOOD, *(GOOD if reason is None else BAD[reason] for reason in reasons)], words())
+    pairs = prompts.encode_pairs(
+        [GOOD, *(GOOD if reason is None else BAD[reason] for reason in reasons)], words()
+    )
     assert len(pairs) == 1 + reasons.count(None)
     assert dict(pairs.dropped) == dict(Counter(reason for reason in reasons if reason is not None))
     for reason in pairs.dropped:
@@ -83,7 +111,9 @@ def test_bad_pairs_are_dropped_and_counted_by_reason(reasons: list[str | None]) 
 
 
 def test_tokens_beyond_the_model_are_dropped() -> None:
-    pairs = prompts.encode_pairs([GOOD, TextPair("The cats", "The cat", " are", " is")], words(), vocab_size=13)
+    pairs = prompts.encode_pairs(
+        [GOOD, TextPair("The cats", "The cat", " are", " is")], words(), vocab_size=13
+    )
     assert dict(pairs.dropped) == {"token outside the model's vocabulary": 1}
 
 
@@ -129,7 +159,12 @@ def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> N
 
 
 def test_files_without_pairs_are_refused(tmp_path: Path) -> None:
-    for name, text in [("a.jsonl", ""), ("b.jsonl", "\n \n"), ("c.csv", ""), ("d.csv", "clean,corrupted\n")]:
+    for name, text in [
+        ("a.jsonl", ""),
+        ("b.jsonl", "\n \n"),
+        ("c.csv", ""),
+        ("d.csv", "clean,corrupted\n"),
+    ]:
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match="holds no pairs"):
             prompts.read_pairs(tmp_path / name, words())
@@ -144,7 +179,9 @@ def test_files_without_pairs_are_refused(tmp_path: Path) -> None:
 
 def names() -> Any:
     vocabulary = [*WORDS, "When", "Ann", "and", "Bob", "Cy", "met", "gave", "it", "to"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
 
@@ -152,9 +189,18 @@ def names() -> Any:
 def test_indirect_objects_are_found_in_the_text(tmp_path: Path) -> None:
     path = tmp_path / "ioi.csv"
     rows = [
-        "When Ann and Bob met Bob gave it to,When Ann and Bob met Cy gave it to,When Ann and Bob met Ann gave it to",
-        "When Ann and Bob met Ann gave it to,When Ann and Bob met Cy gave it to,When Ann and Bob met Bob gave it to",
-        "When Ann and Bob met Cy gave it to,When Ann and Bob met Ann gave it to,When Ann and Bob met Bob gave it to",
+        (
+            "When Ann and Bob met Bob gave it to,When Ann and Bob met Cy gave it to,When Ann and"
+            " Bob met Ann gave it to"
+        ),
+        (
+            "When Ann and Bob met Ann gave it to,When Ann and Bob met Cy gave it to,When Ann and"
+            " Bob met Bob gave it to"
+        ),
+        (
+            "When Ann and Bob met Cy gave it to,When Ann and Bob met Ann gave it to,When Ann and"
+            " Bob met Bob gave it to"
+        ),
     ]
     path.write_text("clean,corrupted,corrupted_hard\n" + "\n".join(rows))
     pairs = prompts.read_pairs(path, names())
@@ -163,7 +209,11 @@ def test_indirect_objects_are_found_in_the_text(tmp_path: Path) -> None:
         (" Bob", " Ann", "BABA"),
     ]
     assert dict(pairs.dropped) == {"no indirect object in the text": 1}
-    assert prompts.read_pairs(path, names(), patch="corrupted_hard").texts[0].patch_prefix.endswith("Ann gave it to")
+    assert (
+        prompts.read_pairs(path, names(), patch="corrupted_hard")
+        .texts[0]
+        .patch_prefix.endswith("Ann gave it to")
+    )
     with pytest.raises(InputError, match="line 1: no column 'wrong'"):
         prompts.read_pairs(path, names(), patch="wrong")
     path.write_text("clean,corrupted\n" + rows[0].rsplit(",", 1)[0] + "\nonly one field\n")
@@ -173,7 +223,9 @@ def test_indirect_objects_are_found_in_the_text(tmp_path: Path) -> None:
 
 def years() -> Any:
     vocabulary = ["<unk>", "From", "17", "to", *(f"{i:02d}" for i in range(100) if i != 17)]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer = Tokenizer(
+        models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>")
+    )
     pairs = pre_tokenizers.Split(pattern=Regex(r"\d\d"), behavior="isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pairs])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
@@ -182,15 +234,21 @@ def years() -> Any:
 def test_greater_than_takes_the_neighbouring_years(tmp_path: Path) -> None:
     path = tmp_path / "years.csv"
     path.write_text(
-        "clean,corrupted,label\nFrom 1732 to 17,From 1701 to 17,32\nFrom 1704 to 17,From 1701 to 17,4\nFrom 1799 to 17,From 1701 to 17,99\n"
+        "clean,corrupted,label\nFrom 1732 to 17,From 1701 to 17,32\nFrom 1704 to 17,From 1701 to"
+        " 17,4\nFrom 1799 to 17,From 1701 to 17,99\n"
     )
     tokenizer = years()
     pairs = prompts.read_pairs(path, tokenizer)
-    assert [(pair.clean_answer, pair.patch_answer) for pair in pairs.texts] == [("33", "31"), ("05", "03")]
+    assert [(pair.clean_answer, pair.patch_answer) for pair in pairs.texts] == [
+        ("33", "31"),
+        ("05", "03"),
+    ]
     assert pairs.years is not None
     assert pairs.digits is not None
     assert pairs.years.tolist() == [32, 4]
-    assert tokenizer.convert_ids_to_tokens(pairs.digits[1].tolist()) == [f"{i:02d}" for i in range(100)]
+    assert tokenizer.convert_ids_to_tokens(pairs.digits[1].tolist()) == [
+        f"{i:02d}" for i in range(100)
+    ]
     assert dict(pairs.dropped) == {"start year without neighbours in its century": 1}
     path.write_text("clean,corrupted,label\nFrom 1732 to 17,From 1701 to 17,33\n")
     with pytest.raises(InputError, match="line 2: 'label'"):
@@ -214,7 +272,10 @@ def test_public_files_with_a_real_tokenizer() -> None:
     pairs = prompts.read_pairs(DATA / "sva" / "simple_test.jsonl", tokenizer)
     assert len(pairs) + sum(pairs.dropped.values()) == 120
     assert len(pairs) > 90
-    assert all(tokenizer.decode(row) == text.clean_answer + text.patch_answer for row, text in zip(pairs.answers, pairs.texts, strict=True))
+    assert all(
+        tokenizer.decode(row) == text.clean_answer + text.patch_answer
+        for row, text in zip(pairs.answers, pairs.texts, strict=True)
+    )
     objects = prompts.read_pairs(DATA / "ioi" / "ioi.csv", tokenizer)
     assert len(objects) + sum(objects.dropped.values()) == 499
     assert "no indirect object in the text" not in objects.dropped

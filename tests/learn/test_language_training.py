@@ -1,4 +1,6 @@
-"""Training of language models: resumed to the bit, better than word frequencies, and right on held-out agreement pairs."""
+"""Training of language models: resumed to the bit, better than word frequencies, and right on
+held-out agreement pairs.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +20,26 @@ from assay.learn.language import AgreementTraining, LanguageTraining
 from assay.targets.agreement import agreement_text, build_tokenizer
 from assay.targets.language import load_language_model
 
-TINY = AgreementTraining(layers=1, width=16, heads=2, steps=12, batch=8, sentences=60, pairs=20, required=0.0, save_every=4)
+TINY = AgreementTraining(
+    layers=1,
+    width=16,
+    heads=2,
+    steps=12,
+    batch=8,
+    sentences=60,
+    pairs=20,
+    required=0.0,
+    save_every=4,
+)
 
 
 def weights(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
-def test_training_stopped_anywhere_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_stopped_anywhere_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = weights(language.train_agreement_model(Run(tmp_path / "whole"), TINY))
     calls = 0
     real = language.cross_entropy
@@ -57,7 +71,10 @@ def test_run_holds_pairs_and_their_shares(tmp_path: Path) -> None:
     assert set(shares) == {"simple", "nounpp", "within_rc", "rc"}
     assert all(0 <= share <= 1 for share in shares.values())
     loaded = load_language_model(folder)
-    assert len(read_pairs(run.path("pairs.jsonl"), loaded.tokenizer, vocab_size=loaded.vocab_size)) == 80
+    assert (
+        len(read_pairs(run.path("pairs.jsonl"), loaded.tokenizer, vocab_size=loaded.vocab_size))
+        == 80
+    )
     assert len(read_pairs(run.path("pairs/rc.jsonl"), loaded.tokenizer)) == 20
     with pytest.raises(AssayError, match=r"below the required 100\.0%"):
         language.train_agreement_model(run, dataclasses.replace(TINY, required=1.0))
@@ -68,7 +85,9 @@ def test_any_text_with_any_tokenizer(tmp_path: Path) -> None:
     text.write_text("\n".join(agreement_text(600)))
     build_tokenizer().save_pretrained(tmp_path / "tokenizer")
     run = Run(tmp_path / "run")
-    config = LanguageTraining(layers=1, width=32, heads=2, context=16, steps=80, batch=16, rate=1e-2)
+    config = LanguageTraining(
+        layers=1, width=32, heads=2, context=16, steps=80, batch=16, rate=1e-2
+    )
     folder = language.train_language_model(text, tmp_path / "tokenizer", run, config)
     losses = run.json("language.json")
     assert losses["held_out_loss"] < losses["frequency_loss"] - 0.2
@@ -95,7 +114,9 @@ def test_bad_input_is_refused_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", [language.SHORT_AGREEMENT, AgreementTraining()], ids=["short", "full"])
+@pytest.mark.parametrize(
+    "config", [language.SHORT_AGREEMENT, AgreementTraining()], ids=["short", "full"]
+)
 def test_agreement_is_learned_on_held_out_pairs(config: AgreementTraining, tmp_path: Path) -> None:
     run = Run(tmp_path)
     language.train_agreement_model(run, config)

@@ -1,4 +1,6 @@
-"""The training loop: learns, resumes to the bit after kill -9, and refuses what it cannot go on from."""
+"""The training loop: learns, resumes to the bit after kill -9, and refuses what it cannot go on
+from.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,7 @@ from assay.errors import AssayError, InputError
 from assay.io import runs
 from assay.learn import cosine, fit, ramp
 
-SCRIPT = textwrap.dedent(
-    """
+SCRIPT = textwrap.dedent("""
     import sys, time
     import torch
     from torch import nn
@@ -40,13 +41,13 @@ SCRIPT = textwrap.dedent(
             loss = (model(x)[:, 0] - x.prod(1)).square().mean()
             return loss, {"metrics/size": loss.detach()}
 
-        fit(model, objective, optimizer, steps=steps, generator=generator, schedule=cosine, run=Run(folder), log_every=10, save_every=25)
+        fit(model, objective, optimizer, steps=steps, generator=generator, schedule=cosine,
+            run=Run(folder), log_every=10, save_every=25)
         return model
 
     if __name__ == "__main__":
         train(sys.argv[1], pause=0.002)
-    """
-)
+    """)
 
 
 @pytest.fixture
@@ -62,7 +63,9 @@ def test_resume_after_kill_is_bit_identical(script, tmp_path):
 
     whole = job.train(tmp_path / "whole")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(tmp_path / "killed")], env=environment
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "killed" / "training.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -85,7 +88,10 @@ def simple(run=None, *, width=2, rate=0.1, steps=5):
     optimizer = torch.optim.SGD(model.parameters(), lr=rate)
 
     def objective(step):
-        return model(torch.ones(1, width)).square().sum() * (float("nan") if rate > 1e8 else 1.0), {}
+        return (
+            model(torch.ones(1, width)).square().sum() * (float("nan") if rate > 1e8 else 1.0),
+            {},
+        )
 
     fit(model, objective, optimizer, steps=steps, generator=generator, run=run)
     return optimizer
@@ -124,4 +130,6 @@ def test_schedules():
     assert cosine(0.0) == 1
     assert cosine(1.0, floor=0.1) == pytest.approx(0.1)
     assert cosine(0.05, warmup=0.1) == pytest.approx(0.5)
-    assert [ramp(done, 0.2, 0.5) for done in (0.1, 0.2, 0.35, 0.5, 0.9)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert [ramp(done, 0.2, 0.5) for done in (0.1, 0.2, 0.35, 0.5, 0.9)] == pytest.approx(
+        [0, 0, 0.5, 1, 1]
+    )

@@ -1,4 +1,6 @@
-"""Small max-of-K networks, right and wrong ones, and oracles that judge single sequences without any of the proofs' tables."""
+"""Small max-of-K networks, right and wrong ones, and oracles that judge single sequences without
+any of the proofs' tables.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,25 @@ KINDS = ("planted", "rough", "random", "ties", "twins", "huge", "tiny", "denorma
 
 def empty(V: int, K: int, d: int, h: int) -> Weights:
     """Return a network of zeros."""
-    shapes = {"E": (V, d), "P": (K, d), "Q": (d, h), "K": (d, h), "V": (d, h), "O": (h, d), "U": (d, V)}
+    shapes = {
+        "E": (V, d),
+        "P": (K, d),
+        "Q": (d, h),
+        "K": (d, h),
+        "V": (d, h),
+        "O": (h, d),
+        "U": (d, V),
+    }
     biases = {"q_bias": (h,), "k_bias": (h,), "v_bias": (h,), "o_bias": (d,), "u_bias": (V,)}
-    return Weights(**{name: np.zeros(shape, np.float32) for name, shape in {**shapes, **biases}.items()})
+    return Weights(
+        **{name: np.zeros(shape, np.float32) for name, shape in {**shapes, **biases}.items()}
+    )
 
 
 def planted(V: int, K: int, rng: np.random.Generator, noise: float) -> Weights:
-    """Return a network that attends to larger tokens and copies them, with noise on every tensor."""
+    """Return a network that attends to larger tokens and copies them, with noise on every
+    tensor.
+    """
     w = empty(V, K, V + 1, V + 1)
     eye = np.eye(V, V + 1)
     E = eye.copy()
@@ -33,11 +47,19 @@ def planted(V: int, K: int, rng: np.random.Generator, noise: float) -> Weights:
     copy[V, V] = 0.0
     exact = {"E": E, "Q": query, "K": key, "V": copy, "O": 8.0 * copy, "U": eye.T}
     names = ("E", "P", "Q", "K", "V", "O", "U", "q_bias", "k_bias", "v_bias", "o_bias", "u_bias")
-    return replace(w, **{n: (exact.get(n, 0.0) + noise * rng.normal(size=getattr(w, n).shape)).astype(np.float32) for n in names})
+    return replace(
+        w,
+        **{
+            n: (exact.get(n, 0.0) + noise * rng.normal(size=getattr(w, n).shape)).astype(np.float32)
+            for n in names
+        },
+    )
 
 
 def draw(seed: int, kind: str, *, most_sequences: int = 400) -> Weights:
-    """Return a small network of a kind: V from 3 to 12, K from 2 to 5, at most `most_sequences` inputs."""
+    """Return a small network of a kind: V from 3 to 12, K from 2 to 5, at most `most_sequences`
+    inputs.
+    """
     rng = np.random.default_rng([seed, KINDS.index(kind)])
     while True:
         V, K = int(rng.integers(3, 13)), int(rng.integers(2, 6))
@@ -49,7 +71,12 @@ def draw(seed: int, kind: str, *, most_sequences: int = 400) -> Weights:
         return planted(V, K, rng, float(rng.uniform(0.1, 0.5)))
     d, h = int(rng.integers(1, 7)), int(rng.integers(1, 7))
     w = empty(V, K, d, h)
-    scale = {"random": float(rng.choice([0.3, 1.0, 3.0])), "huge": 1e4, "tiny": 1e-12, "denormal": 2e-41}.get(kind, 1.0)
+    scale = {
+        "random": float(rng.choice([0.3, 1.0, 3.0])),
+        "huge": 1e4,
+        "tiny": 1e-12,
+        "denormal": 2e-41,
+    }.get(kind, 1.0)
 
     def entries(shape: tuple[int, ...]) -> np.ndarray:
         values = rng.normal(size=shape) * scale
@@ -71,7 +98,9 @@ def sequences(w: Weights) -> np.ndarray:
     return np.array(list(product(range(w.vocabulary), repeat=w.positions)))
 
 
-def logits(w: Weights, tokens: np.ndarray, dtype: type = np.float64, order: np.ndarray | None = None) -> np.ndarray:
+def logits(
+    w: Weights, tokens: np.ndarray, dtype: type = np.float64, order: np.ndarray | None = None
+) -> np.ndarray:
     """Run the network forward in a dtype; `order` permutes positions in the head's sums."""
     a = {field.name: getattr(w, field.name).astype(dtype) for field in fields(w)}
     order = np.arange(w.positions) if order is None else order
@@ -96,10 +125,20 @@ def margins(w: Weights, tokens: np.ndarray, **how: object) -> np.ndarray:
 
 
 def surely_right(w: Weights, tokens: np.ndarray) -> bool:
-    """Decide one sequence in ball arithmetic at 2000 bits: True only if every margin is certainly negative."""
+    """Decide one sequence in ball arithmetic at 2000 bits: True only if every margin is
+    certainly negative.
+    """
     with ctx.workprec(2000):
-        a = {f.name: arb_mat(np.atleast_2d(getattr(w, f.name)).astype(float).tolist()) for f in fields(w)}
-        x = arb_mat([[a["E"][int(t), i] + a["P"][p, i] for i in range(w.width)] for p, t in enumerate(tokens)])
+        a = {
+            f.name: arb_mat(np.atleast_2d(getattr(w, f.name)).astype(float).tolist())
+            for f in fields(w)
+        }
+        x = arb_mat(
+            [
+                [a["E"][int(t), i] + a["P"][p, i] for i in range(w.width)]
+                for p, t in enumerate(tokens)
+            ]
+        )
         last = arb_mat([[x[w.positions - 1, i] for i in range(w.width)]])
         query = last * a["Q"] + a["q_bias"]
         ones = arb_mat([[1]] * w.positions)
@@ -113,7 +152,9 @@ def surely_right(w: Weights, tokens: np.ndarray) -> bool:
 
 
 def members(sets: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return which sequences lie in sets (families, q, m, c, k), one by one from the definition of a cell."""
+    """Return which sequences lie in sets (families, q, m, c, k), one by one from the definition
+    of a cell.
+    """
     inside = np.zeros(len(tokens), bool)
     for row, sequence in enumerate(tokens):
         q, m, others = sequence[-1], sequence.max(), sequence[:-1]

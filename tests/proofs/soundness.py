@@ -1,13 +1,15 @@
-"""The check that every soundness test makes: certified sequences are right, and their number is the one claimed."""
+"""The check that every soundness test makes: certified sequences are right, and their number is
+the one claimed.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from small_models import margins, members, sequences, surely_right
 
-from assay.proofs.strategies import named
-from assay.proofs.strategies.base import Problem
-from assay.proofs.strategies.brute import CertifiedTable
+from assay.proofs.max_of_k.strategies import named
+from assay.proofs.max_of_k.strategies.base import Problem
+from assay.proofs.max_of_k.strategies.brute import CertifiedTable
 from assay.targets.max_of_k import Weights
 
 
@@ -16,8 +18,14 @@ def check(weights: Weights, strategy: str, level: str) -> int:
     problem, chosen = Problem(weights, level), named(strategy)
     certified = chosen.verify(problem, chosen.search(problem))
     tokens = sequences(weights)
-    inside = certified.right[tokens[:, -1], *tokens[:, :-1].T] if isinstance(certified, CertifiedTable) else members(certified.sets, tokens)
-    assert certified.weigh() == inside.sum(), f"{strategy} counts {certified.weigh()} of {inside.sum()} certified sequences"
+    inside = (
+        certified.right[tokens[:, -1], *tokens[:, :-1].T]
+        if isinstance(certified, CertifiedTable)
+        else members(certified.sets, tokens)
+    )
+    assert certified.weigh() == inside.sum(), (
+        f"{strategy} counts {certified.weigh()} of {inside.sum()} certified sequences"
+    )
     if inside.any():
         _assert_right(weights, tokens[inside], level)
     return int(inside.sum())
@@ -26,7 +34,9 @@ def check(weights: Weights, strategy: str, level: str) -> int:
 def _assert_right(weights: Weights, tokens: np.ndarray, level: str) -> None:
     margin = margins(weights, tokens)
     size = np.nan_to_num(np.abs(margin), nan=np.inf, posinf=np.inf)
-    scale = np.abs(np.concatenate([tensor.ravel() for tensor in vars(weights).values()]).astype(float)).max()
+    scale = np.abs(
+        np.concatenate([tensor.ravel() for tensor in vars(weights).values()]).astype(float)
+    ).max()
     doubtful = ~(margin < 0) | (size < 1e-6 * (1 + scale) ** 2)
     if level == "float64":
         assert (margin[size > 1e-6 * (1 + scale) ** 4] < 0).all()
@@ -36,4 +46,6 @@ def _assert_right(weights: Weights, tokens: np.ndarray, level: str) -> None:
     if level == "float32":
         for order in (np.arange(weights.positions), np.arange(weights.positions)[::-1]):
             executed = margins(weights, tokens, dtype=np.float32, order=order)
-            assert (executed < 0).all(), f"{tokens[~(executed < 0)][0]} is certified but executes wrongly"
+            assert (executed < 0).all(), (
+                f"{tokens[~(executed < 0)][0]} is certified but executes wrongly"
+            )

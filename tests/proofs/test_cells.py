@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from small_models import draw, members, sequences
 
 from assay.errors import InputError
-from assay.proofs import cells
-from assay.proofs.cells import Measure
-from assay.proofs.strategies import brute
-from assay.proofs.strategies.base import Problem
+from assay.proofs.max_of_k import cells
+from assay.proofs.max_of_k.cells import Measure
+from assay.proofs.max_of_k.strategies import brute
+from assay.proofs.max_of_k.strategies.base import Problem
 
 
 def all_inputs(V: int, K: int) -> np.ndarray:
@@ -27,8 +27,17 @@ def test_cells_partition_the_inputs(V: int, K: int) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.integers(2, 5), st.integers(2, 4), st.integers(1, 2), st.booleans(), st.booleans())
-def test_weights_agree_with_enumeration(seed: int, V: int, K: int, families: int, weighted: bool, chosen: bool) -> None:
+@given(
+    st.integers(0, 10**6),
+    st.integers(2, 5),
+    st.integers(2, 4),
+    st.integers(1, 2),
+    st.booleans(),
+    st.booleans(),
+)
+def test_weights_agree_with_enumeration(
+    seed: int, V: int, K: int, families: int, weighted: bool, chosen: bool
+) -> None:
     rng = np.random.default_rng(seed)
     sets = cells.normal(rng.random((families, V, V, K, V)) < 0.6)
     measure = Measure(

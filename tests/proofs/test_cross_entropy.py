@@ -1,4 +1,6 @@
-"""The bound of the cross-entropy holds on small networks, level by level, and its elementary functions bound theirs."""
+"""The bound of the cross-entropy holds on small networks, level by level, and its elementary
+functions bound theirs.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,9 @@ import pytest
 from small_models import KINDS, draw, logits, planted, sequences
 
 from assay.errors import AssayError
-from assay.proofs import cross_entropy
-from assay.proofs.cross_entropy import bound_cross_entropy
-from assay.proofs.tables import LEVELS
+from assay.proofs.max_of_k import cross_entropy
+from assay.proofs.max_of_k.cross_entropy import bound_cross_entropy
+from assay.proofs.max_of_k.tables import LEVELS
 
 
 def true_loss(w, dtype: type = np.float64) -> float:  # type: ignore[no-untyped-def]
@@ -44,7 +46,13 @@ def test_the_bound_is_tight_where_tokens_agree() -> None:
 
 
 def test_elementary_functions_round_up() -> None:
-    x = np.concatenate([np.linspace(-650, 590, 4001), np.linspace(-1e-3, 1e-3, 101), [-0.0, 1e-300, -1e-300, 0.015625]])
+    x = np.concatenate(
+        [
+            np.linspace(-650, 590, 4001),
+            np.linspace(-1e-3, 1e-3, 101),
+            [-0.0, 1e-300, -1e-300, 0.015625],
+        ]
+    )
     value = cross_entropy._exp_up(x)
     for one, got in zip(x.tolist(), value.tolist(), strict=True):
         assert got >= math.exp(one)

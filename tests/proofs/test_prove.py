@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 from small_models import draw, planted
 
 from assay.errors import InputError
-from assay.proofs import certificate, operations
-from assay.proofs.cells import Measure
-from assay.proofs.prove import prove, prove_all, search
-from assay.proofs.strategies import STRATEGIES, brute, named
-from assay.proofs.strategies.base import Problem
+from assay.proofs import certificate
+from assay.proofs.max_of_k import operations
+from assay.proofs.max_of_k.cells import Measure
+from assay.proofs.max_of_k.prove import prove, prove_all, search
+from assay.proofs.max_of_k.strategies import STRATEGIES, brute, named
+from assay.proofs.max_of_k.strategies.base import Problem
 from assay.targets import max_of_k
 from assay.targets.max_of_k import Weights
 
@@ -39,11 +40,20 @@ def test_results_are_bounds_with_costs(strategy: str, weights: Weights) -> None:
 
 
 def test_stronger_strategies_prove_no_less(weights: Weights) -> None:
-    bound = {result.strategy: result.bound for result in prove_all(weights, "real", normalise=False)}
-    assert bound["brute_force"] >= bound["union"] >= bound["best"] >= max(bound["set_exact"], bound["box_exact"])
+    bound = {
+        result.strategy: result.bound for result in prove_all(weights, "real", normalise=False)
+    }
+    assert (
+        bound["brute_force"]
+        >= bound["union"]
+        >= bound["best"]
+        >= max(bound["set_exact"], bound["box_exact"])
+    )
     assert bound["named_rivals"] >= bound["cubic"]
     assert bound["subcubic_anchored"] >= bound["subcubic"] >= bound["subcubic_low_rank"]
-    assert bound["box_exact"] >= max(value for name, value in bound.items() if name.startswith("worst_"))
+    assert bound["box_exact"] >= max(
+        value for name, value in bound.items() if name.startswith("worst_")
+    )
 
 
 def test_search_ranks_measures_and_strategies(weights: Weights) -> None:
@@ -52,17 +62,30 @@ def test_search_ranks_measures_and_strategies(weights: Weights) -> None:
     apart[np.triu_indices(V, 1)] = True
     measures = (Measure(), Measure("query is not the largest", None, apart))
     results = search(weights, measures, ["box_exact", "cubic", "brute_force"])
-    assert [result.bound for result in results] == sorted((result.bound for result in results), reverse=True)
+    assert [result.bound for result in results] == sorted(
+        (result.bound for result in results), reverse=True
+    )
     assert {result.measure for result in results} == {"accuracy", "query is not the largest"}
-    assert {result.total for result in results} == {V**K, V**K - sum((m + 1) ** (K - 1) for m in range(V))}
+    assert {result.total for result in results} == {
+        V**K,
+        V**K - sum((m + 1) ** (K - 1) for m in range(V)),
+    }
 
 
-@pytest.mark.parametrize("strategy", ["union", "box_exact", "cubic", "subcubic_low_rank", "brute_force"])
-def test_certificates_hold_claim_and_advice(strategy: str, weights: Weights, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "strategy", ["union", "box_exact", "cubic", "subcubic_low_rank", "brute_force"]
+)
+def test_certificates_hold_claim_and_advice(
+    strategy: str, weights: Weights, tmp_path: Path
+) -> None:
     path = tmp_path / "claim.json"
     result = prove(weights, strategy, "real", certificate_path=path)
     entry = json.loads(path.read_text())
-    assert entry["claim"] == {"count": str(result.count), "total": str(9**3), "bound": str(result.bound)}
+    assert entry["claim"] == {
+        "count": str(result.count),
+        "total": str(9**3),
+        "bound": str(result.bound),
+    }
     assert entry["rule"] == named(strategy).rule
     assert entry["model"] == certificate.model_entry(weights)
     if entry["advice"]["file"] is None:
@@ -78,7 +101,7 @@ def test_certificates_hold_claim_and_advice(strategy: str, weights: Weights, tmp
 def test_false_advice_certifies_nothing_false(weights: Weights) -> None:
     from small_models import margins, members, sequences
 
-    from assay.proofs import cells
+    from assay.proofs.max_of_k import cells
 
     problem, tokens = Problem(weights, "real"), sequences(weights)
     wrong = ~(margins(weights, tokens) < 0)
@@ -129,12 +152,17 @@ def test_proofs_survive_a_round_trip_through_files(tmp_path: Path) -> None:
     assert certificate.model_entry(other)["sha256"] != certificate.model_entry(w)["sha256"]
 
 
-def test_all_leaves_out_what_would_take_too_long(weights: Weights, monkeypatch: pytest.MonkeyPatch) -> None:
-    from assay.proofs.strategies.exact import Exact
+def test_all_leaves_out_what_would_take_too_long(
+    weights: Weights, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from assay.proofs.max_of_k.strategies.exact import Exact
 
     monkeypatch.setattr(Exact, "seconds", lambda self, weights: 1e9)
     monkeypatch.setattr(brute, "refuse", _refuse)
-    names = [result.strategy for result in prove_all(weights, "float64", normalise=False, count_operations=False)]
+    names = [
+        result.strategy
+        for result in prove_all(weights, "float64", normalise=False, count_operations=False)
+    ]
     assert not {"box_exact", "set_exact", "best", "union", "brute_force"} & set(names)
     assert {"cubic", "subcubic"} <= set(names)
     assert named("box_exact").seconds(weights) == 1e9

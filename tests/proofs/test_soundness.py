@@ -1,4 +1,6 @@
-"""No strategy certifies a wrong sequence, on networks of every kind and at every level; planted errors are caught."""
+"""No strategy certifies a wrong sequence, on networks of every kind and at every level; planted
+errors are caught.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,10 @@ from small_models import KINDS, draw, planted
 from soundness import check
 
 from assay.errors import AssayError
-from assay.proofs import cells
-from assay.proofs.strategies import STRATEGIES, low_rank, subcubic
-from assay.proofs.strategies.base import Problem
-from assay.proofs.tables import LEVELS, Outputs
+from assay.proofs.max_of_k import cells
+from assay.proofs.max_of_k.strategies import STRATEGIES, low_rank, subcubic
+from assay.proofs.max_of_k.strategies.base import Problem
+from assay.proofs.max_of_k.tables import LEVELS, Outputs
 from assay.targets.max_of_k import Weights
 
 CASES = list(product(KINDS, LEVELS))
@@ -22,7 +24,10 @@ CASES = list(product(KINDS, LEVELS))
 
 def sample(count: int, first: int) -> list[tuple[int, str, str, str]]:
     names = list(STRATEGIES)
-    return [(first + i, *CASES[i % len(CASES)], names[(i // len(CASES) + 7 * i) % len(names)]) for i in range(count)]
+    return [
+        (first + i, *CASES[i % len(CASES)], names[(i // len(CASES) + 7 * i) % len(names)])
+        for i in range(count)
+    ]
 
 
 def attempt(seed: int, kind: str, level: str, strategy: str, *, most: int) -> int:
@@ -56,7 +61,9 @@ def test_a_network_that_is_right_is_certified_in_full(strategy: str, level: str)
     assert check(weights, strategy, level) == 5**3
 
 
-def unchecked_end(p: subcubic.Prepared, q: np.ndarray, m: np.ndarray, c: np.ndarray, j: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def unchecked_end(
+    p: subcubic.Prepared, q: np.ndarray, m: np.ndarray, c: np.ndarray, j: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     low, _ = ATTENTION(p, q, m, c, j)
     return low, low
 
@@ -71,12 +78,19 @@ def without_cross_terms(f, advice, how):  # type: ignore[no-untyped-def]
     plain = f.query if isinstance(f.query, np.ndarray) else f.query.interval().lo
     keys = f.keys if isinstance(f.keys, np.ndarray) else f.keys.interval().lo
     E = f.E if isinstance(f.E, np.ndarray) else f.E.interval().lo
-    error = np.ptp(plain @ left @ right @ keys @ (E - advice["key_center"]).T, axis=1) / np.sqrt(f.head)
+    error = np.ptp(plain @ left @ right @ keys @ (E - advice["key_center"]).T, axis=1) / np.sqrt(
+        f.head
+    )
     return low_rank.Scores(scores.content, error, scores.position)
 
 
 ATTENTION, SCORES = subcubic.attention, low_rank.scores
-POSSIBLE, COUNT, AS_SETS, EVERYTHING = cells.possible, cells._count, subcubic.as_sets, cells.everything
+POSSIBLE, COUNT, AS_SETS, EVERYTHING = (
+    cells.possible,
+    cells._count,
+    subcubic.as_sets,
+    cells.everything,
+)
 
 
 def wrong_limit(V: int, K: int) -> np.ndarray:
@@ -92,32 +106,50 @@ def count_every_lone_cell(sets: np.ndarray) -> int:
 def trusting(self, problem: Problem, advice):  # type: ignore[no-untyped-def]
     other = Problem(replace(problem.weights, P=problem.weights.P[::-1].copy()), problem.level)
     found = subcubic.search(subcubic.prepare(other.factors, other.outputs, advice, self.how))
-    return cells.CertifiedSets(AS_SETS(found, problem.weights.vocabulary, problem.weights.positions))
+    return cells.CertifiedSets(
+        AS_SETS(found, problem.weights.vocabulary, problem.weights.positions)
+    )
 
 
 MUTATIONS: dict[str, tuple[object, str, object, list[str]]] = {
     "one choice too few": (
         subcubic,
         "as_sets",
-        lambda limits, V, K: AS_SETS(np.where(np.arange(K) == 0, limits, np.maximum(limits - 1, -1)), V, K),
+        lambda limits, V, K: AS_SETS(
+            np.where(np.arange(K) == 0, limits, np.maximum(limits - 1, -1)), V, K
+        ),
         ["subcubic"],
     ),
-    "negative part times its largest weight": (Outputs, "times", lambda self, w, value: w.hi * value, ["worst_positions_qk"]),
+    "negative part times its largest weight": (
+        Outputs,
+        "times",
+        lambda self, w, value: w.hi * value,
+        ["worst_positions_qk"],
+    ),
     "one end of a convex function": (subcubic, "attention", unchecked_end, ["subcubic_anchored"]),
     "other positions in the search": (subcubic.SubCubic, "verify", trusting, ["subcubic"]),
-    "cross terms dropped": (low_rank, "scores", without_cross_terms, ["subcubic_qk_range", "subcubic_low_rank"]),
+    "cross terms dropped": (
+        low_rank,
+        "scores",
+        without_cross_terms,
+        ["subcubic_qk_range", "subcubic_low_rank"],
+    ),
     "largest token nowhere": (cells, "possible", wrong_limit, ["subcubic", "cubic", "box_exact"]),
     "an empty product certifies": (cells, "_count", count_every_lone_cell, ["cubic", "box_exact"]),
 }
 
 
 def check_explanation(weights: Weights, how: str) -> None:
-    """Assert that what a low-rank explanation of the scores leaves out differs within a row by at most its error."""
+    """Assert that what a low-rank explanation of the scores leaves out differs within a row by
+    at most its error.
+    """
     problem = Problem(weights, "real")
     advice = low_rank.find_advice(problem.floating().factors, qk=how, direct="exact", rank=1)
     found = low_rank.scores(problem.factors, advice, how)
     rest = problem.floating().tables.a.lo - found.content.lo
-    assert (np.ptp(rest, axis=1) <= found.error * (1 + 1e-9) + 1e-9 * np.abs(found.content.lo).max()).all(), how
+    assert (
+        np.ptp(rest, axis=1) <= found.error * (1 + 1e-9) + 1e-9 * np.abs(found.content.lo).max()
+    ).all(), how
 
 
 @pytest.mark.parametrize("how", low_rank.QK)
@@ -137,7 +169,9 @@ def caught(strategies: list[str]) -> str | None:
                 if seed < 5 and kind == "random":
                     check_explanation(draw(seed, kind), "range")
         for strategy in strategies:
-            assert check(planted(5, 3, np.random.default_rng(0), 0.0), strategy, "real") == 5**3, "not certified in full"
+            assert check(planted(5, 3, np.random.default_rng(0), 0.0), strategy, "real") == 5**3, (
+                "not certified in full"
+            )
     except AssertionError as error:
         return str(error)
     return None

@@ -1,4 +1,6 @@
-"""The folded tables reproduce the network, and the additive margin has the sign of the logit difference."""
+"""The folded tables reproduce the network, and the additive margin has the sign of the logit
+difference.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +11,11 @@ import pytest
 from small_models import KINDS, draw, logits, margins, sequences
 
 from assay.errors import InputError
-from assay.proofs.execution import logit_error
-from assay.proofs.strategies import brute
-from assay.proofs.strategies.base import Problem
-from assay.proofs.tables import LEVELS
-from assay.proofs.terms import position_terms
+from assay.proofs.max_of_k.execution import logit_error
+from assay.proofs.max_of_k.strategies import brute
+from assay.proofs.max_of_k.strategies.base import Problem
+from assay.proofs.max_of_k.tables import LEVELS
+from assay.proofs.max_of_k.terms import position_terms
 
 
 @pytest.mark.parametrize("kind", ["rough", "random", "ties"])
@@ -26,11 +28,15 @@ def test_the_additive_margin_has_the_sign_of_the_logit_difference(kind: str) -> 
         total, weight = np.zeros_like(values), np.zeros((len(tokens), 1))
         for p in range(w.positions):
             k = tokens[:, p]
-            part = np.exp(t.a.lo[q, k] + t.b.lo[q, p] - (t.a.lo[q].max(1) + t.b.lo[q].max(1)))[:, None]
+            part = np.exp(t.a.lo[q, k] + t.b.lo[q, p] - (t.a.lo[q].max(1) + t.b.lo[q].max(1)))[
+                :, None
+            ]
             bracket = t.EV.lo[k] + t.PV.lo[p] + t.D.lo[q]
             total += part * (bracket - np.take_along_axis(bracket, m[:, None], 1))
             weight += part
-        np.testing.assert_allclose(total / weight, difference, atol=1e-9 * (1 + np.abs(values).max()))
+        np.testing.assert_allclose(
+            total / weight, difference, atol=1e-9 * (1 + np.abs(values).max())
+        )
         clear = np.abs(difference) > 1e-9
         np.testing.assert_array_equal(np.sign(total[clear]), np.sign(difference[clear]))
 
@@ -76,7 +82,13 @@ def test_rigorous_tables_enclose_exact_rational_products() -> None:
         return [[Fraction(float(v)) for v in row] for row in np.atleast_2d(x)]
 
     def times(a: list[list[Fraction]], b: list[list[Fraction]]) -> list[list[Fraction]]:
-        return [[sum((x * y for x, y in zip(row, col, strict=True)), Fraction(0)) for col in zip(*b, strict=True)] for row in a]
+        return [
+            [
+                sum((x * y for x, y in zip(row, col, strict=True)), Fraction(0))
+                for col in zip(*b, strict=True)
+            ]
+            for row in a
+        ]
 
     product = times(times(times(exact(w.E), exact(w.V)), exact(w.O)), exact(w.U))
     for k in range(w.vocabulary):
@@ -116,6 +128,8 @@ def test_unknown_level_and_overflow_are_refused() -> None:
     with pytest.raises(InputError, match="unknown level"):
         _ = Problem(w, "exact").tables
     with pytest.raises(InputError, match="overflow"):
-        _ = Problem(replace(w, E=w.E * np.float32(1e30), U=w.U * np.float32(1e30)), "float32").tables
+        _ = Problem(
+            replace(w, E=w.E * np.float32(1e30), U=w.U * np.float32(1e30)), "float32"
+        ).tables
     with pytest.raises(InputError, match="exp_ulp"):
         _ = Problem(w, "float32", exp_ulp=0.0).tables

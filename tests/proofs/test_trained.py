@@ -1,4 +1,6 @@
-"""On trained networks every certified cell is checked through all its sequences, and the bounds reach their figures."""
+"""On trained networks every certified cell is checked through all its sequences, and the bounds
+reach their figures.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +8,17 @@ import numpy as np
 import pytest
 
 from assay.learn.max_of_k import train_max_of_k
-from assay.proofs.strategies import STRATEGIES, brute, named
-from assay.proofs.strategies.base import Problem
-from assay.proofs.strategies.brute import CertifiedTable
+from assay.proofs.max_of_k.strategies import STRATEGIES, brute, named
+from assay.proofs.max_of_k.strategies.base import Problem
+from assay.proofs.max_of_k.strategies.brute import CertifiedTable
 from assay.targets import max_of_k
 from assay.targets.max_of_k import Weights
 
 
 def spread(sets: np.ndarray) -> np.ndarray:
-    """Return which sequences lie in sets (families, q, m, c, k), as a table with the query token first."""
+    """Return which sequences lie in sets (families, q, m, c, k), as a table with the query token
+    first.
+    """
     V, K = sets.shape[1], sets.shape[3]
     inside = np.zeros((V,) * K, bool)
     others = np.stack(np.meshgrid(*[np.arange(V)] * (K - 1), indexing="ij"))
@@ -30,14 +34,18 @@ def spread(sets: np.ndarray) -> np.ndarray:
 
 
 def violations(weights: Weights, level: str) -> dict[str, float]:
-    """Assert for every strategy that its cells hold right sequences only; return normalised bounds."""
+    """Assert for every strategy that its cells hold right sequences only; return normalised
+    bounds.
+    """
     problem = Problem(weights, level)
     right = brute.table(problem.tables)
     found = {}
     for name in STRATEGIES:
         strategy = named(name)
         certified = strategy.verify(problem, strategy.search(problem))
-        inside = certified.right if isinstance(certified, CertifiedTable) else spread(certified.sets)
+        inside = (
+            certified.right if isinstance(certified, CertifiedTable) else spread(certified.sets)
+        )
         assert not (inside & ~right).any(), name
         assert certified.weigh() == np.count_nonzero(inside), name
         found[name] = certified.weigh() / right.sum()

@@ -1,4 +1,6 @@
-"""A headless Chromium driven over its debugging pipe, for the tests that look at a page as a reader would."""
+"""A headless Chromium driven over its debugging pipe, for the tests that look at a page as a
+reader would.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,11 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 def find() -> str | None:
     """Return the browser's path, or None."""
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 class Browser:
@@ -52,13 +58,21 @@ class Browser:
         self.receive, writes = os.pipe()
         flags = [*FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
         launch = [sys.executable, "-c", LAUNCH, str(reads), str(writes), binary, *flags]
-        self.process = subprocess.Popen(launch, pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(
+            launch, pass_fds=(reads, writes), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         os.close(reads)
         os.close(writes)
         self.buffer, self.count, self.events = b"", 0, []
         self.session: str | None = None
-        page = next(target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page")
-        self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)["sessionId"]
+        page = next(
+            target
+            for target in self.call("Target.getTargets")["targetInfos"]
+            if target["type"] == "page"
+        )
+        self.session = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
@@ -92,18 +106,30 @@ class Browser:
     def show(self, path: Path, width: int, height: int = 1000, *, dark: bool = False) -> None:
         """Open a file at a width and wait until every picture is drawn."""
         self.events = []
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url=path.resolve().as_uri())
         self.wait("document.readyState === 'complete'")
         self.wait(
-            "(() => { const left = document.querySelector('.chart:not(.ready):not(.failed)'); left?.scrollIntoView(); return !left; })()"
+            "(() => { const left = document.querySelector('.chart:not(.ready):not(.failed)');"
+            " left?.scrollIntoView(); return !left; })()"
         )
         self.run("scrollTo({top: 0, behavior: 'instant'})")
 
     def run(self, expression: str) -> Any:
         """Return the JSON value of a JavaScript expression."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
@@ -119,8 +145,16 @@ class Browser:
         said = []
         for event in self.events:
             params = event.get("params", {})
-            if event["method"] == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
-                said.append(" ".join(str(part.get("value", part.get("description"))) for part in params["args"]))
+            if event["method"] == "Runtime.consoleAPICalled" and params["type"] in (
+                "error",
+                "warning",
+                "assert",
+            ):
+                said.append(
+                    " ".join(
+                        str(part.get("value", part.get("description"))) for part in params["args"]
+                    )
+                )
             elif event["method"] == "Runtime.exceptionThrown":
                 said.append(json.dumps(params["exceptionDetails"])[:400])
             elif event["method"] == "Log.entryAdded":
@@ -129,7 +163,11 @@ class Browser:
 
     def requests(self) -> list[str]:
         """Return every address asked for, data: addresses left out."""
-        asked = [event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"]
+        asked = [
+            event["params"]["request"]["url"]
+            for event in self.events
+            if event["method"] == "Network.requestWillBeSent"
+        ]
         return [address for address in asked if not address.startswith("data:")]
 
     def picture(self, path: Path) -> None:
@@ -139,7 +177,9 @@ class Browser:
 
     def _next(self, deadline: float) -> dict[str, Any]:
         while b"\0" not in self.buffer:
-            ready, _, _ = select.select([self.receive], [], [], max(0.0, deadline - time.monotonic()))
+            ready, _, _ = select.select(
+                [self.receive], [], [], max(0.0, deadline - time.monotonic())
+            )
             assert ready, "the browser does not answer"
             chunk = os.read(self.receive, 1 << 16)
             assert chunk, "the browser has gone"

@@ -9,9 +9,9 @@ from assay import charts
 from assay.report.page import Fact, Section, Table
 
 LEAD = (
-    "A bilinear network of four blocks reads 8 by 8 digits with 97.8 % accuracy. Each of its 256 hidden channels was attributed with "
-    "one backward pass and ablated exactly; the estimate agrees with the truth on 99 % of channels, and 96 % of its answers carry a "
-    "certificate."
+    "A bilinear network of four blocks reads 8 by 8 digits with 97.8 % accuracy. Each of its 256"
+    " hidden channels was attributed with one backward pass and ablated exactly; the estimate"
+    " agrees with the truth on 99 % of channels, and 96 % of its answers carry a certificate."
 )
 
 
@@ -50,10 +50,14 @@ def sections() -> list[Section]:
                 {
                     "phase": [phase] * len(steps),
                     "step": steps,
-                    "cross entropy": scale * np.exp(-steps / 500) + 0.05 + random.normal(0, 0.01, len(steps)),
+                    "cross entropy": (
+                        scale * np.exp(-steps / 500) + 0.05 + random.normal(0, 0.01, len(steps))
+                    ),
                     "accuracy": 1 - 0.9 * np.exp(-steps / 300),
                     "Hoyer": 0.3 + 0.6 * (1 - np.exp(-steps / 900)),
-                    "delta loss": 0.02 * np.exp(-steps / 700) * random.uniform(0.8, 1.2, len(steps)),
+                    "delta loss": (
+                        0.02 * np.exp(-steps / 700) * random.uniform(0.8, 1.2, len(steps))
+                    ),
                 }
             )
             for phase, scale in (("sparse", 2.3), ("dense", 1.9))
@@ -61,7 +65,13 @@ def sections() -> list[Section]:
     )
     nominal = np.array([0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98])
     coverage = pl.DataFrame(
-        {"nominal": nominal, "measured": nominal + 0.012, "sure": nominal + 0.002, "low": nominal, "high": nominal + 0.024}
+        {
+            "nominal": nominal,
+            "measured": nominal + 0.012,
+            "sure": nominal + 0.002,
+            "low": nominal,
+            "high": nominal + 0.024,
+        }
     )
     budget = pl.DataFrame(
         [
@@ -72,7 +82,11 @@ def sections() -> list[Section]:
                 "low": 0.8 * scale / passes**power,
                 "high": 1.25 * scale / passes**power,
             }
-            for method, scale, power in (("gradient", 0.3, 0.02), ("integrated", 0.4, 0.9), ("second order", 0.25, 0.4))
+            for method, scale, power in (
+                ("gradient", 0.3, 0.02),
+                ("integrated", 0.4, 0.9),
+                ("second order", 0.25, 0.4),
+            )
             for passes in (1, 2, 4, 8, 16, 32, 64)
         ]
     )
@@ -99,21 +113,32 @@ def sections() -> list[Section]:
     )
     proofs = pl.DataFrame(
         {
-            "strategy": ["brute force", "cubic", "sub-cubic exact", "low-rank QK", "low-rank QK and OV", "box exact", "recursive"],
+            "strategy": [
+                "brute force",
+                "cubic",
+                "sub-cubic exact",
+                "low-rank QK",
+                "low-rank QK and OV",
+                "box exact",
+                "recursive",
+            ],
             "operations": [1.5e9, 3.1e7, 2.4e6, 1.6e6, 9e5, 6e6, 8e5],
             "bound": [1.0, 0.955, 0.88, 0.865, 0.70, 0.992, 0.52],
             "unexplained": [8.1e6, 2.6e5, 6e4, 4.2e4, 2e4, 9e4, 1.1e4],
         }
     )
     kinds = pl.DataFrame(
-        {"kind": ["channels", "features", "components", "directions", "crosscoder"], "faithfulness": [0.98, 0.91, 0.87, 0.83, 0.79]}
+        {
+            "kind": ["channels", "features", "components", "directions", "crosscoder"],
+            "faithfulness": [0.98, 0.91, 0.87, 0.83, 0.79],
+        }
     )
     return [
         Section(
             "How far to trust the scores",
-            "Every channel was also switched off exactly, so each estimate can be held against the truth. "
-            "Points on the dashed line are perfect.\n\n"
-            "The largest errors sit in the last block, where the estimate overshoots by 6 %.",
+            "Every channel was also switched off exactly, so each estimate can be held against the"
+            " truth. Points on the dashed line are perfect.\n\nThe largest errors sit in the last"
+            " block, where the estimate overshoots by 6 %.",
             charts=[
                 charts.scatter_identity(
                     scores,
@@ -125,9 +150,21 @@ def sections() -> list[Section]:
                     y_title="estimated effect",
                 ),
                 charts.ecdf(
-                    scores, "error", colour="block", log_x=True, marks=[("threshold", 0.0371)], title="Nine errors in ten are below 0.08"
+                    scores,
+                    "error",
+                    colour="block",
+                    log_x=True,
+                    marks=[("threshold", 0.0371)],
+                    title="Nine errors in ten are below 0.08",
                 ),
-                charts.histogram(scores, "exact", colour=None, marks=[("zero", 0.0)], log_y=True, title="Most channels do almost nothing"),
+                charts.histogram(
+                    scores,
+                    "exact",
+                    colour=None,
+                    marks=[("zero", 0.0)],
+                    log_y=True,
+                    title="Most channels do almost nothing",
+                ),
             ],
             tables=[Table(top.head(60).drop("low", "high"), "The sixty strongest channels")],
         ),
@@ -157,22 +194,36 @@ def sections() -> list[Section]:
                     title="A tolerance of 10 % certifies 96 % of answers",
                     x_title="tolerance",
                 ),
-                charts.bars(kinds, "kind", "faithfulness", horizontal=True, title="Channels keep the most"),
+                charts.bars(
+                    kinds, "kind", "faithfulness", horizontal=True, title="Channels keep the most"
+                ),
             ],
         ),
         Section(
             "Error bars that hold",
-            "The interval is calibrated on a random subset of exact ablations and checked on the rest.",
+            "The interval is calibrated on a random subset of exact ablations and checked on the"
+            " rest.",
             charts=[
-                charts.calibration(coverage, "nominal", "measured", guarantee="sure", low="low", high="high"),
-                charts.intervals(top, "channel", "estimate", "low", "high", truth="exact", limit=12),
+                charts.calibration(
+                    coverage, "nominal", "measured", guarantee="sure", low="low", high="high"
+                ),
+                charts.intervals(
+                    top, "channel", "estimate", "low", "high", truth="exact", limit=12
+                ),
             ],
         ),
         Section(
             "Where the effect is",
             "Red raises the score, blue lowers it.",
             charts=[
-                charts.heatmap(grid, "position", "site", "effect", text=True, title="The noun's number is read in the early layers"),
+                charts.heatmap(
+                    grid,
+                    "position",
+                    "site",
+                    "effect",
+                    text=True,
+                    title="The noun's number is read in the early layers",
+                ),
                 charts.heatmap(
                     grid.with_columns(pl.col("effect").abs()),
                     "position",
@@ -198,5 +249,9 @@ def sections() -> list[Section]:
                 )
             ],
         ),
-        Section("Training", "", charts=[charts.training_curves(metrics, title="Sparsity costs no accuracy")]),
+        Section(
+            "Training",
+            "",
+            charts=[charts.training_curves(metrics, title="Sparsity costs no accuracy")],
+        ),
     ]

@@ -22,7 +22,12 @@ def browser():
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    page = render("Digits, opened into channels", report_demo.LEAD, report_demo.facts(), report_demo.sections())
+    page = render(
+        "Digits, opened into channels",
+        report_demo.LEAD,
+        report_demo.facts(),
+        report_demo.sections(),
+    )
     return write(tmp_path_factory.mktemp("run"), page)
 
 
@@ -37,7 +42,10 @@ def test_every_picture_fits_and_nothing_is_loaded(browser, demo, width, dark):
         > 10
     )
     assert browser.run("document.documentElement.scrollWidth") <= width
-    too_wide = "[...document.querySelectorAll('.chart')].filter(box => box.scrollWidth > box.clientWidth).map(box => box.dataset.spec)"
+    too_wide = (
+        "[...document.querySelectorAll('.chart')].filter(box => box.scrollWidth >"
+        " box.clientWidth).map(box => box.dataset.spec)"
+    )
     assert browser.run(too_wide) == []
     assert browser.run("document.querySelectorAll('.chart svg text').length") > 100
 
@@ -45,11 +53,22 @@ def test_every_picture_fits_and_nothing_is_loaded(browser, demo, width, dark):
 def test_pictures_follow_the_width_and_the_scheme(browser, demo):
     browser.show(demo, 1280)
     first = "document.querySelector('.chart svg')"
-    wide, light = browser.run(f"{first}.clientWidth"), browser.run(f"{first}.querySelector('text').getAttribute('fill')")
-    browser.call("Emulation.setDeviceMetricsOverride", width=390, height=1000, deviceScaleFactor=1, mobile=True)
+    wide, light = (
+        browser.run(f"{first}.clientWidth"),
+        browser.run(f"{first}.querySelector('text').getAttribute('fill')"),
+    )
+    browser.call(
+        "Emulation.setDeviceMetricsOverride",
+        width=390,
+        height=1000,
+        deviceScaleFactor=1,
+        mobile=True,
+    )
     browser.wait(f"{first}.clientWidth < 370")
     assert wide > 370
-    browser.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
+    browser.call(
+        "Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}]
+    )
     browser.wait(f"{first}.querySelector('text').getAttribute('fill') !== {light!r}")
     browser.run("dispatchEvent(new Event('beforeprint'))")
     browser.wait(f"{first}.querySelector('text').getAttribute('fill') === {light!r}")
@@ -59,10 +78,15 @@ def test_pictures_follow_the_width_and_the_scheme(browser, demo):
 def test_hostile_data_stays_text_even_in_tooltips(browser, tmp_path):
     frame = pl.DataFrame({ATTACK: [1.0, 2.0, 3.0], "image": [ATTACK] * 3, "y": [1.0, 2.0, 3.0]})
     drawn = [
-        charts.scatter_identity(frame, ATTACK, "y", colour="image", tooltip=["image", ATTACK], title=ATTACK),
+        charts.scatter_identity(
+            frame, ATTACK, "y", colour="image", tooltip=["image", ATTACK], title=ATTACK
+        ),
         charts.bars(frame, "image", "y", tooltip=[ATTACK]),
     ]
-    page = write(tmp_path, render(ATTACK, ATTACK, [], [Section(ATTACK, ATTACK, drawn, [Table(frame, ATTACK)])]))
+    page = write(
+        tmp_path,
+        render(ATTACK, ATTACK, [], [Section(ATTACK, ATTACK, drawn, [Table(frame, ATTACK)])]),
+    )
     browser.show(page, 1280)
     corner = "document.querySelector('.mark-symbol path').getBoundingClientRect()"
     place = browser.run(f"[{corner}.x + {corner}.width / 2, {corner}.y + {corner}.height / 2]")
@@ -75,7 +99,12 @@ def test_hostile_data_stays_text_even_in_tooltips(browser, tmp_path):
 
 
 def test_the_policy_stops_what_escaping_would_miss(browser, tmp_path):
-    page = render("t", "", [], [Section("s", "", [charts.bars(pl.DataFrame({"a": ["b"], "y": [1.0]}), "a", "y")])])
+    page = render(
+        "t",
+        "",
+        [],
+        [Section("s", "", [charts.bars(pl.DataFrame({"a": ["b"], "y": [1.0]}), "a", "y")])],
+    )
     path = write(tmp_path, page.replace("</main>", f"{ATTACK}</main>"))
     browser.show(path, 1280)
     assert browser.run("'hit' in window") is False
@@ -85,7 +114,9 @@ def test_the_policy_stops_what_escaping_would_miss(browser, tmp_path):
 
 
 def test_empty_pictures_are_drawn_without_complaint(browser, tmp_path):
-    frame = pl.DataFrame(schema={"x": pl.Float64, "y": pl.Float64, "name": pl.String, "step": pl.Int64})
+    frame = pl.DataFrame(
+        schema={"x": pl.Float64, "y": pl.Float64, "name": pl.String, "step": pl.Int64}
+    )
     drawn = [
         charts.scatter_identity(frame, "x", "y", colour="name"),
         charts.line(frame, "x", "y", log_x=True, log_y=True),

@@ -1,4 +1,6 @@
-"""The agreement grammar: every word in the lexicon, verbs that agree, and held-out combinations that training never sees."""
+"""The agreement grammar: every word in the lexicon, verbs that agree, and held-out combinations
+that training never sees.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,30 @@ def test_lexicon_is_unambiguous() -> None:
 
 
 @settings(max_examples=20, deadline=None)
-@given(construction=st.sampled_from(CONSTRUCTIONS), seed=st.integers(0, 1000), held_out=st.booleans())
-def test_pairs_agree_with_the_right_noun(construction: Construction, seed: int, held_out: bool) -> None:
+@given(
+    construction=st.sampled_from(CONSTRUCTIONS), seed=st.integers(0, 1000), held_out=st.booleans()
+)
+def test_pairs_agree_with_the_right_noun(
+    construction: Construction, seed: int, held_out: bool
+) -> None:
     for pair in agreement.agreement_pairs(construction, 20, seed=seed, held_out=held_out):
         clean, patch = pair.clean_prefix.split(), pair.patch_prefix.split()
         decisive = 4 if construction == "within_rc" else 1
-        assert len(clean) == len(patch) == {"simple": 2, "nounpp": 5, "within_rc": 5, "rc": 6}[construction]
-        assert [i for i, (a, b) in enumerate(zip(clean, patch, strict=True)) if a != b] == [decisive]
+        assert (
+            len(clean)
+            == len(patch)
+            == {"simple": 2, "nounpp": 5, "within_rc": 5, "rc": 6}[construction]
+        )
+        assert [i for i, (a, b) in enumerate(zip(clean, patch, strict=True)) if a != b] == [
+            decisive
+        ]
         assert VERB_NUMBER[pair.clean_answer.strip()] == noun_number(clean[decisive])
         assert VERB_NUMBER[pair.patch_answer.strip()] == noun_number(patch[decisive])
         assert noun_number(patch[decisive]) != noun_number(clean[decisive])
         nouns = [clean[1]] if construction == "simple" else [clean[1], clean[4]]
-        assert pair.case == "_".join("plural" if noun_number(noun) else "singular" for noun in nouns)
+        assert pair.case == "_".join(
+            "plural" if noun_number(noun) else "singular" for noun in nouns
+        )
         if construction == "rc":
             assert VERB_NUMBER[clean[5]] == noun_number(clean[4])
 
@@ -94,9 +108,13 @@ def test_drawing_is_deterministic_and_distinct() -> None:
 
 def test_tokenizer_round_trips_through_the_hugging_face_format(tmp_path: Path) -> None:
     tokenizer = agreement.build_tokenizer()
-    model = agreement.build_model(len(tokenizer), layers=1, width=8, heads=2, context=16, seed=0, stop=tokenizer.eos_token_id)
+    model = agreement.build_model(
+        len(tokenizer), layers=1, width=8, heads=2, context=16, seed=0, stop=tokenizer.eos_token_id
+    )
     again = agreement.build_model(len(tokenizer), layers=1, width=8, heads=2, context=16, seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True)
+    )
     folder = save_language_model(tmp_path / "model", model, tokenizer)
     assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
     with pytest.raises(InputError, match="exists"):
@@ -108,9 +126,15 @@ def test_tokenizer_round_trips_through_the_hugging_face_format(tmp_path: Path) -
     assert loaded.tokenizer.decode(ids) == sentence
     assert load_tokenizer(folder).unk_token_id not in ids
     for construction in CONSTRUCTIONS:
-        pairs = encode_pairs(agreement.agreement_pairs(construction, 50), loaded.tokenizer, vocab_size=loaded.vocab_size)
+        pairs = encode_pairs(
+            agreement.agreement_pairs(construction, 50),
+            loaded.tokenizer,
+            vocab_size=loaded.vocab_size,
+        )
         assert not pairs.dropped
-    torch.testing.assert_close(loaded.logits(torch.tensor([ids])), model.eval()(torch.tensor([ids])).logits, rtol=0, atol=0)
+    torch.testing.assert_close(
+        loaded.logits(torch.tensor([ids])), model.eval()(torch.tensor([ids])).logits, rtol=0, atol=0
+    )
 
 
 def test_model_sizes_are_checked() -> None:

@@ -1,4 +1,6 @@
-"""Loading language models from disk: exact logits, untouched by gates that do nothing, and every refusal."""
+"""Loading language models from disk: exact logits, untouched by gates that do nothing, and every
+refusal.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from assay import hooks
+from assay.core.sites import run_edited
 from assay.errors import InputError
 from assay.targets import language, names
 
@@ -38,7 +40,9 @@ IDS = torch.arange(1, 13).reshape(2, 6)
 
 
 def save(family: str, folder: Path) -> torch.Tensor:
-    config = CONFIG_MAPPING[family](**SETTINGS[family], bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    config = CONFIG_MAPPING[family](
+        **SETTINGS[family], bos_token_id=0, eos_token_id=0, pad_token_id=0
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
@@ -63,7 +67,11 @@ def test_every_family_comes_back_and_idle_edits_change_no_bit(family: str, tmp_p
         sites = ["model.decoder.layers.0.fc1", "model.decoder.layers.0:input"]
     else:
         sites = [loaded.site(name).site for name in loaded.site_names()]
-    edited = hooks.run(loaded.model, IDS, {site: lambda seen: seen.written + 0.0 * seen.value for site in dict.fromkeys(sites)})
+    edited = run_edited(
+        loaded.model,
+        IDS,
+        {site: lambda seen: seen.written + 0.0 * seen.value for site in dict.fromkeys(sites)},
+    )
     assert torch.equal(edited.logits, saved)
     assert edited.past_key_values is None
 
@@ -78,8 +86,13 @@ def test_padding_on_the_right_changes_nothing_before_it(tmp_path: Path) -> None:
 
 def test_dtype_is_the_callers_or_the_stored_one(tmp_path: Path) -> None:
     save("llama", tmp_path)
-    AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(tmp_path / "half")
-    assert next(language.load_language_model(tmp_path / "half").model.parameters()).dtype == torch.float32
+    AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16).save_pretrained(
+        tmp_path / "half"
+    )
+    assert (
+        next(language.load_language_model(tmp_path / "half").model.parameters()).dtype
+        == torch.float32
+    )
     stored = language.load_language_model(tmp_path / "half", dtype=None)
     assert next(stored.model.parameters()).dtype == torch.bfloat16
 
@@ -89,7 +102,9 @@ def test_torch_files_load_without_running_code(tmp_path: Path) -> None:
     weights = load_file(tmp_path / "model.safetensors")
     torch.save(weights, tmp_path / "pytorch_model.bin")
     (tmp_path / "model.safetensors").unlink()
-    torch.testing.assert_close(language.load_language_model(tmp_path).logits(IDS), saved, rtol=0, atol=0)
+    torch.testing.assert_close(
+        language.load_language_model(tmp_path).logits(IDS), saved, rtol=0, atol=0
+    )
     torch.save({"transformer.wte.weight": _Evil(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
     with pytest.raises(InputError, match="more than tensors"):
         language.load_language_model(tmp_path)
@@ -155,5 +170,7 @@ def test_fused_attention_is_refused_where_derivatives_need_eager(tmp_path: Path)
 def test_names_are_those_of_the_model(tmp_path: Path) -> None:
     save("gpt2", tmp_path)
     loaded = language.load_language_model(tmp_path)
-    assert loaded.site("blocks.1.hook_attn_out") == names.SiteRef("transformer.h.1.attn", "attention", 1)
+    assert loaded.site("blocks.1.hook_attn_out") == names.SiteRef(
+        "transformer.h.1.attn", "attention", 1
+    )
     assert loaded.site_names("mlp") == ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]

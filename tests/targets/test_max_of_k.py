@@ -31,7 +31,9 @@ def test_forward_is_the_written_formula() -> None:
 
 
 def test_training_learns_and_repeats_to_the_bit() -> None:
-    first, second = (train_max_of_k(6, 2, 8, seed=3, steps=150, rate=1e-2, batch=64) for _ in range(2))
+    first, second = (
+        train_max_of_k(6, 2, 8, seed=3, steps=150, rate=1e-2, batch=64) for _ in range(2)
+    )
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
     tokens = torch.cartesian_prod(torch.arange(6), torch.arange(6))
@@ -44,7 +46,10 @@ def test_files_round_trip_with_and_without_a_head_axis(tmp_path: Path) -> None:
     w = max_of_k.weights_of(model)
     again = max_of_k.load(max_of_k.save(tmp_path / "a.safetensors", model))
     np.testing.assert_array_equal(again.Q, w.Q)
-    heads = {name: tensor[None] if "attn.W" in name else tensor for name, tensor in model.state_dict().items()}
+    heads = {
+        name: tensor[None] if "attn.W" in name else tensor
+        for name, tensor in model.state_dict().items()
+    }
     heads["blocks.0.attn.b_V"] = torch.ones(1, 4)
     heads["blocks.0.attn.mask"] = torch.ones(3, 3)
     with_heads = max_of_k.from_tensors(heads)
@@ -63,7 +68,10 @@ def test_files_round_trip_with_and_without_a_head_axis(tmp_path: Path) -> None:
         (lambda t: t.update({"ln_final.w": torch.ones(5)}), "normalisation"),
         (lambda t: t.update({"blocks.0.mlp.W_in": torch.ones(5, 5)}), "unknown tensor"),
         (lambda t: t.update({"blocks.0.attn.W_Q": torch.zeros(2, 5, 4)}), "2 heads"),
-        (lambda t: t.update({"unembed.W_U": torch.full((5, 7), 1e-60, dtype=torch.float64)}), "does not fit float32"),
+        (
+            lambda t: t.update({"unembed.W_U": torch.full((5, 7), 1e-60, dtype=torch.float64)}),
+            "does not fit float32",
+        ),
     ],
 )
 def test_bad_files_are_refused(change, message: str, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

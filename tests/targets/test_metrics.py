@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from assay.core.target import Batch, target
 from assay.errors import InputError
 from assay.io.prompts import Pairs, TextPair
 from assay.targets import metrics
-from assay.targets.base import Batch, target
 
 
 def some_pairs(*, years: bool = False) -> Pairs:
@@ -56,18 +56,26 @@ def test_last_position_metrics_are_their_formulas() -> None:
     sums = [sum(math.exp(value) for value in row) for row in rows]
     expected = {
         "logit_difference": [row[b] - row[a] for row, (a, b) in zip(rows, answers, strict=True)],
-        "probability": [math.exp(row[b]) / total for row, total, (_, b) in zip(rows, sums, answers, strict=True)],
-        "answer_loss": [math.log(total) - row[a] for row, total, (a, _) in zip(rows, sums, answers, strict=True)],
+        "probability": [
+            math.exp(row[b]) / total for row, total, (_, b) in zip(rows, sums, answers, strict=True)
+        ],
+        "answer_loss": [
+            math.log(total) - row[a] for row, total, (a, _) in zip(rows, sums, answers, strict=True)
+        ],
     }
     for name, values in expected.items():
         found = target(model, metrics.choose_metric(name)).values(batch)
-        torch.testing.assert_close(found, torch.tensor(values, dtype=torch.float64), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(
+            found, torch.tensor(values, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        )
 
 
 def test_loss_leaves_padding_out() -> None:
     logits = random_logits()
     batch = metrics.pair_batch(some_pairs())
-    first = [torch.logsumexp(logits[0, i], 0) - logits[0, i, token] for i, token in enumerate((2, 3))]
+    first = [
+        torch.logsumexp(logits[0, i], 0) - logits[0, i, token] for i, token in enumerate((2, 3))
+    ]
     second = torch.logsumexp(logits[1, 0], 0) - logits[1, 0, 5]
     expected = torch.stack([sum(first, torch.tensor(0.0)) / 2, second])
     torch.testing.assert_close(target(Fixed(logits), metrics.loss).values(batch), expected)
@@ -83,7 +91,9 @@ def test_kl_to_the_clean_run_is_zero_there_and_positive_elsewhere() -> None:
     other = logits.flip(-1)
     p, q = logits[0, 2].softmax(0), other[0, 2].softmax(0)
     found = metrics.kl(other, batch)
-    torch.testing.assert_close(found[0], sum((p[i] * torch.log(p[i] / q[i]) for i in range(12)), torch.tensor(0.0)))
+    torch.testing.assert_close(
+        found[0], sum((p[i] * torch.log(p[i] / q[i]) for i in range(12)), torch.tensor(0.0))
+    )
     assert (found > 0).all()
     taken = batch.take(torch.tensor([1]))
     torch.testing.assert_close(metrics.kl(other[1:], taken)[0], found[1])
@@ -95,8 +105,12 @@ def test_greater_than_counts_wrong_minus_right_years() -> None:
     logits = random_logits(100)
     batch = metrics.pair_batch(some_pairs(years=True))
     found = metrics.greater_than(logits, batch)
-    for row, (probabilities, year) in enumerate([(logits[0, 2].softmax(0).flip(0), 30), (logits[1, 1].softmax(0).flip(0), 98)]):
-        torch.testing.assert_close(found[row], probabilities[: year + 1].sum() - probabilities[year + 1 :].sum())
+    for row, (probabilities, year) in enumerate(
+        [(logits[0, 2].softmax(0).flip(0), 30), (logits[1, 1].softmax(0).flip(0), 98)]
+    ):
+        torch.testing.assert_close(
+            found[row], probabilities[: year + 1].sum() - probabilities[year + 1 :].sum()
+        )
     with pytest.raises(InputError, match="needs the label 'years'"):
         metrics.greater_than(logits, metrics.pair_batch(some_pairs()))
 

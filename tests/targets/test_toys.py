@@ -6,11 +6,12 @@ import torch
 from assay.errors import InputError
 from assay.io.files import save_tensors
 from assay.io.runs import Run
-from assay.targets import toys
+from assay.learn import toys
+from assay.targets.toys import draw_sparse
 
 
 def test_sparse_inputs_are_never_empty_and_active_in_groups() -> None:
-    x = toys.draw_sparse(500, 6, 0.1, torch.Generator().manual_seed(0), group=3)
+    x = draw_sparse(500, 6, 0.1, torch.Generator().manual_seed(0), group=3)
     assert x.shape == (500, 6)
     assert bool(x.any(1).all())
     active = x.reshape(500, 2, 3) > 0
@@ -45,7 +46,10 @@ def test_xor_squares_and_digits_learn() -> None:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_a_run_resumes(tmp_path: Path) -> None:
-    first, again = toys.superposed_circuits(steps=20), toys.superposed_circuits(steps=20, run=Run(tmp_path))
+    first, again = (
+        toys.superposed_circuits(steps=20),
+        toys.superposed_circuits(steps=20, run=Run(tmp_path)),
+    )
     assert torch.equal(first.model.W_in, again.model.W_in)
     resumed = toys.superposed_circuits(steps=20, run=Run(tmp_path))
     assert torch.equal(first.model.W_in, resumed.model.W_in)
@@ -71,7 +75,9 @@ def test_weights_load_from_a_file(tmp_path: Path) -> None:
         ({"W": torch.full((2, 3), torch.nan), "b": torch.ones(3)}, "NaN"),
     ],
 )
-def test_bad_weight_files_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+def test_bad_weight_files_are_refused(
+    tmp_path: Path, tensors: dict[str, torch.Tensor], message: str
+) -> None:
     save_tensors(tmp_path / "w.safetensors", tensors)
     with pytest.raises(InputError, match=message):
         toys.tms(weights=tmp_path / "w.safetensors")

@@ -1,4 +1,6 @@
-"""Attribution by several processes: every one scores its share of the examples, and all get all the scores."""
+"""Attribution by several processes: every one scores its share of the examples, and all get all
+the scores.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,14 @@ from torch import Tensor
 
 from assay.attribution.gradient import Gradient
 from assay.attribution.scores import Gap, Scores
+from assay.core.mechanisms import Mechanisms
 from assay.errors import AssayError, InputError
-from assay.mechanisms.base import Mechanisms
 
 
 def start() -> tuple[int, int]:
-    """Join the processes that `torchrun` started, over gloo, and return this one's rank and their number: (0, 1) without it."""
+    """Join the processes that `torchrun` started, over gloo, and return this one's rank and
+    their number: (0, 1) without it.
+    """
     if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -27,13 +31,13 @@ def start() -> tuple[int, int]:
 def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
     """Return the scores of `attribute`, with the examples split over the processes of `torchrun`.
 
-    Every process binds the whole batch, so that references are those of the whole, and calls this with equal arguments. The
-    kind must be able to keep some of its examples (a method `take`). `cpu_seconds` is the sum over processes; the gap of a
-    path is the worst of theirs, since every process refines the path for its own examples.
+    Every process binds the whole batch, so that references are those of the whole, and calls this
+    with equal arguments. The kind must be able to keep some of its examples (a method `take`).
+    `cpu_seconds` is the sum over processes; the gap of a path is the worst of theirs, since every
+    process refines the path for its own examples.
 
-    Raises InputError when the kind has no `take` and when there are fewer examples than processes, AssayError when another
-    process failed.
-    """
+    Raises InputError when the kind has no `take` and when there are fewer examples than processes,
+    AssayError when another process failed."""
     method = Gradient() if method is None else method
     rank, world = start()
     if world == 1:
@@ -41,9 +45,14 @@ def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
         return found
     take = getattr(mechanisms, "take", None)
     if take is None:
-        raise InputError(f"mechanisms of kind {mechanisms.kind!r} cannot be split over processes: they have no method 'take'")
+        raise InputError(
+            f"mechanisms of kind {mechanisms.kind!r} cannot be split over processes: they have no"
+            " method 'take'"
+        )
     if len(mechanisms.batch) < world:
-        raise InputError(f"{len(mechanisms.batch)} examples cannot be split over {world} processes; start fewer")
+        raise InputError(
+            f"{len(mechanisms.batch)} examples cannot be split over {world} processes; start fewer"
+        )
     shares = [len(part) for part in torch.arange(len(mechanisms.batch)).tensor_split(world)]
     first = sum(shares[:rank])
     own, failure = None, ""
@@ -51,9 +60,21 @@ def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
         own = method.scores(take(slice(first, first + shares[rank])))
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
-    # Tell the others before waiting for them: a process that is alone in failing would leave them waiting.
-    told = _tell({"failure": failure, "gaps": dict(own.gaps) if own else {}, "seconds": own.cpu_seconds if own else 0.0}, world)
-    failed = [f"process {number}: {entry['failure']}" for number, entry in enumerate(told) if entry["failure"]]
+    # Tell the others before waiting for them: a process that is alone in failing would leave them
+    # waiting.
+    told = _tell(
+        {
+            "failure": failure,
+            "gaps": dict(own.gaps) if own else {},
+            "seconds": own.cpu_seconds if own else 0.0,
+        },
+        world,
+    )
+    failed = [
+        f"process {number}: {entry['failure']}"
+        for number, entry in enumerate(told)
+        if entry["failure"]
+    ]
     if own is None or failed:
         raise AssayError("; ".join(failed))
     return replace(
@@ -69,7 +90,11 @@ def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
 def _gather(values: Tensor, shares: list[int], rank: int) -> Tensor:
     parts = []
     for source, share in enumerate(shares):
-        part = values.cpu().contiguous() if source == rank else torch.empty(share, *values.shape[1:], dtype=values.dtype)
+        part = (
+            values.cpu().contiguous()
+            if source == rank
+            else torch.empty(share, *values.shape[1:], dtype=values.dtype)
+        )
         dist.broadcast(part, source)
         parts.append(part)
     return torch.cat(parts).to(values.device)
@@ -84,6 +109,10 @@ def _tell(entry: dict[str, Any], world: int) -> list[dict[str, Any]]:
 def _worst(gaps: list[Mapping[str, Gap]]) -> dict[str, Gap]:
     def worst(name: str) -> Gap:
         theirs = [entry[name] for entry in gaps]
-        return Gap(max(gap.relative for gap in theirs), max(gap.absolute for gap in theirs), max(gap.nodes for gap in theirs))
+        return Gap(
+            max(gap.relative for gap in theirs),
+            max(gap.absolute for gap in theirs),
+            max(gap.nodes for gap in theirs),
+        )
 
     return {name: worst(name) for name in gaps[0]}

@@ -1,8 +1,9 @@
-"""Exact ablation: set one gate to zero and run, with the prefix computed once and many parts side by side."""
+"""Exact ablation: set one gate to zero and run, with the prefix computed once and many parts
+side by side.
+"""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -11,45 +12,45 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from assay import hooks
-from assay.attribution.scores import Scores, require_scores
+from assay.attribution.method import Estimate, Method
+from assay.core.mechanisms import Mechanisms
+from assay.core.sites import Edit, Record, Seen
 from assay.errors import InputError
-from assay.hooks import Seen
-from assay.mechanisms.base import Mechanisms
 from assay.memory import rows_within
 
 
 @dataclass(frozen=True)
-class Exact:
-    """score_k = F(ones) - F(gate k at 0), one ablation a part, under a memory budget in bytes (default: a quarter of what is free)."""
+class Exact(Method):
+    """score_k = F(ones) - F(gate k at 0), one ablation a part, under a memory budget in bytes
+    (default: a quarter of what is free).
+    """
 
     budget: int | None = None
 
     name = "exact"
+    exact = True
 
-    def scores(self, mechanisms: Mechanisms) -> Scores:
-        began = time.process_time()
-        known = mechanisms.exact_rule()
+    def estimate(self, mechanisms: Mechanisms) -> Estimate:
         values: dict[str, Tensor] = {}
         record = cache(mechanisms.record)  # made by the first group that needs it
         for name, group in mechanisms.groups.items():
-            if known is not None:
-                values[name] = known[name].double()
-                continue
-            effects = ablate(mechanisms, name, every(mechanisms, name), record=record, budget=self.budget)
+            effects = ablate(
+                mechanisms, name, every(mechanisms, name), record=record, budget=self.budget
+            )
             values[name] = effects.T.reshape(len(mechanisms.batch), *group.axes)
-        require_scores(values)
         with torch.no_grad():
-            baseline = mechanisms.values().double()
-        spent = time.process_time() - began
-        return Scores(mechanisms, values, baseline, self.name, "single removal", exact=True, cpu_seconds=spent)
+            return Estimate(mechanisms.values().double(), values)
 
 
 def every(mechanisms: Mechanisms, name: str) -> Int[Tensor, "rows axes"]:
     """Return the index of every part of a group, one row each."""
     axes = mechanisms.group(name).axes
     count = int(torch.tensor(axes).prod()) if axes else 1
-    return torch.stack(torch.unravel_index(torch.arange(count), axes), dim=1) if axes else torch.zeros(1, 0, dtype=torch.long)
+    return (
+        torch.stack(torch.unravel_index(torch.arange(count), axes), dim=1)
+        if axes
+        else torch.zeros(1, 0, dtype=torch.long)
+    )
 
 
 def ablate(
@@ -57,14 +58,16 @@ def ablate(
     name: str,
     index: Int[Tensor, "rows *examples axes"],
     *,
-    record: hooks.Record | Callable[[], hooks.Record] | None = None,
+    record: Record | Callable[[], Record] | None = None,
     budget: int | None = None,
+    general: bool = False,
 ) -> Float[Tensor, "rows examples"]:
     """Return F(ones) - F(one gate at 0) for rows of parts of one group, in float64.
 
-    `index` is (rows, axes), the same part in every example, or (rows, examples, axes), a part of its own for each (for gates
-    with an example axis). A chunk of rows runs under vmap from the group's first site on, beside a row with every gate at
-    one: a batched row differs from a single run by rounding, and inactive parts would otherwise show effects.
+    `index` is (rows, axes), the same part in every example, or (rows, examples, axes), a part of
+    its own for each (for gates with an example axis). A chunk of rows runs under vmap from the
+    group's first site on, beside a row with every gate at one: a batched row differs from a single
+    run by rounding, and inactive parts would otherwise show effects.
 
     Raises InputError when an index is out of range.
     """
@@ -72,19 +75,21 @@ def ablate(
     index = index.to(mechanisms.target.device)
     limits = torch.tensor(group.axes, device=index.device)
     if index.shape[-1] != len(group.axes) or (index < 0).any() or (index >= limits).any():
-        raise InputError(f"part index of {name!r} must have {len(group.axes)} entries within {group.axes}")
+        raise InputError(
+            f"part index of {name!r} must have {len(group.axes)} entries within {group.axes}"
+        )
     if group.per_example and index.ndim == 2:
         index = index[:, None].expand(-1, len(mechanisms.batch), -1)
     if not group.per_example and index.ndim == 3:
         raise InputError(f"the gates of {name!r} are shared over the batch: give one index a row")
     with torch.no_grad():
-        known = mechanisms.ablate_rule(name, index, budget)
+        known = None if general else mechanisms.ablate_rule(name, index, budget)
     if known is not None:
         return known.double()
-    made = record if isinstance(record, hooks.Record) else (record or mechanisms.record)()
+    made = record if isinstance(record, Record) else (record or mechanisms.record)()
 
     def row(place: Tensor, weight: Tensor) -> Tensor:
-        def edit(site: str) -> hooks.Edit:
+        def edit(site: str) -> Edit:
             def remove(seen: Seen) -> Tensor:
                 part = mechanisms.parts(site, seen)[name].one(place)
                 wide = torch.promote_types(seen.written.dtype, torch.float32)
@@ -92,9 +97,18 @@ def ablate(
 
             return remove
 
-        return mechanisms.target.values(mechanisms.batch, {site: edit(site) for site in group.sites}, record=made, resume=group.sites)
+        return mechanisms.target.values(
+            mechanisms.batch,
+            {site: edit(site) for site in group.sites},
+            record=made,
+            resume=group.sites,
+        )
 
-    chunk = rows_within(4 * made.size_from(mechanisms.target.model, group.sites), budget, device=mechanisms.target.device)
+    chunk = rows_within(
+        4 * made.size_from(mechanisms.target.model, group.sites),
+        budget,
+        device=mechanisms.target.device,
+    )
     found = []
     with torch.no_grad():
         for rows in index.split(chunk):
@@ -112,5 +126,8 @@ def _rows(row, places: Tensor, weights: Tensor) -> Tensor:  # type: ignore[no-un
     except RuntimeError as error:
         if "vmap" not in str(error):
             raise
-        # A model with data-dependent control flow cannot be batched over parts; one part at a time is the same number, later.
-        return torch.stack([row(place, weight) for place, weight in zip(places, weights, strict=True)])
+        # A model with data-dependent control flow cannot be batched over parts; one part at a time
+        # is the same number, later.
+        return torch.stack(
+            [row(place, weight) for place, weight in zip(places, weights, strict=True)]
+        )

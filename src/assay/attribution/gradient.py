@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from assay import hooks
-from assay.attribution.scores import Scores, require_scores
-from assay.hooks import Seen
-from assay.mechanisms.base import Mechanisms, differentiable
-from assay.parts import Gates, mix
+from assay.attribution.method import Estimate, Method
+from assay.core.mechanisms import Mechanisms, differentiable
+from assay.core.parts import Gates, mix
+from assay.core.sites import Edit, Seen
 
 
 @dataclass(frozen=True)
-class Gradient:
-    """attribution_k = dF/dgate_k at all ones: one forward and one backward for all parts (attribution patching).
+class Gradient(Method):
+    """attribution_k = dF/dgate_k at all ones: one forward and one backward for all parts
+    (attribution patching).
 
     Gates shared over the batch take one forward-mode derivative each, so that examples stay apart.
     """
 
     name = "gradient"
 
-    def scores(self, mechanisms: Mechanisms) -> Scores:
-        began = time.process_time()
-        baseline, values = gate_gradient(mechanisms)
-        require_scores(values)
-        spent = time.process_time() - began
-        return Scores(mechanisms, values, baseline, self.name, "single removal", cpu_seconds=spent)
+    def estimate(self, mechanisms: Mechanisms) -> Estimate:
+        return Estimate(*gate_gradient(mechanisms))
 
 
 def gate_gradient(
     mechanisms: Mechanisms, gates: Gates | None = None, names: Iterable[str] | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the metric (examples,) and dF/dgate by group (examples, *axes), both float64, at `gates` (all ones by default).
+    """Return the metric (examples,) and dF/dgate by group (examples, *axes), both float64, at
+    `gates` (all ones by default).
 
-    Only what each site saw is kept; the parts are computed again one site at a time, so that a large dictionary is never in
-    the graph at all ones, nor in memory at more than one site.
-    """
+    Only what each site saw is kept; the parts are computed again one site at a time, so that a
+    large dictionary is never in the graph at all ones, nor in memory at more than one site."""
     chosen = list(mechanisms.groups if names is None else names)
     reverse = [name for name in chosen if mechanisms.group(name).per_example]
     found: dict[str, Tensor] = {}
@@ -53,34 +48,49 @@ def gate_gradient(
     return values.detach().double(), {name: found[name] for name in chosen}
 
 
-def _reverse(mechanisms: Mechanisms, gates: Gates, names: set[str]) -> tuple[Tensor, dict[str, Tensor]]:
+def _reverse(
+    mechanisms: Mechanisms, gates: Gates, names: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
     tape: dict[str, tuple[Seen, Tensor]] = {}
 
-    def watch(site: str, present: bool) -> hooks.Edit:
+    def watch(site: str, present: bool) -> Edit:
         def edit(seen: Seen) -> Tensor:
             mixed = mix(seen, mechanisms.parts(site, seen), gates) if present else seen.written
             tracked = mixed if mixed.requires_grad else mixed.detach().requires_grad_()
-            tape[site] = (Seen(seen.value.detach(), seen.written.detach(), seen.inputs, seen.kwargs), tracked)
-            return tracked.clone()  # a later in-place change must not reach the tensor that is differentiated
+            tape[site] = (
+                Seen(seen.value.detach(), seen.written.detach(), seen.inputs, seen.kwargs),
+                tracked,
+            )
+            return (
+                tracked.clone()
+            )  # a later in-place change must not reach the tensor that is differentiated
 
         return edit
 
     sites = mechanisms.sites
-    watched = {site: watch(site, any(name in gates for name in acting)) for site, acting in sites.items()}
+    watched = {
+        site: watch(site, any(name in gates for name in acting)) for site, acting in sites.items()
+    }
     with torch.enable_grad():
         values = mechanisms.target.values(mechanisms.batch, watched)
         reached = [site for site in tape if names & set(sites[site])]
         tracked = [tape[site][1] for site in reached]
         # A metric that no site reaches, as with every path cut, has no gradient to ask for.
         cotangents = (
-            torch.autograd.grad(values.double().sum(), tracked, allow_unused=True) if values.requires_grad else [None] * len(reached)
+            torch.autograd.grad(values.double().sum(), tracked, allow_unused=True)
+            if values.requires_grad
+            else [None] * len(reached)
         )
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         for site, cotangent in zip(reached, cotangents, strict=True):
             for name, parts in mechanisms.parts(site, tape[site][0]).items():
                 if name in names:
-                    gradient = torch.zeros(parts.shape, dtype=torch.float64) if cotangent is None else parts.dot(cotangent).double()
+                    gradient = (
+                        torch.zeros(parts.shape, dtype=torch.float64)
+                        if cotangent is None
+                        else parts.dot(cotangent).double()
+                    )
                     found[name] = found[name] + gradient if name in found else gradient
     return values.detach(), found
 
@@ -88,7 +98,9 @@ def _reverse(mechanisms: Mechanisms, gates: Gates, names: set[str]) -> tuple[Ten
 def _forward(mechanisms: Mechanisms, gates: Gates, name: str) -> tuple[Tensor, Tensor]:
     group = mechanisms.group(name)
     start = gates[name] if name in gates else mechanisms.ones([name])[name]
-    basis = torch.eye(start.numel(), dtype=start.dtype, device=start.device).reshape(-1, *start.shape)
+    basis = torch.eye(start.numel(), dtype=start.dtype, device=start.device).reshape(
+        -1, *start.shape
+    )
 
     def metric(gate: Tensor) -> Tensor:
         return mechanisms.values({**gates, name: gate})

@@ -1,8 +1,9 @@
-"""Integrated gradients in the gates, refined until the scores of a path add up to the change along it."""
+"""Integrated gradients in the gates, refined until the scores of a path add up to the change
+along it.
+"""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,33 +11,38 @@ import torch
 from torch import Tensor
 
 from assay.attribution.gradient import gate_gradient
-from assay.attribution.scores import Gap, Scores, require_scores
+from assay.attribution.method import Estimate, Method
+from assay.attribution.scores import Gap
+from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError
-from assay.mechanisms.base import Mechanisms
 
 
 @dataclass(frozen=True)
-class IntegratedGradients:
-    """score_k = int_0^1 dF/dgate_k(a) da along gates moving together from one (a = 1) to zero (arXiv 1703.01365).
+class IntegratedGradients(Method):
+    """score_k = int_0^1 dF/dgate_k(a) da along gates moving together from one (a = 1) to zero
+    (arXiv 1703.01365).
 
-    `scope` says which gates move together: those of one group ("group": the scores of a group add up to the effect of
-    removing the whole group) or all of them ("joint"). Simpson panels are split where the panel's sum is furthest from the
-    change of the metric across it, which the nodes already measure, until the gap is below `tolerance` of the total change
-    or `max_nodes` are spent; the gap that was reached is part of the result.
-    """
+    `scope` says which gates move together: those of one group ("group": the scores of a group add
+    up to the effect of removing the whole group) or all of them ("joint"). Simpson panels are split
+    where the panel's sum is furthest from the change of the metric across it, which the nodes
+    already measure, until the gap is below `tolerance` of the total change or `max_nodes` are
+    spent; the gap that was reached is part of the result."""
 
     scope: Literal["group", "joint"] = "group"
     tolerance: float = 0.01
     max_nodes: int = 65
 
     name = "integrated gradients"
+    estimand = "share of joint removal"
 
-    def scores(self, mechanisms: Mechanisms) -> Scores:
+    def estimate(self, mechanisms: Mechanisms) -> Estimate:
         if self.scope not in ("group", "joint"):
             raise InputError(f"scope must be 'group' or 'joint', got {self.scope!r}")
         if self.max_nodes < 3 or not self.tolerance > 0:
-            raise InputError(f"max_nodes must be at least 3 and tolerance positive, got {self.max_nodes} and {self.tolerance}")
-        began = time.process_time()
+            raise InputError(
+                f"max_nodes must be at least 3 and tolerance positive, got {self.max_nodes} and"
+                f" {self.tolerance}"
+            )
         names = list(mechanisms.groups)
         paths = [names] if self.scope == "joint" else [[name] for name in names]
         found: dict[str, Tensor] = {}
@@ -46,15 +52,17 @@ class IntegratedGradients:
             baseline, scores, gap = self._integrate(mechanisms, path)
             found.update(scores)
             gaps["all" if self.scope == "joint" else path[0]] = gap
-        require_scores(found)
-        spent = time.process_time() - began
-        return Scores(mechanisms, found, baseline, self.name, "share of joint removal", gaps=gaps, cpu_seconds=spent)
+        return Estimate(baseline, found, gaps)
 
-    def _integrate(self, mechanisms: Mechanisms, names: list[str]) -> tuple[Tensor, dict[str, Tensor], Gap]:
+    def _integrate(
+        self, mechanisms: Mechanisms, names: list[str]
+    ) -> tuple[Tensor, dict[str, Tensor], Gap]:
         def node(place: float) -> _Node:
             gates = mechanisms.full(place, names)
             metric, gradients = gate_gradient(mechanisms, gates, names)
-            slope = sum((gradient.flatten(1).sum(1) for gradient in gradients.values()), torch.zeros(()))
+            slope = sum(
+                (gradient.flatten(1).sum(1) for gradient in gradients.values()), torch.zeros(())
+            )
             return _Node(place, metric, gradients, slope)
 
         panels = [_Panel(node(0.0), node(0.5), node(1.0))]
@@ -63,12 +71,18 @@ class IntegratedGradients:
         scale = float(change.abs().mean())
         while True:
             worst = max(panels, key=lambda panel: panel.error)
-            if sum(panel.error for panel in panels) <= self.tolerance * scale or nodes + 2 > self.max_nodes or worst.width < 1e-6:
+            if (
+                sum(panel.error for panel in panels) <= self.tolerance * scale
+                or nodes + 2 > self.max_nodes
+                or worst.width < 1e-6
+            ):
                 break
             panels.remove(worst)
             panels += worst.split(node)
             nodes += 2
-        scores = {name: torch.zeros_like(gradient) for name, gradient in panels[0].left.gradients.items()}
+        scores = {
+            name: torch.zeros_like(gradient) for name, gradient in panels[0].left.gradients.items()
+        }
         for panel in panels:
             for name in scores:
                 scores[name] += panel.integral(name)
@@ -110,6 +124,10 @@ class _Panel:
         return (ends + 4 * self.middle.gradients[name]) * (self.width / 6)
 
     def split(self, node) -> list[_Panel]:  # type: ignore[no-untyped-def]
-        low = replace(self, middle=node((self.left.place + self.middle.place) / 2), right=self.middle)
-        high = replace(self, left=self.middle, middle=node((self.middle.place + self.right.place) / 2))
+        low = replace(
+            self, middle=node((self.left.place + self.middle.place) / 2), right=self.middle
+        )
+        high = replace(
+            self, left=self.middle, middle=node((self.middle.place + self.right.place) / 2)
+        )
         return [low, high]

@@ -1,31 +1,32 @@
-"""The scores of an attribution: per example, in float64, with what they estimate written into the type."""
+"""The scores of an attribution: per example, in float64, with what they estimate written into
+the type.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, ClassVar, Literal
 
 import polars as pl
 import torch
 from torch import Tensor
 
 from assay.charts.tables import notebook_html
-from assay.errors import InputError
-from assay.mechanisms.base import Mechanisms
-
-if TYPE_CHECKING:
-    from assay.audit.audit import Audit
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import at
+from assay.errors import AssayError, InputError
 
 Estimand = Literal["single removal", "share of joint removal", "size of single removal"]
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The completeness gap of a path integral: how far the scores of one path are from the change of the metric along it.
+    """The completeness gap of a path integral: how far the scores of one path are from the change
+    of the metric along it.
 
-    `relative` is mean |sum of scores - change| / mean |change| over examples, after `nodes` evaluations of the path.
-    """
+    `relative` is mean |sum of scores - change| / mean |change| over examples, after `nodes`
+    evaluations of the path."""
 
     relative: float
     absolute: float
@@ -34,12 +35,13 @@ class Gap:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of every part: `values[group]` is (examples, *axes), an estimate of F(ones) - F(gate at 0) with the sign of a removal.
+    """Scores of every part: `values[group]` is (examples, *axes), an estimate of F(ones) - F(gate
+    at 0) with the sign of a removal.
 
-    The estimand says whether a score stands for the removal of one part, for its share of the joint removal, or for the size
-    of its removal without the sign; `convention` names how gradients pass the site, or by which rules they pass the whole
-    network where those are not its derivatives (`backward`), and `reference` what a gate of zero puts there.
-    """
+    The estimand says whether a score stands for the removal of one part, for its share of the joint
+    removal, or for the size of its removal without the sign; `convention` names how gradients pass
+    the site, or by which rules they pass the whole network where those are not its derivatives
+    (`backward`), and `reference` what a gate of zero puts there."""
 
     mechanisms: Mechanisms
     values: Mapping[str, Tensor]
@@ -50,6 +52,9 @@ class Scores:
     gaps: Mapping[str, Gap] = field(default_factory=dict)
     cpu_seconds: float = 0.0
     backward: str | None = None
+
+    auditor: ClassVar[Callable[..., Any] | None] = None
+    """What `audit` calls: the audit stands above the scores and puts itself here on import."""
 
     @property
     def convention(self) -> str:
@@ -69,13 +74,23 @@ class Scores:
         return {name: values.mean(0) for name, values in self.values.items()}
 
     def table(self, *, nonzero: bool = True) -> pl.DataFrame:
-        """Return one row a part: group, part, index, mean score, standard deviation over examples, n, mean |score|."""
+        """Return one row a part: group, part, index, mean score, standard deviation over
+        examples, n, mean |score|.
+        """
         frames = []
         for name, values in self.values.items():
             flat = values.flatten(1)
-            keep = (flat != 0).any(0).nonzero().flatten() if nonzero else torch.arange(flat.shape[1], device=flat.device)
+            keep = (
+                (flat != 0).any(0).nonzero().flatten()
+                if nonzero
+                else torch.arange(flat.shape[1], device=flat.device)
+            )
             flat = flat[:, keep]
-            places = torch.stack(torch.unravel_index(keep, values.shape[1:]), dim=1).tolist() if values.ndim > 1 else [[]] * len(keep)
+            places = (
+                torch.stack(torch.unravel_index(keep, values.shape[1:]), dim=1).tolist()
+                if values.ndim > 1
+                else [[]] * len(keep)
+            )
             frames.append(
                 pl.DataFrame(
                     {
@@ -108,18 +123,30 @@ class Scores:
 
     def at(self, name: str, index: Tensor) -> Tensor:
         """Return the scores at rows of part indices (rows, examples, axes): (rows, examples)."""
-        values = self.values[name]
-        examples = torch.arange(values.shape[0], device=values.device).expand(index.shape[:2])
-        return values[(examples, *index.unbind(-1))]
+        return at(self.values[name], index)
 
-    def audit(self, exact: int = 64, **options: Any) -> Audit:
-        """Ablate a random sample of parts exactly and say how far to trust these scores; see `assay.audit.audit`."""
-        from assay.audit.audit import audit
+    def audit(self, exact: int = 64, **options: Any) -> Any:
+        """Ablate a random sample of parts exactly and say how far to trust these scores: an
+        `assay.Audit`, see `assay.audit.audit`.
+        """
+        if Scores.auditor is None:
+            raise AssayError("scores are audited by the room assay.audit: import it first")
+        return Scores.auditor(self, exact=exact, **options)
 
-        return audit(self, exact=exact, **options)
+    def indirect_effect(self) -> dict[str, Tensor]:
+        """Return m(clean, do(a := reference)) - m(clean) for every part, (examples, *axes) by
+        group: the scores with the opposite sign.
+
+        A score stands for a removal, F(ones) - F(gate at 0), which is the negative of the effect of
+        patching in the reference.
+        """
+        return {name: -values for name, values in self.values.items()}
 
     def _repr_html_(self) -> str:
-        head = f"<p><b>{self.mechanisms.kind}</b>: {self.method}, {self.estimand}, reference {self.reference}</p>"
+        head = (
+            f"<p><b>{self.mechanisms.kind}</b>: {self.method}, {self.estimand}, reference"
+            f" {self.reference}</p>"
+        )
         return head + notebook_html(self.top(20).select("part", "score", "sd", "n"))
 
 
@@ -128,4 +155,7 @@ def require_scores(values: Mapping[str, Tensor]) -> None:
     for name, entry in values.items():
         bad = int((~torch.isfinite(entry)).sum())
         if bad:
-            raise InputError(f"{bad} scores of {name!r} are NaN or infinite: the model's activations or gradients are not finite there")
+            raise InputError(
+                f"{bad} scores of {name!r} are NaN or infinite: the model's activations or"
+                " gradients are not finite there"
+            )

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from assay import hooks
 from assay.attribution.exact import every
 from assay.attribution.gradient import gate_gradient
-from assay.attribution.scores import Scores, require_scores
-from assay.mechanisms.base import Mechanisms, differentiable
+from assay.attribution.method import Estimate, Method
+from assay.core.mechanisms import Mechanisms, differentiable
+from assay.core.sites import Record
 from assay.memory import rows_within
 
 
 @dataclass(frozen=True)
-class SecondOrder:
-    """score_k = dF/dgate_k - 1/2 d2F/dgate_k^2 at all ones, exact when F is quadratic in each gate."""
+class SecondOrder(Method):
+    """score_k = dF/dgate_k - 1/2 d2F/dgate_k^2 at all ones, exact when F is quadratic in each
+    gate.
+    """
 
     budget: int | None = None
 
     name = "second order"
 
-    def scores(self, mechanisms: Mechanisms) -> Scores:
-        began = time.process_time()
+    def estimate(self, mechanisms: Mechanisms) -> Estimate:
         baseline, first = gate_gradient(mechanisms)
         known = mechanisms.second_rule()
         record = mechanisms.record() if known is None else None
@@ -35,12 +35,12 @@ class SecondOrder:
             if known is not None:
                 second = known[name].double()
             else:
-                rows = curvature(mechanisms, name, every(mechanisms, name), record=record, budget=self.budget)
+                rows = curvature(
+                    mechanisms, name, every(mechanisms, name), record=record, budget=self.budget
+                )
                 second = rows.T.reshape(len(mechanisms.batch), *group.axes)
             values[name] = first[name] - second / 2
-        require_scores(values)
-        spent = time.process_time() - began
-        return Scores(mechanisms, values, baseline, self.name, "single removal", cpu_seconds=spent)
+        return Estimate(baseline, values)
 
 
 def curvature(
@@ -48,10 +48,12 @@ def curvature(
     name: str,
     index: Int[Tensor, "rows axes"],
     *,
-    record: hooks.Record | None = None,
+    record: Record | None = None,
     budget: int | None = None,
 ) -> Float[Tensor, "rows examples"]:
-    """Return d2F/dgate2 at all ones for rows of parts of one group, by two nested forward-mode derivatives a row."""
+    """Return d2F/dgate2 at all ones for rows of parts of one group, by two nested forward-mode
+    derivatives a row.
+    """
     group = mechanisms.group(name)
     record = mechanisms.record() if record is None else record
     ones = mechanisms.ones([name])[name]
@@ -60,15 +62,21 @@ def curvature(
         tangent = torch.ones((), device=ones.device)
         for axis, size in enumerate(group.axes):
             here = (torch.arange(size, device=ones.device) == place[axis]).to(ones.dtype)
-            tangent = tangent * here.reshape([size if other == axis else 1 for other in range(len(group.axes))])
+            tangent = tangent * here.reshape(
+                [size if other == axis else 1 for other in range(len(group.axes))]
+            )
         tangent = tangent.to(ones.dtype).expand(group.shape) if group.per_example else tangent
 
         def along(step: Tensor) -> Tensor:
             return mechanisms.values({name: ones + step * tangent}, record=record)
 
         zero, unit = torch.zeros((), dtype=ones.dtype), torch.ones((), dtype=ones.dtype)
-        return torch.func.jvp(lambda step: torch.func.jvp(along, (step,), (unit,))[1], (zero,), (unit,))[1]
+        return torch.func.jvp(
+            lambda step: torch.func.jvp(along, (step,), (unit,))[1], (zero,), (unit,)
+        )[1]
 
-    chunk = rows_within(12 * record.size_from(mechanisms.target.model, group.sites), budget, device=ones.device)
+    chunk = rows_within(
+        12 * record.size_from(mechanisms.target.model, group.sites), budget, device=ones.device
+    )
     rows = differentiable(lambda: torch.func.vmap(row, chunk_size=chunk)(index.to(ones.device)))
     return rows.detach().double()

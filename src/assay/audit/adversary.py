@@ -11,17 +11,17 @@ from torch import Tensor
 
 from assay.attribution.gradient import gate_gradient
 from assay.audit.faithfulness import Keep, kept_gates
+from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError
-from assay.mechanisms.base import Mechanisms
 
 
 @dataclass(frozen=True)
 class WorstCase:
     """The largest damage F(ones) - F(gates) found over boxes [low, 1] of the unimportant gates.
 
-    `damage` (examples,) is a LOWER bound of the true worst case: a search found it, and `evaluations` forward passes were
-    spent. `exhaustive` marks the maximum over all corners of the boxes.
-    """
+    `damage` (examples,) is a LOWER bound of the true worst case: a search found it, and
+    `evaluations` forward passes were spent. `exhaustive` marks the maximum over all corners of the
+    boxes."""
 
     damage: Tensor
     gates: Mapping[str, Tensor]
@@ -41,12 +41,13 @@ def worst_case(
     flips: int = 32,
     seed: int = 0,
 ) -> WorstCase:
-    """Search the gates that are not kept for the combination that lowers the metric most, per example.
+    """Search the gates that are not kept for the combination that lowers the metric most, per
+    example.
 
-    Ascends by the sign of the gradient with a shrinking step from the all-low corner, the corner that the gradient points to
-    and random corners; then flips single gates of the best corner (every gate when there are at most `flips` of them).
-    Gates shared over the batch are searched for the mean damage.
-    """
+    Ascends by the sign of the gradient with a shrinking step from the all-low corner, the corner
+    that the gradient points to and random corners; then flips single gates of the best corner
+    (every gate when there are at most `flips` of them). Gates shared over the batch are searched
+    for the mean damage."""
     if steps < 1 or restarts < 1:
         raise InputError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
     search = _Search(mechanisms, keep or {})
@@ -62,7 +63,9 @@ def worst_case(
         for step in range(steps):
             slope = search.slope(gates)
             size = 1 - step / steps
-            gates = search.project({name: gates[name] - size * slope[name].sign().to(gates[name]) for name in gates})
+            gates = search.project(
+                {name: gates[name] - size * slope[name].sign().to(gates[name]) for name in gates}
+            )
             search.offer(gates)
             search.offer(search.corner(slope))
     search.flip(flips)
@@ -71,11 +74,16 @@ def worst_case(
 
 @torch.no_grad()
 def exhaustive(mechanisms: Mechanisms, keep: Keep | None = None, *, most: int = 12) -> WorstCase:
-    """Return the maximum damage over all corners of the boxes; InputError above `most` free gates an example."""
+    """Return the maximum damage over all corners of the boxes; InputError above `most` free
+    gates an example.
+    """
     search = _Search(mechanisms, keep or {})
     places = search.free_places()
     if len(places) > most:
-        raise InputError(f"{len(places)} free gates have 2**{len(places)} corners; at most {most} gates can be searched exhaustively")
+        raise InputError(
+            f"{len(places)} free gates have 2**{len(places)} corners; at most {most} gates can be"
+            " searched exhaustively"
+        )
     for code in range(1 << len(places)):
         gates = {name: gate.clone() for name, gate in search.high.items()}
         for bit, (name, place) in enumerate(places):
@@ -91,7 +99,12 @@ class _Search:
         self.high = mechanisms.ones()
         kept = kept_gates(mechanisms, keep)
         lows = {name: group.low for name, group in mechanisms.groups.items()}
-        self.low = {name: torch.where(kept[name] > 0, self.high[name], torch.full_like(self.high[name], lows[name])) for name in kept}
+        self.low = {
+            name: torch.where(
+                kept[name] > 0, self.high[name], torch.full_like(self.high[name], lows[name])
+            )
+            for name in kept
+        }
         self.shared = not all(group.per_example for group in mechanisms.groups.values())
         self.full = mechanisms.values().double()
         self.best = torch.zeros_like(self.full)
@@ -103,17 +116,31 @@ class _Search:
         self.evaluations += 1
         found = gate_gradient(self.mechanisms, gates)[1]
         groups = self.mechanisms.groups
-        return {name: slope if groups[name].per_example else slope.sum(0) for name, slope in found.items()}
+        return {
+            name: slope if groups[name].per_example else slope.sum(0)
+            for name, slope in found.items()
+        }
 
     def corner(self, slope: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.where(slope[name] > 0, self.low[name], self.high[name]) for name in self.high}
+        return {
+            name: torch.where(slope[name] > 0, self.low[name], self.high[name])
+            for name in self.high
+        }
 
     def random(self, generator: torch.Generator) -> dict[str, Tensor]:
-        coins = {name: torch.rand(high.shape, generator=generator).to(high) < 0.5 for name, high in self.high.items()}
-        return {name: torch.where(coins[name], self.low[name], self.high[name]) for name in self.high}
+        coins = {
+            name: torch.rand(high.shape, generator=generator).to(high) < 0.5
+            for name, high in self.high.items()
+        }
+        return {
+            name: torch.where(coins[name], self.low[name], self.high[name]) for name in self.high
+        }
 
     def project(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {name: torch.minimum(torch.maximum(gate, self.low[name]), self.high[name]) for name, gate in gates.items()}
+        return {
+            name: torch.minimum(torch.maximum(gate, self.low[name]), self.high[name])
+            for name, gate in gates.items()
+        }
 
     def offer(self, gates: Mapping[str, Tensor]) -> None:
         """Keep the gates where they beat the best so far."""

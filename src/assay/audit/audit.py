@@ -1,4 +1,6 @@
-"""The audit of an attribution: exact ablations on a random sample, agreement, and a bar for every part."""
+"""The audit of an attribution: exact ablations on a random sample, agreement, and a bar for
+every part.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,17 +23,19 @@ from assay.audit.agreement import Agreement, agreement, agreement_table
 from assay.audit.bars import Bars, Rows, calibrate, split
 from assay.audit.sampling import sample
 from assay.charts.tables import notebook_html
+from assay.core.parts import at
 from assay.errors import InputError
 
 
 @dataclass(frozen=True)
 class Audit:
-    """How far to trust scores: `table` has a row for every ablated part (example, group, part, estimate, exact, fold, lower, upper).
+    """How far to trust scores: `table` has a row for every ablated part (example, group, part,
+    estimate, exact, fold, lower, upper).
 
-    `pooled` is the agreement over all rows, `by_group` and `by_example` within groups and within inputs. `coverage` and
-    `width` of the bars are measured on inputs that neither chose the scale nor calibrated, leaving out groups where the estimate
-    is exact up to rounding; `constant_width` is the width there of a constant conformal bar around the first-order estimate.
-    """
+    `pooled` is the agreement over all rows, `by_group` and `by_example` within groups and within
+    inputs. `coverage` and `width` of the bars are measured on inputs that neither chose the scale
+    nor calibrated, leaving out groups where the estimate is exact up to rounding; `constant_width`
+    is the width there of a constant conformal bar around the first-order estimate."""
 
     scores: Scores
     table: pl.DataFrame
@@ -47,28 +52,41 @@ class Audit:
     sampled: _Sampled = field(repr=False)
 
     def at_level(self, alpha: float, *, seed: int | None = None) -> Audit:
-        """Return the audit with bars of another level, or with other random folds of the inputs, from the same ablations."""
+        """Return the audit with bars of another level, or with other random folds of the inputs,
+        from the same ablations.
+        """
         sampled = self.sampled if seed is None else replace(self.sampled, seed=seed)
         return replace(self, sampled=sampled, **_barred(self.scores, sampled, alpha))
 
     def half_widths(self) -> dict[str, Tensor]:
-        """Return the half-width of every part's bar, (examples, *axes) by group; infinite where there is no bar."""
+        """Return the half-width of every part's bar, (examples, *axes) by group; infinite where
+        there is no bar.
+        """
         found = {}
         for name, values in self.scores.values.items():
-            scale = self.scales[self.bars.scale][name] if self.bars.scale != "constant" else torch.ones_like(values)
+            scale = (
+                self.scales[self.bars.scale][name]
+                if self.bars.scale != "constant"
+                else torch.ones_like(values)
+            )
             found[name] = self.bars.quantile.get(name, math.inf) * scale.clamp_min(self.bars.floor)
         return found
 
     def top(self, count: int = 20) -> pl.DataFrame:
-        """Return the parts with the largest mean |score|, the mean half-width of their bars, and, over the `sampled` inputs in
-        which a part was ablated, the mean score and the mean exact effect there."""
+        """Return the parts with the largest mean |score|, the mean half-width of their bars, and,
+        over the `sampled` inputs in which a part was ablated, the mean score and the mean exact
+        effect there."""
         bars = {name: values.mean(0) for name, values in self.half_widths().items()}
         exact = self.table.group_by("group", "part").agg(
-            pl.col("estimate").mean().alias("score_sampled"), pl.col("exact").mean().alias("exact_sampled"), pl.len().alias("sampled")
+            pl.col("estimate").mean().alias("score_sampled"),
+            pl.col("exact").mean().alias("exact_sampled"),
+            pl.len().alias("sampled"),
         )
         top = self.scores.top(count).with_columns(
             pl.struct("group", "index")
-            .map_elements(lambda row: float(bars[row["group"]][tuple(row["index"])]), return_dtype=pl.Float64)
+            .map_elements(
+                lambda row: float(bars[row["group"]][tuple(row["index"])]), return_dtype=pl.Float64
+            )
             .alias("bar")
         )
         return top.join(exact, on=["group", "part"], how="left", maintain_order="left")
@@ -107,8 +125,9 @@ class Audit:
 
     def _repr_html_(self) -> str:
         line = (
-            f"<p><b>{self.scores.method}</b> against {self.table.height} exact ablations: r {self.pooled.pearson:.3f}, "
-            f"slope {self.pooled.slope:.3f}, sign {self.pooled.sign:.3f}; {self.bars.guarantee}; measured {self.coverage:.3f}</p>"
+            f"<p><b>{self.scores.method}</b> against {self.table.height} exact ablations: r"
+            f" {self.pooled.pearson:.3f}, slope {self.pooled.slope:.3f}, sign"
+            f" {self.pooled.sign:.3f}; {self.bars.guarantee}; measured {self.coverage:.3f}</p>"
         )
         return line + notebook_html(self.top(20).drop("group", "index", "n", "size"))
 
@@ -127,10 +146,11 @@ def audit(
 ) -> Audit:
     """Ablate `exact` parts of every input exactly and say how far to trust `scores`.
 
-    The scale of the bars is chosen on a quarter of the inputs among a constant, |score|, the norm of the part, |score - other
-    score| when `against` is given, and further `scales` (examples, *axes by group; a certificate, say), or named by `scale`;
-    half of the inputs calibrate; coverage and width are measured on the last quarter. `merge` gives all groups one stratum.
-    Scores without a sign (AtP*) are compared with the sizes of the exact effects.
+    The scale of the bars is chosen on a quarter of the inputs among a constant, |score|, the norm
+    of the part, |score - other score| when `against` is given, and further `scales` (examples,
+    *axes by group; a certificate, say), or named by `scale`; half of the inputs calibrate; coverage
+    and width are measured on the last quarter. `merge` gives all groups one stratum. Scores without
+    a sign (AtP*) are compared with the sizes of the exact effects.
 
     Raises InputError when `exact` is smaller than the number of groups.
     """
@@ -174,15 +194,23 @@ def _barred(scores: Scores, sampled: _Sampled, alpha: float) -> dict[str, Any]:
     """Return the fields of an audit that depend on the level and on the folds."""
     rows, chance = sampled.rows, np.random.default_rng(sampled.seed)
     folds = [np.isin(rows.input, fold) for fold in split(rows.input, (0.25, 0.5, 0.25), chance)]
-    bars = calibrate(rows.take(folds[1]), alpha, chance, tuning=rows.take(folds[0]), scale=sampled.scale)
+    bars = calibrate(
+        rows.take(folds[1]), alpha, chance, tuning=rows.take(folds[0]), scale=sampled.scale
+    )
     constant = calibrate(sampled.plain.take(folds[1]), alpha, chance)
     half = bars.half_width(rows.stratum, rows.scales.get(bars.scale, np.ones(len(rows))))
     error = np.abs(rows.exact - rows.estimate)
     # In strata where the estimate is exact up to rounding, covering proves nothing.
     wrong = np.unique(rows.stratum[error > 1e-12 * np.abs(rows.exact).max()])
     held = folds[2] & np.isin(rows.stratum, wrong)
-    # The guarantee is about a random part of an input and stratum: inputs with more ablated parts must not count more.
-    _, place, count = np.unique([rows.input[held].astype(str), rows.stratum[held]], axis=1, return_inverse=True, return_counts=True)
+    # The guarantee is about a random part of an input and stratum: inputs with more ablated parts
+    # must not count more.
+    _, place, count = np.unique(
+        [rows.input[held].astype(str), rows.stratum[held]],
+        axis=1,
+        return_inverse=True,
+        return_counts=True,
+    )
     weight = 1 / count[place] if held.any() else np.ones(0)
     flat = constant.half_width(rows.stratum[held], np.ones(held.sum()))
     constant_width = float(2 * np.average(flat, weights=weight)) if held.any() else math.nan
@@ -201,20 +229,26 @@ def _barred(scores: Scores, sampled: _Sampled, alpha: float) -> dict[str, Any]:
     return {
         "table": table,
         "bars": bars,
-        "coverage": float(np.average((error <= half)[held], weights=weight)) if held.any() else math.nan,
+        "coverage": (
+            float(np.average((error <= half)[held], weights=weight)) if held.any() else math.nan
+        ),
         "width": float(2 * np.average(half[held], weights=weight)) if held.any() else math.nan,
         "constant_width": constant_width,
         "held_out": int(held.sum()),
     }
 
 
-def _scales(scores: Scores, against: Scores | None, extra: Mapping[str, Mapping[str, Tensor]] | None) -> dict[str, Mapping[str, Tensor]]:
+def _scales(
+    scores: Scores, against: Scores | None, extra: Mapping[str, Mapping[str, Tensor]] | None
+) -> dict[str, Mapping[str, Tensor]]:
     candidates: dict[str, Mapping[str, Tensor]] = {
         "magnitude": {name: values.abs() for name, values in scores.values.items()},
         "step": scores.mechanisms.norms(),
     }
     if against is not None:
-        candidates["disagreement"] = {name: (values - against.values[name]).abs() for name, values in scores.values.items()}
+        candidates["disagreement"] = {
+            name: (values - against.values[name]).abs() for name, values in scores.values.items()
+        }
     for key, values in (extra or {}).items():
         if missing := set(scores.values) - set(values):
             raise InputError(f"scale {key!r} lacks the groups {', '.join(sorted(missing))}")
@@ -230,12 +264,11 @@ def _ablated(
     budget: int | None,
 ) -> pl.DataFrame:
     mechanisms = scores.mechanisms
-    known = mechanisms.exact_rule()
-    record = mechanisms.record() if known is None else None
+    record = cache(mechanisms.record)
     frames = []
     for name, (index, mask) in drawn.items():
         places = index if index.ndim == 3 else index[:, None].expand(-1, len(mechanisms.batch), -1)
-        effects = ablate(mechanisms, name, index, record=record, budget=budget).cpu() if known is None else _at(known[name], places)
+        effects = ablate(mechanisms, name, index, record=record, budget=budget).cpu()
         rows, examples = mask.nonzero(as_tuple=True)
         chosen = places[rows, examples].tolist()
         columns: dict[str, Any] = {
@@ -249,11 +282,21 @@ def _ablated(
         }
         for key, values in scales.items():
             columns[f"scale:{key}"] = _at(values[name], places)[mask].numpy()
-        frames.append(pl.DataFrame(columns, schema_overrides={"index": pl.List(pl.Int64), "group": pl.String, "part": pl.String}))
+        frames.append(
+            pl.DataFrame(
+                columns,
+                schema_overrides={
+                    "index": pl.List(pl.Int64),
+                    "group": pl.String,
+                    "part": pl.String,
+                },
+            )
+        )
     return pl.concat(frames)
 
 
 def _at(values: Tensor, places: Tensor) -> Tensor:
-    values = values.detach().double().cpu()
-    examples = torch.arange(values.shape[0]).expand(places.shape[:2])
-    return values[(examples, *places.unbind(-1))]
+    return at(values.detach().double().cpu(), places)
+
+
+Scores.auditor = audit

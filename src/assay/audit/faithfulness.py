@@ -1,4 +1,6 @@
-"""Faithfulness and completeness: what a kept set of parts does on its own, and what is left without it."""
+"""Faithfulness and completeness: what a kept set of parts does on its own, and what is left
+without it.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,8 @@ import torch
 from torch import Tensor
 
 from assay.attribution.scores import Scores
+from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError
-from assay.mechanisms.base import Mechanisms
 
 Keep = Mapping[str, Tensor]
 
@@ -21,11 +23,11 @@ TRACK = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Faithfulness:
-    """faithfulness = (m(C) - m(empty)) / (m(M) - m(empty)), completeness the same with the complement of C.
+    """faithfulness = (m(C) - m(empty)) / (m(M) - m(empty)), completeness the same with the
+    complement of C.
 
-    Means over examples are taken before the ratio; `median_faithfulness` is the median of the per-example ratios. `kept` is
-    the share of the gates that stay at one.
-    """
+    Means over examples are taken before the ratio; `median_faithfulness` is the median of the
+    per-example ratios. `kept` is the share of the gates that stay at one."""
 
     faithfulness: float
     completeness: float
@@ -36,7 +38,9 @@ class Faithfulness:
 
 @torch.no_grad()
 def faithfulness(mechanisms: Mechanisms, keep: Keep) -> Faithfulness:
-    """Keep the gates where `keep[group]` is true (broadcast to the gates' shape; groups left out are kept out) and ablate the rest."""
+    """Keep the gates where `keep[group]` is true (broadcast to the gates' shape; groups left out
+    are kept out) and ablate the rest.
+    """
     gates = kept_gates(mechanisms, keep)
     full = mechanisms.values().double()
     empty = mechanisms.values(mechanisms.full(0.0)).double()
@@ -47,8 +51,12 @@ def faithfulness(mechanisms: Mechanisms, keep: Keep) -> Faithfulness:
     return summarise(full, empty, circuit, rest, ones / total)
 
 
-def summarise(full: Tensor, empty: Tensor, circuit: Tensor, rest: Tensor, kept: float) -> Faithfulness:
-    """Return the ratios of metrics (examples,) of the whole network, of nothing kept, of the circuit and of its complement."""
+def summarise(
+    full: Tensor, empty: Tensor, circuit: Tensor, rest: Tensor, kept: float
+) -> Faithfulness:
+    """Return the ratios of metrics (examples,) of the whole network, of nothing kept, of the
+    circuit and of its complement.
+    """
     return Faithfulness(
         _ratio(circuit.mean(), empty.mean(), full.mean()),
         _ratio(rest.mean(), empty.mean(), full.mean()),
@@ -71,12 +79,18 @@ def kept_gates(mechanisms: Mechanisms, keep: Keep) -> dict[str, Tensor]:
 
 
 def keep_top(scores: Scores, share: float, *, per_example: bool = False) -> dict[str, Tensor]:
-    """Return masks of the parts with the largest |score|: a share of all, by the mean over examples or for each example."""
+    """Return masks of the parts with the largest |score|: a share of all, by the mean over
+    examples or for each example.
+    """
     if not 0 <= share <= 1:
         raise InputError(f"share must be between 0 and 1, got {share}")
     if per_example and not all(group.per_example for group in scores.mechanisms.groups.values()):
-        raise InputError("per_example masks need gates with an example axis; these are shared over the batch")
-    values = scores.values if per_example else {name: mean[None] for name, mean in scores.mean().items()}
+        raise InputError(
+            "per_example masks need gates with an example axis; these are shared over the batch"
+        )
+    values = (
+        scores.values if per_example else {name: mean[None] for name, mean in scores.mean().items()}
+    )
     flat = torch.cat([entry.flatten(1).abs() for entry in values.values()], dim=1)
     count = round(share * flat.shape[1])
     order = flat.argsort(dim=1, descending=True, stable=True)
@@ -90,7 +104,9 @@ def keep_top(scores: Scores, share: float, *, per_example: bool = False) -> dict
     return masks
 
 
-def curve(scores: Scores, shares: Iterable[float] = TRACK, *, per_example: bool = False) -> pl.DataFrame:
+def curve(
+    scores: Scores, shares: Iterable[float] = TRACK, *, per_example: bool = False
+) -> pl.DataFrame:
     """Return faithfulness and completeness over shares of kept parts, one row a share."""
     rows = []
     for share in shares:
@@ -100,10 +116,15 @@ def curve(scores: Scores, shares: Iterable[float] = TRACK, *, per_example: bool 
 
 
 def areas(table: pl.DataFrame) -> dict[str, float]:
-    """Return CPR, the area under faithfulness f over the share of parts, and CMD, the area under |1 - f| (arXiv 2504.13151)."""
+    """Return CPR, the area under faithfulness f over the share of parts, and CMD, the area under
+    |1 - f| (arXiv 2504.13151).
+    """
     table = table.sort("share")
     shares, values = table["share"].to_numpy(), table["faithfulness"].to_numpy()
-    return {"cpr": float(np.trapezoid(values, shares)), "cmd": float(np.trapezoid(np.abs(1 - values), shares))}
+    return {
+        "cpr": float(np.trapezoid(values, shares)),
+        "cmd": float(np.trapezoid(np.abs(1 - values), shares)),
+    }
 
 
 def _ratio(value: Tensor, low: Tensor, high: Tensor) -> float:

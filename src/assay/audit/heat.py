@@ -9,12 +9,14 @@ from assay.errors import InputError
 
 
 def heat(audit: Audit, *, units: bool = False, effect: bool = True) -> pl.DataFrame:
-    """Return one row for every site and position: site, unit, position, mean score, bar, and the exact mean where it was sampled.
+    """Return one row for every site and position: site, unit, position, mean score, bar, and the
+    exact mean where it was sampled.
 
-    The first axis of a group's gates is the position; heads or neurons behind it are added up, or keep a row each with `units`.
-    `bar` is the half-width of the error bar, averaged over examples and added up like the scores: an upper bound of the mean
-    error if every bar holds. `exact` is the mean over the `sampled` ablations of the cell's parts, unscaled. With `effect`
-    the signs are those of the indirect effect m(clean, do(a := reference)) - m(clean), otherwise of a removal.
+    The first axis of a group's gates is the position; heads or neurons behind it are added up, or
+    keep a row each with `units`. `bar` is the half-width of the error bar, averaged over examples
+    and added up like the scores: an upper bound of the mean error if every bar holds. `exact` is
+    the mean over the `sampled` ablations of the cell's parts, unscaled. With `effect` the signs are
+    those of the indirect effect m(clean, do(a := reference)) - m(clean), otherwise of a removal.
 
     Raises InputError for groups without a position axis.
     """
@@ -24,7 +26,10 @@ def heat(audit: Audit, *, units: bool = False, effect: bool = True) -> pl.DataFr
     for name, values in audit.scores.values.items():
         if values.ndim < 2:
             raise InputError(f"group {name!r} has no position axis; a heat map needs one")
-        mean, half = ((entry.mean(0)).reshape(entry.shape[1], -1).cpu() for entry in (sign * values, halves[name]))
+        mean, half = (
+            (entry.mean(0)).reshape(entry.shape[1], -1).cpu()
+            for entry in (sign * values, halves[name])
+        )
         if not units:
             mean, half = mean.sum(1, keepdim=True), half.sum(1, keepdim=True)
         positions, count = mean.shape
@@ -32,7 +37,11 @@ def heat(audit: Audit, *, units: bool = False, effect: bool = True) -> pl.DataFr
             pl.DataFrame(
                 {
                     "site": [name] * (positions * count),
-                    "unit": [unit if units and values.ndim > 2 else -1 for _ in range(positions) for unit in range(count)],
+                    "unit": [
+                        unit if units and values.ndim > 2 else -1
+                        for _ in range(positions)
+                        for unit in range(count)
+                    ],
                     "position": [position for position in range(positions) for _ in range(count)],
                     "score": mean.flatten().tolist(),
                     "bar": half.flatten().tolist(),
@@ -40,7 +49,9 @@ def heat(audit: Audit, *, units: bool = False, effect: bool = True) -> pl.DataFr
             )
         )
     sampled = _sampled(audit, sign, units)
-    return pl.concat(frames).join(sampled, on=["site", "unit", "position"], how="left", maintain_order="left")
+    return pl.concat(frames).join(
+        sampled, on=["site", "unit", "position"], how="left", maintain_order="left"
+    )
 
 
 def _sampled(audit: Audit, sign: float, units: bool) -> pl.DataFrame:
@@ -60,4 +71,6 @@ def _sampled(audit: Audit, sign: float, units: bool) -> pl.DataFrame:
         pl.col("index").list.get(0).alias("position"),
         pl.col("group").alias("site"),
     )
-    return rows.group_by("site", "unit", "position").agg((sign * pl.col("exact")).mean().alias("exact"), pl.len().alias("sampled"))
+    return rows.group_by("site", "unit", "position").agg(
+        (sign * pl.col("exact")).mean().alias("exact"), pl.len().alias("sampled")
+    )

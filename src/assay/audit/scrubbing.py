@@ -1,4 +1,6 @@
-"""Causal scrubbing: swap parts between inputs that an explanation calls equivalent, and measure what is kept."""
+"""Causal scrubbing: swap parts between inputs that an explanation calls equivalent, and measure
+what is kept.
+"""
 
 from __future__ import annotations
 
@@ -7,21 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay import hooks
 from assay.audit.faithfulness import Keep, kept_gates
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Parts, mix
+from assay.core.sites import Edit, Seen, read_sites
 from assay.errors import InputError
-from assay.hooks import Edit, Seen
-from assay.mechanisms.base import Mechanisms
-from assay.parts import Parts, mix
 
 
 @dataclass(frozen=True)
 class Scrubbed:
-    """share kept = (m(scrubbed) - m(all swapped)) / (m(M) - m(all swapped)), means over examples before the ratio.
+    """share kept = (m(scrubbed) - m(all swapped)) / (m(M) - m(all swapped)), means over examples
+    before the ratio.
 
-    `share` is the mean over `draws` of random donors and `error` its standard error; `metric` is the mean metric of the
-    scrubbed network, `full` the untouched one's and `swapped` the one with every part swapped at random.
-    """
+    `share` is the mean over `draws` of random donors and `error` its standard error; `metric` is
+    the mean metric of the scrubbed network, `full` the untouched one's and `swapped` the one with
+    every part swapped at random."""
 
     share: float
     error: float
@@ -32,21 +34,34 @@ class Scrubbed:
 
 
 @torch.no_grad()
-def scrub(mechanisms: Mechanisms, keep: Keep, classes: Tensor | None = None, *, draws: int = 10, seed: int = 0) -> Scrubbed:
-    """Give parts outside the explanation those of a random other input, and parts inside it those of an input of its class.
+def scrub(
+    mechanisms: Mechanisms,
+    keep: Keep,
+    classes: Tensor | None = None,
+    *,
+    draws: int = 10,
+    seed: int = 0,
+) -> Scrubbed:
+    """Give parts outside the explanation those of a random other input, and parts inside it those
+    of an input of its class.
 
-    `keep` marks the explanation's parts by group, `classes` (examples,) the inputs that it calls equivalent; without classes
-    the explanation's parts stay. Every donor part is the one of the untouched run (resampling ablation; the causal scrubbing
-    of Chan et al. 2022 on gated sums). Raises InputError for gates shared over the batch: they have no other input to come from.
-    """
+    `keep` marks the explanation's parts by group, `classes` (examples,) the inputs that it calls
+    equivalent; without classes the explanation's parts stay. Every donor part is the one of the
+    untouched run (resampling ablation; the causal scrubbing of Chan et al. 2022 on gated sums).
+    Raises InputError for gates shared over the batch: they have no other input to come from."""
     if not all(group.per_example for group in mechanisms.groups.values()):
-        raise InputError("scrubbing swaps parts between inputs; gates shared over the batch have nothing to swap")
+        raise InputError(
+            "scrubbing swaps parts between inputs; gates shared over the batch have nothing to swap"
+        )
     if classes is not None and classes.shape != (len(mechanisms.batch),):
-        raise InputError(f"classes must be one label per example, shape ({len(mechanisms.batch)},); got {tuple(classes.shape)}")
+        raise InputError(
+            f"classes must be one label per example, shape ({len(mechanisms.batch)},); got"
+            f" {tuple(classes.shape)}"
+        )
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
     generator = torch.Generator().manual_seed(seed)
-    clean = hooks.read(mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites)
+    clean = read_sites(mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites)
     donors = {site: dict(mechanisms.parts(site, seen)) for site, seen in clean.items()}
     kept = kept_gates(mechanisms, keep)
     none = mechanisms.full(0.0)
@@ -58,13 +73,17 @@ def scrub(mechanisms: Mechanisms, keep: Keep, classes: Tensor | None = None, *, 
         metrics.append(float(_swap(mechanisms, donors, kept, anyone, same).double().mean()))
         swapped.append(float(_swap(mechanisms, donors, none, anyone, None).double().mean()))
     floor = sum(swapped) / draws
-    shares = torch.tensor([(metric - floor) / (full - floor) if full != floor else float("nan") for metric in metrics])
+    shares = torch.tensor(
+        [(metric - floor) / (full - floor) if full != floor else float("nan") for metric in metrics]
+    )
     error = float(shares.std(correction=1) / draws**0.5) if draws > 1 else float("nan")
     return Scrubbed(float(shares.mean()), error, sum(metrics) / draws, full, floor, draws)
 
 
 def derangement(classes: Tensor, generator: torch.Generator) -> Tensor:
-    """Return a random permutation of the examples within classes that moves everyone whose class has another member."""
+    """Return a random permutation of the examples within classes that moves everyone whose class
+    has another member.
+    """
     order = torch.arange(len(classes))
     for label in classes.unique():
         members = (classes.cpu() == label.cpu()).nonzero().flatten()
@@ -74,9 +93,13 @@ def derangement(classes: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _swap(
-    mechanisms: Mechanisms, donors: dict[str, dict[str, Parts]], kept: dict[str, Tensor], anyone: Tensor, same: Tensor | None
+    mechanisms: Mechanisms,
+    donors: dict[str, dict[str, Parts]],
+    kept: dict[str, Tensor],
+    anyone: Tensor,
+    same: Tensor | None,
 ) -> Tensor:
-    gates = {name: (mask if same is None else torch.zeros_like(mask)) for name, mask in kept.items()}
+    gates = {name: mask if same is None else torch.zeros_like(mask) for name, mask in kept.items()}
 
     def edit(site: str) -> Edit:
         def act(seen: Seen) -> Tensor:
@@ -89,7 +112,9 @@ def _swap(
 
         return act
 
-    return mechanisms.target.values(mechanisms.batch, {site: edit(site) for site in mechanisms.sites})
+    return mechanisms.target.values(
+        mechanisms.batch, {site: edit(site) for site in mechanisms.sites}
+    )
 
 
 def _from(parts: Parts, weights: Tensor, donor: Tensor) -> Tensor:

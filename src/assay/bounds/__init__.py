@@ -1,4 +1,6 @@
-"""Interval and linear bounds: outward rounding, bound propagation, bound functions of the mechanism kinds."""
+"""Interval and linear bounds: outward rounding, bound propagation, bound functions of the
+mechanism kinds.
+"""
 
 from assay.bounds.certify import CertifiedAccuracy, certified_accuracy
 from assay.bounds.convert import bilinear_graph, graph_of

@@ -1,4 +1,6 @@
-"""Certified accuracy: the share of samples whose class provably survives every perturbation in a ball."""
+"""Certified accuracy: the share of samples whose class provably survives every perturbation in a
+ball.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,8 @@ from assay.errors import InputError
 class CertifiedAccuracy:
     """A proved lower bound of accuracy under perturbation.
 
-    margins: per sample, a lower bound of `min_k logit_label - logit_k` over the ball. A sample is certified where it is positive
-    (ties are wrong).
-    """
+    margins: per sample, a lower bound of `min_k logit_label - logit_k` over the ball. A sample is
+    certified where it is positive (ties are wrong)."""
 
     margins: Array
     radius: float
@@ -56,22 +57,29 @@ def certified_accuracy(
     method: str = "crown",
     level: str = "real",
 ) -> CertifiedAccuracy:
-    """Bound the accuracy of a classifier from below over `|x - input| <= radius` in the infinity or 2-norm, cut to the domain.
+    """Bound the accuracy of a classifier from below over `|x - input| <= radius` in the infinity or
+    2-norm, cut to the domain.
 
-    inputs: (samples, *shape); labels: (samples,) integers; radius in units of the inputs. Every margin `logit_label - logit_k` is
-    bounded as one linear function of the output, which is tighter than a bound per logit. Raises `InputError` on labels that do
-    not fit, and as `graph_of` and `bound` do.
-    """
+    inputs: (samples, *shape); labels: (samples,) integers; radius in units of the inputs. Every
+    margin `logit_label - logit_k` is bounded as one linear function of the output, which is tighter
+    than a bound per logit. Raises `InputError` on labels that do not fit, and as `graph_of` and
+    `bound` do."""
     x = as_array("inputs", inputs)
     graph = model if isinstance(model, Graph) else graph_of(model, x.shape[1:])
     shape = graph.nodes[-1].shape
     if len(shape) != 1 or shape[0] < 2:
-        raise InputError(f"a classifier needs at least two logits per sample, got an output of shape {shape}")
+        raise InputError(
+            f"a classifier needs at least two logits per sample, got an output of shape {shape}"
+        )
     y = as_array("labels", labels)
     if y.shape != x.shape[:1] or np.any(y != np.floor(y)) or np.any(y < 0) or np.any(y >= shape[0]):
-        raise InputError(f"labels: {len(x)} integers in 0..{shape[0] - 1} are needed, got shape {y.shape}")
+        raise InputError(
+            f"labels: {len(x)} integers in 0..{shape[0] - 1} are needed, got shape {y.shape}"
+        )
     one = np.eye(shape[0])[y.astype(int)]
     others = np.nonzero(1 - one)[1].reshape(len(y), shape[0] - 1)
     rows = one[:, None] - np.eye(shape[0])[others]
     found = bound(graph, ball(x, radius, domain, norm), method=method, level=level, objective=rows)
-    return CertifiedAccuracy(found.lower.min(1), float(radius), norm, level, method, found.assumptions)
+    return CertifiedAccuracy(
+        found.lower.min(1), float(radius), norm, level, method, found.assumptions
+    )

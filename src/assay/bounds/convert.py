@@ -18,9 +18,9 @@ from assay.targets.bilinear import BilinearNetwork
 def graph_of(model: nn.Module, shape: tuple[int, ...]) -> Graph:
     """Return the graph of a module whose input has the given shape per sample.
 
-    Known: nn.Sequential (nested) of Linear, ReLU, GELU (exact form), Softmax, LayerNorm and RMSNorm over the last axis, Flatten,
-    Identity, Dropout in evaluation mode; `BilinearNetwork`. Raises `InputError` naming any other module.
-    """
+    Known: nn.Sequential (nested) of Linear, ReLU, GELU (exact form), Softmax, LayerNorm and RMSNorm
+    over the last axis, Flatten, Identity, Dropout in evaluation mode; `BilinearNetwork`. Raises
+    `InputError` naming any other module."""
     _check(model)
     graph = Graph()
     x = graph.input(*shape)
@@ -32,11 +32,15 @@ def graph_of(model: nn.Module, shape: tuple[int, ...]) -> Graph:
 
 
 def bilinear_graph(embed: Any, blocks: list[tuple[Any, Any, Any]], head: Any) -> Graph:
-    """Return the graph of `x_l = x_{l-1} + D (L x_{l-1} * R x_{l-1})` from weights: blocks of (L, R, D), linear embedding and head."""
+    """Return the graph of `x_l = x_{l-1} + D (L x_{l-1} * R x_{l-1})` from weights: blocks of
+    (L, R, D), linear embedding and head.
+    """
     graph = Graph()
     x = graph.linear(graph.input(np.shape(embed)[1]), embed)
     for left, right, down in blocks:
-        x = graph.add(x, graph.linear(graph.multiply(graph.linear(x, left), graph.linear(x, right)), down))
+        x = graph.add(
+            x, graph.linear(graph.multiply(graph.linear(x, left), graph.linear(x, right)), down)
+        )
     graph.linear(x, head)
     return graph
 
@@ -44,10 +48,16 @@ def bilinear_graph(embed: Any, blocks: list[tuple[Any, Any, Any]], head: Any) ->
 def _check(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if parameter.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"parameter {name}: float32 or float64 is needed, got {parameter.dtype}; bounds cover no lower precision")
+            raise InputError(
+                f"parameter {name}: float32 or float64 is needed, got {parameter.dtype}; bounds"
+                " cover no lower precision"
+            )
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
-            raise InputError(f"module {name or 'model'} has forward hooks, which bounds cannot see; remove them first")
+            raise InputError(
+                f"module {name or 'model'} has forward hooks, which bounds cannot see; remove them"
+                " first"
+            )
 
 
 def _add(graph: Graph, x: Ref, module: nn.Module, name: str) -> Ref:
@@ -58,7 +68,10 @@ def _add(graph: Graph, x: Ref, module: nn.Module, name: str) -> Ref:
     handler = _HANDLERS.get(type(module))
     if handler is None:
         known = ", ".join(sorted(t.__name__ for t in _HANDLERS))
-        raise InputError(f"module {name} ({type(module).__name__}) has no bound; known: {known}, Sequential, BilinearNetwork")
+        raise InputError(
+            f"module {name} ({type(module).__name__}) has no bound; known: {known}, Sequential,"
+            " BilinearNetwork"
+        )
     return handler(graph, x, module, name)
 
 
@@ -72,14 +85,19 @@ def _relu(graph: Graph, x: Ref, module: Any, name: str) -> Ref:
 
 def _gelu(graph: Graph, x: Ref, module: Any, name: str) -> Ref:
     if module.approximate != "none":
-        raise InputError(f"module {name}: GELU approximate={module.approximate!r} has no bound; only the exact form has")
+        raise InputError(
+            f"module {name}: GELU approximate={module.approximate!r} has no bound; only the exact"
+            " form has"
+        )
     return graph.gelu(x)
 
 
 def _softmax(graph: Graph, x: Ref, module: Any, name: str) -> Ref:
     axes = len(graph.nodes[x].shape) + 1
     if module.dim not in (-1, axes - 1):
-        raise InputError(f"module {name}: softmax along axis {module.dim} has no bound; only along the last axis")
+        raise InputError(
+            f"module {name}: softmax along axis {module.dim} has no bound; only along the last axis"
+        )
     return graph.softmax(x)
 
 
@@ -91,19 +109,25 @@ def _layer_norm(graph: Graph, x: Ref, module: Any, name: str) -> Ref:
 def _rms_norm(graph: Graph, x: Ref, module: Any, name: str) -> Ref:
     _check_last(graph, x, module, name)
     dtype = torch.float32 if module.weight is None else module.weight.dtype
-    return graph.rms_norm(x, module.weight, torch.finfo(dtype).eps if module.eps is None else module.eps)
+    return graph.rms_norm(
+        x, module.weight, torch.finfo(dtype).eps if module.eps is None else module.eps
+    )
 
 
 def _check_last(graph: Graph, x: Ref, module: Any, name: str) -> None:
     if tuple(module.normalized_shape) != graph.nodes[x].shape[-1:]:
         raise InputError(
-            f"module {name}: a norm over {tuple(module.normalized_shape)} has no bound on {graph.nodes[x].shape}; only the last axis"
+            f"module {name}: a norm over {tuple(module.normalized_shape)} has no bound on"
+            f" {graph.nodes[x].shape}; only the last axis"
         )
 
 
 def _flatten(graph: Graph, x: Ref, module: Any, name: str) -> Ref:
     if module.start_dim != 1 or module.end_dim != -1:
-        raise InputError(f"module {name}: Flatten({module.start_dim}, {module.end_dim}) has no bound; only Flatten(1, -1)")
+        raise InputError(
+            f"module {name}: Flatten({module.start_dim}, {module.end_dim}) has no bound; only"
+            " Flatten(1, -1)"
+        )
     return graph.rearrange(x, (math.prod(graph.nodes[x].shape),))
 
 
@@ -128,11 +152,19 @@ _HANDLERS: dict[type, Callable[[Graph, Ref, Any, str], Ref]] = {
 
 def _add_bilinear(graph: Graph, x: Ref, model: BilinearNetwork) -> None:
     if model.gate not in (None, "relu", "gelu"):
-        raise InputError(f"gate {model.gate!r} of the bilinear network has no bound; known: none, relu, gelu")
+        raise InputError(
+            f"gate {model.gate!r} of the bilinear network has no bound; known: none, relu, gelu"
+        )
     if model.positions & (model.positions - 1):
-        raise InputError(f"a mean over {model.positions} positions is no exact binary fraction; bounds need a power of two")
+        raise InputError(
+            f"a mean over {model.positions} positions is no exact binary fraction; bounds need a"
+            " power of two"
+        )
     if math.prod(graph.nodes[x].shape) != model.inputs:
-        raise InputError(f"shape {graph.nodes[x].shape} does not hold the {model.inputs} entries of the network's input")
+        raise InputError(
+            f"shape {graph.nodes[x].shape} does not hold the {model.inputs} entries of the"
+            " network's input"
+        )
     x = graph.linear(_cut(graph, x, model), model.embed.weight)
     if model.position is not None:
         x = graph.scale(x, bias=model.position)

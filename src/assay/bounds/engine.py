@@ -1,4 +1,6 @@
-"""The two passes over a graph: intervals forward, and lower bounds of rows `A . node` carried backward to the inputs."""
+"""The two passes over a graph: intervals forward, and lower bounds of rows `A . node` carried
+backward to the inputs.
+"""
 
 from __future__ import annotations
 
@@ -17,19 +19,25 @@ from assay.bounds.rounding import Array, Interval, add_down, add_up, mul_up, sub
 from assay.errors import AssayError
 
 ROWS = 2**23  # numbers in the rows that are carried at once: 64 MB
-OVERFLOW = "{} has no finite bound in float64: the values overflow; scale the weights or the inputs down"
+OVERFLOW = (
+    "{} has no finite bound in float64: the values overflow; scale the weights or the inputs down"
+)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of each node: an enclosure of its (executed) value, its execution error, its relaxation."""
+    """What is known of each node: an enclosure of its (executed) value, its execution error, its
+    relaxation.
+    """
 
     values: list[Interval]
     errors: list[Array | float]
     relaxed: dict[Ref, Any]
 
     def relaxation(self, graph: Graph, ref: Ref, ar: Arithmetic) -> Any:
-        """Return the relaxation of a node, worked out once: the intervals of its parents are final when it is first asked for."""
+        """Return the relaxation of a node, worked out once: the intervals of its parents are
+        final when it is first asked for.
+        """
         if ref not in self.relaxed:
             node = graph.nodes[ref]
             assert node.operation is not None
@@ -38,7 +46,8 @@ class Known:
 
 
 def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine: bool) -> Known:
-    """Enclose every node by intervals; with refine, tighten by linear bounds those which a nonlinear operation reads.
+    """Enclose every node by intervals; with refine, tighten by linear bounds those which a
+    nonlinear operation reads.
 
     Raises `AssayError` where a value overflows.
     """
@@ -54,7 +63,11 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
             value = node.operation.interval(xs, ar)
             if ar.executed and not node.virtual:
                 error = node.operation.error(xs, value)
-                value = Interval(sub_down(value.lo, error), add_up(value.hi, error)) if np.any(error) else value
+                value = (
+                    Interval(sub_down(value.lo, error), add_up(value.hi, error))
+                    if np.any(error)
+                    else value
+                )
         if not (np.all(np.isfinite(value.lo)) and np.all(np.isfinite(value.hi))):
             raise AssayError(OVERFLOW.format(f"node {ref} ({type(node.operation).__name__})"))
         known.values.append(value)
@@ -70,20 +83,28 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
 
 
 def _undecided(graph: Graph, boxes: Mapping[Ref, Interval]) -> dict[Ref, list[Ref]]:
-    """Return the nodes that nonlinear operations read, except where the interval is exact already."""
+    """Return the nodes that nonlinear operations read, except where the interval is exact
+    already.
+    """
     readers: dict[Ref, list[Ref]] = {}
     for ref, node in enumerate(graph.nodes):
         if node.operation is not None and node.operation.nonlinear:
             for parent in node.parents:
                 above = graph.nodes[parent]
                 # One operation on a box: its interval is already the exact range.
-                exact = len(above.parents) == 1 and above.parents[0] in boxes and not isinstance(boxes[above.parents[0]], Ball)
+                exact = (
+                    len(above.parents) == 1
+                    and above.parents[0] in boxes
+                    and not isinstance(boxes[above.parents[0]], Ball)
+                )
                 if above.operation is not None and not exact:
                     readers.setdefault(parent, []).append(ref)
     return readers
 
 
-def tighten(graph: Graph, known: Known, ref: Ref, units: NDArray[np.intp], ar: Arithmetic) -> Interval:
+def tighten(
+    graph: Graph, known: Known, ref: Ref, units: NDArray[np.intp], ar: Arithmetic
+) -> Interval:
     """Return the interval of a node with the given units met with their linear bounds."""
     value = known.values[ref]
     lo, hi = value.lo.reshape(len(value.lo), -1).copy(), value.hi.reshape(len(value.hi), -1).copy()
@@ -103,7 +124,9 @@ def _both(graph: Graph, known: Known, ref: Ref, units: NDArray[np.intp], ar: Ari
     assert operation is not None
     signs = np.repeat([1.0, -1.0], len(units))
     xs, relaxed = [known.values[p] for p in parents], known.relaxation(graph, ref, ar)
-    start, constant = operation.select(np.concatenate([units, units]), signs, xs, relaxed, known.errors[ref], ar)
+    start, constant = operation.select(
+        np.concatenate([units, units]), signs, xs, relaxed, known.errors[ref], ar
+    )
     pending: dict[Ref, Array] = {}
     for parent, rows in zip(parents, start, strict=True):
         if rows is not None:
@@ -112,7 +135,9 @@ def _both(graph: Graph, known: Known, ref: Ref, units: NDArray[np.intp], ar: Ari
 
 
 def ordered(x: Interval, ar: Arithmetic) -> Interval:
-    """Return x; at level float64 rounding may cross the ends by a few units in the last place, which are put in order."""
+    """Return x; at level float64 rounding may cross the ends by a few units in the last place,
+    which are put in order.
+    """
     return x if ar.rigorous else Interval(np.minimum(x.lo, x.hi), np.maximum(x.lo, x.hi))
 
 
@@ -130,7 +155,9 @@ def _merge(pending: dict[Ref, Array], ref: Ref, rows: Array, known: Known, ar: A
 
 
 def lower(graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic) -> Array:
-    """Bound `sum_node rows . node` from below: linear bounds carried back to the inputs, shape (samples, rows)."""
+    """Bound `sum_node rows . node` from below: linear bounds carried back to the inputs, shape
+    (samples, rows).
+    """
     coefficients, constant = carry(graph, known, rows, ar)
     for ref, mine in coefficients.items():
         box = known.values[ref]
@@ -138,11 +165,14 @@ def lower(graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic)
     return np.broadcast_to(constant, (len(known.values[0].lo), constant.shape[1]))
 
 
-def carry(graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic) -> tuple[dict[Ref, Array], Array]:
-    """Return coefficients of the inputs and a constant: `sum_node rows . node >= sum_input A . input + c` on the boxes.
+def carry(
+    graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic
+) -> tuple[dict[Ref, Array], Array]:
+    """Return coefficients of the inputs and a constant: `sum_node rows . node >= sum_input A .
+    input + c` on the boxes.
 
-    rows: (samples or 1, rows, *node shape) per node; coefficients (samples or 1, rows, *input shape), constant (samples or 1, rows).
-    """
+    rows: (samples or 1, rows, *node shape) per node; coefficients (samples or 1, rows, *input
+    shape), constant (samples or 1, rows)."""
     pending = dict(rows)
     constant = np.zeros((1, 1))
     for ref in range(max(pending, default=-1), -1, -1):
@@ -151,12 +181,16 @@ def carry(graph: Graph, known: Known, rows: Mapping[Ref, Array], ar: Arithmetic)
             continue
         mine = pending.pop(ref)
         xs = [known.values[p] for p in node.parents]
-        parts, cost = node.operation.backward(mine, xs, known.relaxation(graph, ref, ar), known.errors[ref], ar)
+        parts, cost = node.operation.backward(
+            mine, xs, known.relaxation(graph, ref, ar), known.errors[ref], ar
+        )
         constant = add_down(constant, cost)
         for parent, part in zip(node.parents, parts, strict=True):
             if part is not None:
                 constant = sub_down(constant, _merge(pending, parent, part, known, ar))
-    for part in pending.values():  # an overflowed coefficient stays infinite or NaN down to the inputs, and bounds nothing
+    for part in (
+        pending.values()
+    ):  # an overflowed coefficient stays infinite or NaN down to the inputs, and bounds nothing
         finite = np.isfinite(part).reshape(*part.shape[:2], -1).all(-1)
         constant = constant if finite.all() else np.where(finite, constant, np.nan)
     return pending, constant

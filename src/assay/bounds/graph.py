@@ -1,4 +1,6 @@
-"""A network as a small explicit graph: each node is an operation on earlier nodes, batch axis apart."""
+"""A network as a small explicit graph: each node is an operation on earlier nodes, batch axis
+apart.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ Ref = int
 class Node:
     """An operation (none for an input), the nodes it reads, and the shape of one sample.
 
-    virtual: it exists for the bound alone (a part of a norm, a sum that tightens a product), so that float32 never executes it.
-    """
+    virtual: it exists for the bound alone (a part of a norm, a sum that tightens a product), so
+    that float32 never executes it."""
 
     operation: Operation | None
     parents: tuple[Ref, ...]
@@ -44,10 +46,11 @@ def as_array(what: str, x: Any, copy: bool = False) -> Array:
 
 
 class Graph:
-    """A network under construction: every method adds a node and returns its number; the last node is the output.
+    """A network under construction: every method adds a node and returns its number; the last node
+    is the output.
 
-    Shapes are those of one sample. Constants may be arrays or tensors and are taken as exact float64 numbers.
-    """
+    Shapes are those of one sample. Constants may be arrays or tensors and are taken as exact
+    float64 numbers."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -80,7 +83,9 @@ class Graph:
 
     def scale(self, x: Ref, weight: Any = 1.0, bias: Any = 0.0) -> Ref:
         """Add `w x + b`, elementwise, w and b broadcast to the shape of x."""
-        return self.add_node(ops.Scale(as_array("scale weight", weight), as_array("scale bias", bias)), x)
+        return self.add_node(
+            ops.Scale(as_array("scale weight", weight), as_array("scale bias", bias)), x
+        )
 
     def add(self, x: Ref, y: Ref) -> Ref:
         """Add `x + y`."""
@@ -109,8 +114,14 @@ class Graph:
         return self.add_node(nonlinear.Gelu(), x)
 
     def softmax(self, x: Ref, mask: Any = None) -> Ref:
-        """Add softmax along the last axis; mask (broadcast to the shape of x) is 1 where weight may fall, such as a causal mask."""
-        allowed = np.ones(self.nodes[x].shape[-1]) if mask is None else (as_array("softmax mask", mask) != 0).astype(np.float64)
+        """Add softmax along the last axis; mask (broadcast to the shape of x) is 1 where weight
+        may fall, such as a causal mask.
+        """
+        allowed = (
+            np.ones(self.nodes[x].shape[-1])
+            if mask is None
+            else (as_array("softmax mask", mask) != 0).astype(np.float64)
+        )
         if not np.all(allowed.max(-1) > 0):
             raise InputError("softmax: a row of the mask allows no entry")
         return self.add_node(nonlinear.Softmax(allowed), x)
@@ -121,8 +132,13 @@ class Graph:
         root = self._root(x, Interval.exactly(1.0) / float(width), Interval.exactly(float(eps)))
         weight = np.ones(width) if gain is None else as_array("norm gain", gain)
         scaled = self.add_node(nonlinear.Multiply(), x, root, virtual=True)
-        reason = "" if eps >= 2.0**-60 else f"level float32: rms_norm needs eps >= 2^-60 against underflow, got {eps}"
-        # width + 4 roundings for the mean and eps, 4 for the root and the two products, and the accuracy of the root.
+        reason = (
+            ""
+            if eps >= 2.0**-60
+            else f"level float32: rms_norm needs eps >= 2^-60 against underflow, got {eps}"
+        )
+        # width + 4 roundings for the mean and eps, 4 for the root and the two products, and the
+        # accuracy of the root.
         last = ops.Scale(weight, np.zeros(()), width + 8 + 2 * ULPS, reason)
         return self.add_node(last, scaled)
 
@@ -132,11 +148,18 @@ class Graph:
         # c = width (x - mean) has integer weights; norm = c / sqrt(sum c^2 / width + width^2 eps).
         centred = self.linear(x, width * np.eye(width) - 1.0, virtual=True)
         shift = Interval.exactly(float(width**2)) * float(eps)
-        root = self._root(centred, Interval.exactly(1.0) / float(width), Interval(np.maximum(shift.lo, 0.0), shift.hi))
+        root = self._root(
+            centred,
+            Interval.exactly(1.0) / float(width),
+            Interval(np.maximum(shift.lo, 0.0), shift.hi),
+        )
         scaled = self.add_node(nonlinear.Multiply(), centred, root, virtual=True)
         weight = np.ones(width) if gain is None else as_array("norm gain", gain)
         offset = np.zeros(width) if bias is None else as_array("norm bias", bias)
-        reason = "level float32: LayerNorm is not covered, because how its variance is summed is not fixed; use level real"
+        reason = (
+            "level float32: LayerNorm is not covered, because how its variance is summed is not"
+            " fixed; use level real"
+        )
         return self.add_node(ops.Scale(weight, offset, unbounded=reason), scaled)
 
     def _root(self, x: Ref, scale: Interval, shift: Interval) -> Ref:

@@ -1,4 +1,6 @@
-"""The nonlinear operations of a graph: products, elementwise functions and softmax, each with its relaxation."""
+"""The nonlinear operations of a graph: products, elementwise functions and softmax, each with
+its relaxation.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from assay.errors import AssayError, InputError
 
 @dataclass(frozen=True)
 class Multiply(Operation):
-    """`x y` elementwise (y may have last axis 1); further parents x + y and x - y, where given, tighten the bound."""
+    """`x y` elementwise (y may have last axis 1); further parents x + y and x - y, where given,
+    tighten the bound.
+    """
 
     nonlinear = True
 
@@ -35,7 +39,9 @@ class Multiply(Operation):
         plus, minus = xs[2:] if len(xs) == 4 else (xs[0] + xs[1], xs[0] - xs[1])
         return relaxations.product_rest(xs[0], xs[1], plus, minus)
 
-    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(
+        self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
+    ) -> Carried:
         x, y = xs[:2]
         m_x, m_y, rest = relaxed
         of_x, of_y = rows * m_y[:, None], rows * m_x[:, None]
@@ -43,11 +49,16 @@ class Multiply(Operation):
             of_y = of_y.sum(-1, keepdims=True)
         grown = add_up(mul_up(np.abs(m_y), x.magnitude()), mul_up(np.abs(m_x), y.magnitude()))
         wobble = add_up(error, mul_up(ar.gamma(rows.shape[-1] + 1), grown))
-        constant = sub_down(ar.lower(rows, rest.lo, rest.hi, wobble), ar.tail(rows.shape[-1], x.magnitude(), y.magnitude()))
+        constant = sub_down(
+            ar.lower(rows, rest.lo, rest.hi, wobble),
+            ar.tail(rows.shape[-1], x.magnitude(), y.magnitude()),
+        )
         return [of_x, of_y, *[None] * (len(xs) - 2)], constant
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
-        return executed_sum(1, value.magnitude(), max(largest(xs[0].magnitude()), largest(xs[1].magnitude())))
+        return executed_sum(
+            1, value.magnitude(), max(largest(xs[0].magnitude()), largest(xs[1].magnitude()))
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +75,9 @@ class MatMul(Operation):
 
     def interval(self, xs: list[Interval], ar: Arithmetic) -> Interval:
         x, y = xs
-        spread = add_up(ar.dot_up(x.magnitude(), y.radius()), ar.dot_up(x.radius(), np.abs(y.midpoint())))
+        spread = add_up(
+            ar.dot_up(x.magnitude(), y.radius()), ar.dot_up(x.radius(), np.abs(y.midpoint()))
+        )
         return ar.dot(x.midpoint(), y.midpoint()) + Interval(-spread, spread)
 
     def relax(self, xs: list[Interval], ar: Arithmetic) -> tuple[Array, Array, Interval, Array]:
@@ -74,7 +87,9 @@ class MatMul(Operation):
         grown = add_up(ar.dot_up(x.magnitude(), np.abs(m_y)), ar.dot_up(np.abs(m_x), y.magnitude()))
         return m_x, m_y, Interval(-spread, spread) - ar.dot(m_x, m_y), grown
 
-    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(
+        self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
+    ) -> Carried:
         m_x, m_y, rest, grown = relaxed
         of_x = rows @ np.swapaxes(m_y, -1, -2)[:, None]
         of_y = np.swapaxes(m_x, -1, -2)[:, None] @ rows
@@ -85,7 +100,9 @@ class MatMul(Operation):
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         x, y = (v.magnitude() for v in xs)
-        return executed_sum(x.shape[-1], Arithmetic("real").dot_up(x, y), max(largest(x), largest(y)))
+        return executed_sum(
+            x.shape[-1], Arithmetic("real").dot_up(x, y), max(largest(x), largest(y))
+        )
 
 
 class Elementwise(Operation):
@@ -103,17 +120,32 @@ class Elementwise(Operation):
     def relax(self, xs: list[Interval], ar: Arithmetic) -> relaxations.Lines:
         return self.lines(xs[0], ar)
 
-    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(
+        self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
+    ) -> Carried:
         lines, magnitude = relaxed, xs[0].magnitude()
         carried = rows * lines.above_slope[:, None]
-        bent = np.flatnonzero((lines.below_slope != lines.above_slope).reshape(len(magnitude), -1).any(0))
+        bent = np.flatnonzero(
+            (lines.below_slope != lines.above_slope).reshape(len(magnitude), -1).any(0)
+        )
         if len(bent):  # only where the slopes differ does the sign of the coefficient matter
-            some, flat = rows.reshape(*rows.shape[:2], -1)[..., bent], carried.reshape(*carried.shape[:2], -1)
-            steeper, flatter = (s.reshape(len(s), 1, -1)[..., bent] for s in (lines.below_slope, lines.above_slope))
+            some, flat = (
+                rows.reshape(*rows.shape[:2], -1)[..., bent],
+                carried.reshape(*carried.shape[:2], -1),
+            )
+            steeper, flatter = (
+                s.reshape(len(s), 1, -1)[..., bent] for s in (lines.below_slope, lines.above_slope)
+            )
             flat[..., bent] = np.where(some > 0, steeper, flatter) * some
         steepest = np.maximum(np.abs(lines.below_slope), np.abs(lines.above_slope))
-        wobble = add_up(error, mul_up(ar.gamma(1), mul_up(steepest, magnitude))) if ar.rigorous else error
-        return [carried], sub_down(ar.lower(rows, lines.below, lines.above, wobble), ar.tail(1, magnitude))
+        wobble = (
+            add_up(error, mul_up(ar.gamma(1), mul_up(steepest, magnitude)))
+            if ar.rigorous
+            else error
+        )
+        return [carried], sub_down(
+            ar.lower(rows, lines.below, lines.above, wobble), ar.tail(1, magnitude)
+        )
 
 
 @dataclass(frozen=True)
@@ -144,8 +176,11 @@ class Gelu(Elementwise):
         return relaxations.gelu_lines(x, ar)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
-        # |x|/2 (erf: ULPS units in the last place of 1, its argument and 1 + erf: 3 roundings) and the product.
-        return executed_sum(2 * ULPS + 5, mul_up(0.5, xs[0].magnitude()), largest(xs[0].magnitude()))
+        # |x|/2 (erf: ULPS units in the last place of 1, its argument and 1 + erf: 3 roundings) and
+        # the product.
+        return executed_sum(
+            2 * ULPS + 5, mul_up(0.5, xs[0].magnitude()), largest(xs[0].magnitude())
+        )
 
 
 @dataclass(frozen=True)
@@ -156,7 +191,9 @@ class Square(Elementwise):
         x = xs[0]
         nearest = np.where((x.lo <= 0) & (x.hi >= 0), 0.0, np.minimum(np.abs(x.lo), np.abs(x.hi)))
         farthest = x.magnitude()
-        return Interval(np.maximum(np.nextafter(nearest * nearest, -1.0), 0.0), mul_up(farthest, farthest))
+        return Interval(
+            np.maximum(np.nextafter(nearest * nearest, -1.0), 0.0), mul_up(farthest, farthest)
+        )
 
     def lines(self, x: Interval, ar: Arithmetic) -> relaxations.Lines:
         return relaxations.square_lines(x)
@@ -167,7 +204,9 @@ class Square(Elementwise):
 
 @dataclass(frozen=True)
 class InverseRoot(Elementwise):
-    """`(scale x + shift)^(-1/2)` with real constants given as intervals; part of a norm, never executed alone."""
+    """`(scale x + shift)^(-1/2)` with real constants given as intervals; part of a norm, never
+    executed alone.
+    """
 
     scale: Interval = field(default_factory=lambda: Interval.exactly(1.0))
     shift: Interval = field(default_factory=lambda: Interval.exactly(0.0))
@@ -182,7 +221,10 @@ class InverseRoot(Elementwise):
         return relaxations.inverse_root_lines(x, self.scale, self.shift)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
-        raise AssayError("level float32: a reciprocal root alone has no execution model; use rms_norm, or level real")
+        raise AssayError(
+            "level float32: a reciprocal root alone has no execution model; use rms_norm, or level"
+            " real"
+        )
 
 
 @dataclass(frozen=True)
@@ -203,20 +245,34 @@ class Softmax(Operation):
     def relax(self, xs: list[Interval], ar: Arithmetic) -> tuple[Array, Array, Interval]:
         return relaxations.softmax_rest(xs[0], np.broadcast_to(self.mask, xs[0].shape), ar)
 
-    def backward(self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic) -> Carried:
+    def backward(
+        self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
+    ) -> Carried:
         p, kept, rest = relaxed
         chosen = rows * kept[:, None]
         carried = p[:, None] * (chosen - (chosen * p[:, None]).sum(-1, keepdims=True))
         magnitude = xs[0].magnitude()
         mean = sum_up(mul_up(p, magnitude))[..., None]
-        wobble = add_up(error, mul_up(ar.gamma(rows.shape[-1] + 3), mul_up(p, add_up(magnitude, mean))))
-        return [carried], sub_down(ar.lower(rows, rest.lo, rest.hi, wobble), ar.tail(rows.shape[-1] + 3, magnitude))
+        wobble = add_up(
+            error, mul_up(ar.gamma(rows.shape[-1] + 3), mul_up(p, add_up(magnitude, mean)))
+        )
+        return [carried], sub_down(
+            ar.lower(rows, rest.lo, rest.hi, wobble), ar.tail(rows.shape[-1] + 3, magnitude)
+        )
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
-        # exp(x - max) / sum: the rounded difference and exp are relative errors of numerator and denominator alike.
+        # exp(x - max) / sum: the rounded difference and exp are relative errors of numerator and
+        # denominator alike.
         mask, terms = np.broadcast_to(self.mask, xs[0].shape), xs[0].shape[-1]
-        above, below = np.where(mask > 0, xs[0].hi, -np.inf).max(-1), np.where(mask > 0, xs[0].lo, np.inf).min(-1)
+        above, below = (
+            np.where(mask > 0, xs[0].hi, -np.inf).max(-1),
+            np.where(mask > 0, xs[0].lo, np.inf).min(-1),
+        )
         gap = mul_up(UNIT32, np.maximum(sub_up(above, below), 0.0))
-        relative = add_up(mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 1.05 * (terms + 2) * UNIT32)[..., None]
+        relative = add_up(
+            mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 1.05 * (terms + 2) * UNIT32
+        )[..., None]
         error = add_up(mul_up(relative, value.hi), 4 * (terms + 1) * SMALL32)
-        return np.where(gap[..., None] < 0.01, error, 1.01)  # a computed probability lies in [0, 1] up to rounding
+        return np.where(
+            gap[..., None] < 0.01, error, 1.01
+        )  # a computed probability lies in [0, 1] up to rounding

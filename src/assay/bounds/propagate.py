@@ -1,4 +1,6 @@
-"""Bounds of a graph over regions of inputs: intervals (arXiv 1810.12715) and CROWN's linear bounds (arXiv 1811.00866)."""
+"""Bounds of a graph over regions of inputs: intervals (arXiv 1810.12715) and CROWN's linear
+bounds (arXiv 1811.00866).
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ CHUNK = 2**18  # numbers in one carried matrix: fits a second-level cache
 
 @dataclass(frozen=True)
 class Bounds:
-    """Proved ends of a quantity, per sample: not an estimate; level says of which network, assumptions under what else."""
+    """Proved ends of a quantity, per sample: not an estimate; level says of which network,
+    assumptions under what else.
+    """
 
     lower: Array
     upper: Array
@@ -51,11 +55,11 @@ def bound(
 ) -> Bounds:
     """Bound the output of a graph, or linear functions of it, over regions of inputs.
 
-    boxes: one region per input, such as `ball` returns, with ends (samples, *shape). objective: optional (rows, *output shape), or
-    with a leading sample axis: the bounds are those of `objective . output`, shape (samples, rows). chunk: samples worked on at
-    once. Raises `InputError` on regions that do not fit, `AssayError` where float64 overflows or the level does not cover an
-    operation.
-    """
+    boxes: one region per input, such as `ball` returns, with ends (samples, *shape). objective:
+    optional (rows, *output shape), or with a leading sample axis: the bounds are those of
+    `objective . output`, shape (samples, rows). chunk: samples worked on at once. Raises
+    `InputError` on regions that do not fit, `AssayError` where float64 overflows or the level does
+    not cover an operation."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
     ar, checked = arithmetic(level), check_boxes(graph, boxes)
@@ -74,7 +78,8 @@ def bound(
 
 @dataclass(frozen=True)
 class LinearLower:
-    """`objective . output >= sum_input coefficients[input] . input + constant` on the boxes, in real arithmetic of the exact floats here.
+    """`objective . output >= sum_input coefficients[input] . input + constant` on the boxes, in
+    real arithmetic of the exact floats here.
 
     coefficients: one array (samples, rows, *input shape) per input; constant: (samples, rows).
     """
@@ -86,12 +91,18 @@ class LinearLower:
 
 
 def linear_lower(
-    graph: Graph, boxes: Interval | Sequence[Interval], objective: Any, *, level: str = "real", chunk: int | None = None
+    graph: Graph,
+    boxes: Interval | Sequence[Interval],
+    objective: Any,
+    *,
+    level: str = "real",
+    chunk: int | None = None,
 ) -> LinearLower:
-    """Return a linear function of the inputs that bounds `objective . output` from below on the boxes (CROWN).
+    """Return a linear function of the inputs that bounds `objective . output` from below on the
+    boxes (CROWN).
 
-    objective: (rows, *output shape), or with a leading sample axis. A dot product then bounds every point of a box. Raises as `bound`.
-    """
+    objective: (rows, *output shape), or with a leading sample axis. A dot product then bounds every
+    point of a box. Raises as `bound`."""
     ar, checked = arithmetic(level), check_boxes(graph, boxes)
     samples = len(checked[0].lo)
     rows = _check_objective(graph, objective, samples)
@@ -104,8 +115,18 @@ def linear_lower(
             coefficients, constant = carry(graph, known, start, ar)
             count = len(mine[0].lo)
             shapes = [(count, rows.shape[1], *graph.nodes[ref].shape) for ref in graph.inputs]
-            arrays = [coefficients.get(ref, np.zeros((1,) * len(s))) for ref, s in zip(graph.inputs, shapes, strict=True)]
-            found.append([np.broadcast_to(a, s) for a, s in zip([*arrays, constant], [*shapes, (count, rows.shape[1])], strict=True)])
+            arrays = [
+                coefficients.get(ref, np.zeros((1,) * len(s)))
+                for ref, s in zip(graph.inputs, shapes, strict=True)
+            ]
+            found.append(
+                [
+                    np.broadcast_to(a, s)
+                    for a, s in zip(
+                        [*arrays, constant], [*shapes, (count, rows.shape[1])], strict=True
+                    )
+                ]
+            )
     *coefficients_found, constant = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
     if not all(np.all(np.isfinite(a)) for a in (*coefficients_found, constant)):
         raise AssayError(OVERFLOW.format("the output"))
@@ -116,7 +137,10 @@ def _check_objective(graph: Graph, objective: Any, samples: int) -> Array:
     rows, shape = as_array("objective", objective), graph.nodes[-1].shape
     rows = rows if rows.ndim == len(shape) + 2 else rows[None]
     if rows.shape[2:] != shape or rows.shape[0] not in (1, samples) or rows.shape[1] == 0:
-        raise InputError(f"objective: shape (rows, {shape}) or ({samples}, rows, {shape}) is needed, got {np.shape(objective)}")
+        raise InputError(
+            f"objective: shape (rows, {shape}) or ({samples}, rows, {shape}) is needed, got"
+            f" {np.shape(objective)}"
+        )
     return rows
 
 
@@ -124,9 +148,14 @@ def assumptions(graph: Graph, ar: Arithmetic) -> tuple[str, ...]:
     """Return what a bound of this level takes for granted, beyond IEEE 754 arithmetic."""
     if not ar.rigorous:
         return ("float64 rounding is not covered",)
-    taken = ["matrix products sum conventionally (any order, fused multiply-add allowed, no Strassen)"]
+    taken = [
+        "matrix products sum conventionally (any order, fused multiply-add allowed, no Strassen)"
+    ]
     if ar.executed:
-        taken.append(f"exp, erf and reciprocal root in float32 are accurate to {ULPS} units in the last place")
+        taken.append(
+            f"exp, erf and reciprocal root in float32 are accurate to {ULPS} units in the last"
+            " place"
+        )
         taken.append("softmax is executed as exp(x - max x) over its sum")
     return tuple(taken)
 
@@ -139,7 +168,9 @@ def _parts(graph: Graph, samples: int, chunk: int | None) -> list[slice]:
     return [slice(start, start + step) for start in range(0, samples, step)]
 
 
-def _bound(graph: Graph, boxes: list[Interval], method: str, ar: Arithmetic, rows: Array | None) -> Interval:
+def _bound(
+    graph: Graph, boxes: list[Interval], method: str, ar: Arithmetic, rows: Array | None
+) -> Interval:
     known = propagate(graph, boxes, ar, refine=method == "crown")
     last = len(graph.nodes) - 1
     plain = known.values[last]

@@ -30,15 +30,23 @@ class Ball(Interval):
         return Ball(self.lo[index], self.hi[index], self.centre[index], self.radii[index])
 
 
-def ball(centre: Any, radius: ArrayLike, domain: tuple[float, float] | None = None, norm: float = math.inf) -> Interval:
+def ball(
+    centre: Any,
+    radius: ArrayLike,
+    domain: tuple[float, float] | None = None,
+    norm: float = math.inf,
+) -> Interval:
     """Return the region |x - centre| <= radius, rounded outward and cut to the domain.
 
-    centre: (samples, *shape); radius: a number, or one per sample; norm: infinity (a box) or 2, which linear bounds use and interval
-    bounds replace by the box around it. Raises `InputError` on negative or non-finite radii and on other norms.
-    """
+    centre: (samples, *shape); radius: a number, or one per sample; norm: infinity (a box) or 2,
+    which linear bounds use and interval bounds replace by the box around it. Raises `InputError` on
+    negative or non-finite radii and on other norms."""
     x, r = as_array("centre", centre), np.asarray(radius, np.float64)
     if x.ndim == 0 or r.shape not in ((), x.shape[:1]):
-        raise InputError(f"radius: one number, or one per sample, is needed, got shape {r.shape} for centres of shape {x.shape}")
+        raise InputError(
+            f"radius: one number, or one per sample, is needed, got shape {r.shape} for centres of"
+            f" shape {x.shape}"
+        )
     if not np.all(np.isfinite(r) & (r >= 0)):
         raise InputError(f"radius: finite numbers >= 0 are needed, got {r}")
     if norm not in (2, math.inf):
@@ -54,7 +62,9 @@ def ball(centre: Any, radius: ArrayLike, domain: tuple[float, float] | None = No
 
 
 def least(rows: Array, region: Interval, ar: Arithmetic) -> Array:
-    """Bound `rows . x` from below over a region: (samples, rows). On a ball, `rows . centre - radius |rows|_2` where that is better."""
+    """Bound `rows . x` from below over a region: (samples, rows). On a ball, `rows . centre -
+    radius |rows|_2` where that is better.
+    """
     box = ar.lower(rows, region.lo, region.hi)
     if not isinstance(region, Ball):
         return box
@@ -77,8 +87,16 @@ def check_boxes(graph: Graph, boxes: Interval | Sequence[Interval]) -> list[Inte
         raise InputError(f"boxes: {len(inputs)} are needed, one per input, got {len(boxes)}")
     for ref, box in zip(inputs, boxes, strict=True):
         lo, hi = as_array("box", box.lo), as_array("box", box.hi)
-        if lo.shape != hi.shape or lo.shape[1:] != graph.nodes[ref].shape or lo.shape[:1] != boxes[0].lo.shape[:1] or len(lo) == 0:
-            raise InputError(f"box: shape (samples, {graph.nodes[ref].shape}) is needed, got {lo.shape} and {hi.shape}")
+        if (
+            lo.shape != hi.shape
+            or lo.shape[1:] != graph.nodes[ref].shape
+            or lo.shape[:1] != boxes[0].lo.shape[:1]
+            or len(lo) == 0
+        ):
+            raise InputError(
+                f"box: shape (samples, {graph.nodes[ref].shape}) is needed, got {lo.shape} and"
+                f" {hi.shape}"
+            )
         if np.any(lo > hi):
             raise InputError("box: a lower end exceeds its upper end")
     return boxes

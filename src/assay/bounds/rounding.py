@@ -1,9 +1,10 @@
-"""Outward rounding: float64 pairs that contain real numbers, exact dyadic products, and balls for exp and erf.
+"""Outward rounding: float64 pairs that contain real numbers, exact dyadic products, and balls for
+exp and erf.
 
-IEEE 754 rounds `+ - * / sqrt` to the nearest float64, so one step of `nextafter` outward after each operation encloses the
-real result; overflow gives an infinite end, which is still an enclosure (`finite` refuses it). Sums are folded pairwise with
-the same operations. Matrix products of floats are formed exactly: every float64 is an integer times a power of two.
-"""
+IEEE 754 rounds `+ - * / sqrt` to the nearest float64, so one step of `nextafter` outward after each
+operation encloses the real result; overflow gives an infinite end, which is still an enclosure
+(`finite` refuses it). Sums are folded pairwise with the same operations. Matrix products of floats
+are formed exactly: every float64 is an integer times a power of two."""
 
 from __future__ import annotations
 
@@ -28,14 +29,25 @@ _quiet = np.errstate(over="ignore", invalid="ignore", under="ignore", divide="ig
 
 
 def check_arithmetic() -> None:
-    """Raise `AssayError` unless float64 rounds to nearest and keeps subnormal numbers, on which every enclosure here rests."""
+    """Raise `AssayError` unless float64 rounds to nearest and keeps subnormal numbers, on which
+    every enclosure here rests.
+    """
     one = np.ones(16)
     nearest = np.all(one + 0.75 * 2.0**-52 == 1 + 2.0**-52) and np.all(one + 0.25 * 2.0**-52 == 1.0)
-    nearest = nearest and np.all(-one - 0.75 * 2.0**-52 == -1 - 2.0**-52) and np.all(-one - 0.25 * 2.0**-52 == -1.0)
+    nearest = (
+        nearest
+        and np.all(-one - 0.75 * 2.0**-52 == -1 - 2.0**-52)
+        and np.all(-one - 0.25 * 2.0**-52 == -1.0)
+    )
     if not nearest:
-        raise AssayError("float64 does not round to nearest in this process: restore the default rounding mode")
+        raise AssayError(
+            "float64 does not round to nearest in this process: restore the default rounding mode"
+        )
     if np.any(one * 2.0**-1022 * 0.5 == 0) or np.any(one * 2.0**-1074 + 0.0 == 0):
-        raise AssayError("subnormal numbers are flushed to zero in this process: call torch.set_flush_denormal(False)")
+        raise AssayError(
+            "subnormal numbers are flushed to zero in this process: call"
+            " torch.set_flush_denormal(False)"
+        )
 
 
 @_quiet
@@ -88,13 +100,17 @@ def mul_down(a: ArrayLike, b: ArrayLike) -> Array:
 
 @_quiet
 def div_up(a: ArrayLike, b: ArrayLike) -> Array:
-    """Return an upper bound of a / b; a zero in b gives an infinity or NaN, which `finite` refuses."""
+    """Return an upper bound of a / b; a zero in b gives an infinity or NaN, which `finite`
+    refuses.
+    """
     return up(np.divide(a, b))
 
 
 @_quiet
 def div_down(a: ArrayLike, b: ArrayLike) -> Array:
-    """Return a lower bound of a / b; a zero in b gives an infinity or NaN, which `finite` refuses."""
+    """Return a lower bound of a / b; a zero in b gives an infinity or NaN, which `finite`
+    refuses.
+    """
     return down(np.divide(a, b))
 
 
@@ -166,7 +182,11 @@ class Interval:
     @_quiet
     def __mul__(self, other: Interval | ArrayLike) -> Interval:
         other = _interval(other)
-        products = np.stack(np.broadcast_arrays(self.lo * other.lo, self.lo * other.hi, self.hi * other.lo, self.hi * other.hi))
+        products = np.stack(
+            np.broadcast_arrays(
+                self.lo * other.lo, self.lo * other.hi, self.hi * other.lo, self.hi * other.hi
+            )
+        )
         return Interval(down(products.min(0)), up(products.max(0)))
 
     @_quiet
@@ -174,7 +194,11 @@ class Interval:
         other = _interval(other)
         if np.any((other.lo <= 0) & (other.hi >= 0)):
             raise InputError("interval division: the divisor contains zero")
-        ratios = np.stack(np.broadcast_arrays(self.lo / other.lo, self.lo / other.hi, self.hi / other.lo, self.hi / other.hi))
+        ratios = np.stack(
+            np.broadcast_arrays(
+                self.lo / other.lo, self.lo / other.hi, self.hi / other.lo, self.hi / other.hi
+            )
+        )
         return Interval(down(ratios.min(0)), up(ratios.max(0)))
 
     def sum(self, axis: int = -1) -> Interval:
@@ -206,24 +230,34 @@ def _interval(x: Interval | ArrayLike) -> Interval:
 def finite(what: str, x: Interval) -> Interval:
     """Return x, or raise `AssayError` naming what has an infinite or undefined end."""
     if not (np.all(np.isfinite(x.lo)) and np.all(np.isfinite(x.hi))):
-        raise AssayError(f"{what} has no finite bound in float64: the values overflow; scale the weights or the inputs down")
+        raise AssayError(
+            f"{what} has no finite bound in float64: the values overflow; scale the weights or the"
+            " inputs down"
+        )
     return x
 
 
-# A conventional sum of n products (any order, with or without fused multiply-add, no Strassen) satisfies
-# |fl(a.b) - a.b| <= gamma_n |a|.|b| + n TINY, gamma_n = n u / (1 - n u): Higham, Accuracy and Stability of Numerical Algorithms, 3.1.
+# A conventional sum of n products (any order, with or without fused multiply-add, no Strassen)
+# satisfies |fl(a.b) - a.b| <= gamma_n |a|.|b| + n TINY, gamma_n = n u / (1 - n u): Higham, Accuracy
+# and Stability of Numerical Algorithms, 3.1.
 
 
 def gamma(terms: int, unit: float = UNIT) -> float:
-    """Return an upper bound of n u / (1 - n u), the relative error of a sum of n products in any order."""
+    """Return an upper bound of n u / (1 - n u), the relative error of a sum of n products in any
+    order.
+    """
     if terms * unit > 0.01:
-        raise InputError(f"a sum of {terms} terms is too long for an error bound at unit roundoff {unit:.1e}")
+        raise InputError(
+            f"a sum of {terms} terms is too long for an error bound at unit roundoff {unit:.1e}"
+        )
     return math.nextafter(terms * unit / (1 - terms * unit), math.inf) * (1 + 4 * UNIT)
 
 
 @_quiet
 def dot_up(a: Array, b: Array) -> Array:
-    """Return an upper bound of `a @ b` for entrywise non-negative a and b, from one float product."""
+    """Return an upper bound of `a @ b` for entrywise non-negative a and b, from one float
+    product.
+    """
     terms = a.shape[-1]
     value = a @ b
     return add_up(mul_up(value, 1 + 2 * gamma(terms)), 2 * terms * TINY)
@@ -231,7 +265,9 @@ def dot_up(a: Array, b: Array) -> Array:
 
 @_quiet
 def dot_interval(a: Array, b: Array) -> Interval:
-    """Return an enclosure of the real product `a @ b` of float64 arrays, from one float product and its error bound."""
+    """Return an enclosure of the real product `a @ b` of float64 arrays, from one float product
+    and its error bound.
+    """
     terms = a.shape[-1]
     value = a @ b
     error = add_up(mul_up(gamma(terms), dot_up(np.abs(a), np.abs(b))), terms * TINY)
@@ -256,7 +292,9 @@ def _outward(mantissa: int, exponent: int) -> tuple[float, float]:
         return exact, exact
     floor = mantissa >> (unit - exponent)
     above = math.inf if (floor + 1).bit_length() + unit > 1024 else math.ldexp(floor + 1, unit)
-    return math.ldexp(floor, unit), math.ldexp(floor, unit) if floor << (unit - exponent) == mantissa else above
+    return math.ldexp(floor, unit), (
+        math.ldexp(floor, unit) if floor << (unit - exponent) == mantissa else above
+    )
 
 
 @dataclass(frozen=True)
@@ -287,7 +325,11 @@ class Dyadic:
         if self.shape != other.shape:
             raise InputError(f"exact sum: shapes {self.shape} and {other.shape} differ")
         low = min(self.exponent, other.exponent)
-        return Dyadic(self.integers * (1 << (self.exponent - low)) + other.integers * (1 << (other.exponent - low)), low)
+        return Dyadic(
+            self.integers * (1 << (self.exponent - low))
+            + other.integers * (1 << (other.exponent - low)),
+            low,
+        )
 
     def __neg__(self) -> Dyadic:
         return Dyadic(self.integers * -1, self.exponent)
@@ -296,8 +338,12 @@ class Dyadic:
         return self + -(other if isinstance(other, Dyadic) else dyadic(other))
 
     def interval(self) -> Interval:
-        """Return the tightest float64 enclosure of every entry (degenerate where the entry is a float64)."""
-        ends = np.array([_outward(int(n), self.exponent) for n in self.integers.entries()]).reshape(*self.shape, 2)
+        """Return the tightest float64 enclosure of every entry (degenerate where the entry is a
+        float64).
+        """
+        ends = np.array([_outward(int(n), self.exponent) for n in self.integers.entries()]).reshape(
+            *self.shape, 2
+        )
         return Interval(ends[..., 0].copy(), ends[..., 1].copy())
 
     def fractions(self) -> list[list[Fraction]]:
@@ -307,7 +353,9 @@ class Dyadic:
 
 
 def dyadic(matrix: ArrayLike) -> Dyadic:
-    """Return a finite float matrix (rows, columns) as an exact dyadic one; a vector becomes one row."""
+    """Return a finite float matrix (rows, columns) as an exact dyadic one; a vector becomes one
+    row.
+    """
     values = np.atleast_2d(np.asarray(matrix, np.float64))
     if values.ndim != 2:
         raise InputError(f"dyadic: a matrix is needed, got shape {values.shape}")
@@ -317,16 +365,24 @@ def dyadic(matrix: ArrayLike) -> Dyadic:
     mantissas = (fractions * 2.0**53).astype(np.int64)
     used = mantissas != 0
     trailing = np.zeros_like(mantissas)
-    trailing[used] = np.log2((mantissas[used] & -mantissas[used]).astype(np.float64)).astype(np.int64)  # exact: a power of two
+    trailing[used] = np.log2((mantissas[used] & -mantissas[used]).astype(np.float64)).astype(
+        np.int64
+    )  # exact: a power of two
     powers = exponents.astype(np.int64) - 53 + trailing
     low = int(powers[used].min()) if used.any() else 0
     shifts = np.where(used, powers - low, 0)
-    integers = [m << s for m, s in zip((mantissas >> trailing).ravel().tolist(), shifts.ravel().tolist(), strict=True)]
+    integers = [
+        m << s
+        for m, s in zip(
+            (mantissas >> trailing).ravel().tolist(), shifts.ravel().tolist(), strict=True
+        )
+    ]
     return Dyadic(fmpz_mat(*values.shape, integers), low)
 
 
 def exact_product(*factors: Dyadic | ArrayLike) -> Dyadic:
-    """Return the exact matrix product of float matrices; `.interval()` encloses it in float64 pairs.
+    """Return the exact matrix product of float matrices; `.interval()` encloses it in float64
+    pairs.
 
     Raises `InputError` on NaN, infinities and mismatched shapes.
     """
@@ -348,7 +404,8 @@ def ball_interval(ball: arb) -> tuple[float, float]:
 
 
 def map_balls(function: Callable[[arb], arb], x: ArrayLike, bits: int = 128) -> Interval:
-    """Enclose a function at given float64 numbers by balls rounded outward, each distinct number once.
+    """Enclose a function at given float64 numbers by balls rounded outward, each distinct number
+    once.
 
     Raises `InputError` on NaN.
     """
@@ -357,22 +414,31 @@ def map_balls(function: Callable[[arb], arb], x: ArrayLike, bits: int = 128) -> 
         raise InputError("an interval has NaN ends")
     points, where = np.unique(x, return_inverse=True)
     with ctx.workprec(bits):
-        ends = np.array([ball_interval(function(arb(float(point)))) for point in points]).reshape(-1, 2)
+        ends = np.array([ball_interval(function(arb(float(point)))) for point in points]).reshape(
+            -1, 2
+        )
     where = where.reshape(x.shape)
     return Interval(ends[where, 0], ends[where, 1])
 
 
 def exp_interval(lo: ArrayLike, hi: ArrayLike, bits: int = 128) -> Interval:
-    """Enclose exp on [lo, hi] by balls rounded outward: `lo >= 0`, and `hi` is infinite where exp overflows float64."""
+    """Enclose exp on [lo, hi] by balls rounded outward: `lo >= 0`, and `hi` is infinite where
+    exp overflows float64.
+    """
     lo, hi = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
-    # exp(-746) is below the smallest float64 and exp(710) above the largest, so the balls need go no further.
+    # exp(-746) is below the smallest float64 and exp(710) above the largest, so the balls need go
+    # no further.
     low = map_balls(lambda x: x.exp(), np.clip(lo, -746.0, 710.0), bits).lo
-    return Interval(np.where(lo < -746.0, 0.0, low), map_balls(lambda x: x.exp(), np.clip(hi, -746.0, 710.0), bits).hi)
+    return Interval(
+        np.where(lo < -746.0, 0.0, low),
+        map_balls(lambda x: x.exp(), np.clip(hi, -746.0, 710.0), bits).hi,
+    )
 
 
 def erf_interval(lo: ArrayLike, hi: ArrayLike, bits: int = 128) -> Interval:
     """Enclose the error function on [lo, hi] by balls rounded outward."""
-    # Beyond 27 the error function differs from its limit by less than 1e-300, and rounding outward already includes the limit.
+    # Beyond 27 the error function differs from its limit by less than 1e-300, and rounding outward
+    # already includes the limit.
     low = map_balls(lambda x: x.erf(), np.clip(lo, -27.0, 27.0), bits).lo
     high = map_balls(lambda x: x.erf(), np.clip(hi, -27.0, 27.0), bits).hi
     return Interval(np.maximum(low, -1.0), np.minimum(high, 1.0))

@@ -1,4 +1,6 @@
-"""General pictures: functions from polars frames to themed Altair charts, the same in a report, a notebook and a PNG."""
+"""General pictures: functions from polars frames to themed Altair charts, the same in a report,
+a notebook and a PNG.
+"""
 
 from assay.charts.general import bars, heatmap, line, scatter_identity
 from assay.charts.spread import ecdf, histogram

@@ -20,9 +20,8 @@ _NUMBERS = ("x", "y", "low", "high", "truth", "promise", "value", "size")
 def pick(frame: pl.DataFrame, *names: str, **columns: str | None) -> pl.DataFrame:
     """Return the named columns under the given safe names; NaN and infinities become null.
 
-    The safe names of the axes hold numbers, unless `names` lists them as categories. Raises InputError for a missing column and for
-    one that should hold numbers and does not.
-    """
+    The safe names of the axes hold numbers, unless `names` lists them as categories. Raises
+    InputError for a missing column and for one that should hold numbers and does not."""
     wanted = {safe: name for safe, name in columns.items() if name is not None}
     for name in wanted.values():
         if name not in frame.columns:
@@ -37,7 +36,10 @@ def pick(frame: pl.DataFrame, *names: str, **columns: str | None) -> pl.DataFram
             value = pl.col(safe).cast(pl.Float64)
             plain.append(pl.when(value.is_finite()).then(value).alias(safe))
         elif kind != pl.String and (safe in names or not kind.is_numeric()):
-            texts = [value if value is None else str(value) if isinstance(value, int) else show(value) for value in data[safe].to_list()]
+            texts = [
+                value if value is None else str(value) if isinstance(value, int) else show(value)
+                for value in data[safe].to_list()
+            ]
             plain.append(pl.lit(pl.Series(texts, dtype=pl.String)).alias(safe))
     return data.with_columns(plain)
 
@@ -77,19 +79,25 @@ def group_tip(data: pl.DataFrame, name: str | None) -> list[alt.Tooltip]:
 
 
 def groups(data: pl.DataFrame) -> list[Any]:
-    """Return the values of the colour column: numbers and names that differ in a number only in order, others as the rows have them."""
+    """Return the values of the colour column: numbers and names that differ in a number only in
+    order, others as the rows have them.
+    """
     if "group" not in data.columns:
         return []
     values = data["group"].drop_nulls().unique(maintain_order=True).to_list()
     if data.schema["group"].is_numeric():
         return sorted(values)
     if len({re.sub(r"\d+", "", value) for value in values}) == 1:
-        return sorted(values, key=lambda value: [int(number) for number in re.findall(r"\d+", value)])
+        return sorted(
+            values, key=lambda value: [int(number) for number in re.findall(r"\d+", value)]
+        )
     return values
 
 
 def coloured(data: pl.DataFrame, name: str | None, *, shapes: bool = False) -> dict[str, Any]:
-    """Return the colour encoding: categories for text and few integers, a ramp for numbers; `shapes` repeats categories as shapes."""
+    """Return the colour encoding: categories for text and few integers, a ramp for numbers;
+    `shapes` repeats categories as shapes.
+    """
     if name is None:
         return {}
     values = groups(data)
@@ -97,23 +105,43 @@ def coloured(data: pl.DataFrame, name: str | None, *, shapes: bool = False) -> d
         lower, upper = extent(data["group"])
         wide = lower > 0 and upper > 100 * lower
         ends = alt.Scale(range=list(DOTS), type="log" if wide else "linear", interpolate="rgb")
-        return {"color": alt.Color(field="group", type="quantitative", title=name, scale=ends, legend=alt.Legend(format="~s"))}
+        return {
+            "color": alt.Color(
+                field="group",
+                type="quantitative",
+                title=name,
+                scale=ends,
+                legend=alt.Legend(format="~s"),
+            )
+        }
     title = None if len(values) > 1 and name in ("phase", "group", "kind", "series") else name
     palette = [CATEGORIES[index % len(CATEGORIES)] for index in range(len(values))]
     scale = alt.Scale(domain=values, range=palette)
-    encoding: dict[str, Any] = {"color": alt.Color(field="group", type="nominal", title=title, scale=scale)}
+    encoding: dict[str, Any] = {
+        "color": alt.Color(field="group", type="nominal", title=title, scale=scale)
+    }
     if shapes and 1 < len(values) <= 6:
-        forms = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"][: len(values)]
-        encoding["shape"] = alt.Shape(field="group", type="nominal", title=title, scale=alt.Scale(domain=values, range=forms))
+        forms = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"][
+            : len(values)
+        ]
+        encoding["shape"] = alt.Shape(
+            field="group", type="nominal", title=title, scale=alt.Scale(domain=values, range=forms)
+        )
     return encoding
 
 
 def pickable(mark: Any, data: pl.DataFrame, name: str | None, strong: float) -> Any:
-    """Let a click on a legend entry bring out its category; a chart without categories is returned as it is."""
+    """Let a click on a legend entry bring out its category; a chart without categories is
+    returned as it is.
+    """
     if name is None or _is_ramp(data) or len(groups(data)) < 2:
         return mark
     chosen = alt.selection_point(name="chosen", fields=["group"], bind="legend")
-    return mark.encode(opacity=alt.condition(chosen, alt.value(strong), alt.value(0.1))).add_params(chosen).properties(name="marks")
+    return (
+        mark.encode(opacity=alt.condition(chosen, alt.value(strong), alt.value(0.1)))
+        .add_params(chosen)
+        .properties(name="marks")
+    )
 
 
 def _is_ramp(data: pl.DataFrame) -> bool:
@@ -122,7 +150,9 @@ def _is_ramp(data: pl.DataFrame) -> bool:
 
 
 def parts(data: pl.DataFrame, name: str | None) -> Iterator[tuple[str | None, pl.DataFrame]]:
-    """Yield the rows of each value of the colour column, or all rows once; empty parts are left out."""
+    """Yield the rows of each value of the colour column, or all rows once; empty parts are left
+    out.
+    """
     for value in groups(data) if name else [None]:
         part = data.filter(pl.col("group") == value) if name else data
         if part.height:
@@ -135,7 +165,9 @@ def scale_of(log: bool) -> alt.Scale:
 
 
 def axis_of(log: bool, values: pl.Series) -> alt.Axis:
-    """Return the axis of `scale_of`; on a log scale ticks at powers of ten, or at 1, 2, 5 times them for less than three decades."""
+    """Return the axis of `scale_of`; on a log scale ticks at powers of ten, or at 1, 2, 5 times
+    them for less than three decades.
+    """
     if not log:
         return alt.Axis()
     lower, upper = extent(values)
@@ -145,8 +177,15 @@ def axis_of(log: bool, values: pl.Series) -> alt.Axis:
     step = max(1, (last - first) // 8)
     steps = (1,) if last - first > 3 else (1, 2, 5)
     ticks = [factor * 10.0**power for power in range(first, last + 1, step) for factor in steps]
-    said = "datum.value >= 1000 ? format(datum.value, '~s') : datum.value >= .001 ? format(datum.value, '~g') : format(datum.value, '.0e')"
-    return alt.Axis(values=[tick for tick in ticks if lower <= tick * 1.0001 and tick <= upper * 1.0001] or [lower, upper], labelExpr=said)
+    said = (
+        "datum.value >= 1000 ? format(datum.value, '~s') : datum.value >= .001 ?"
+        " format(datum.value, '~g') : format(datum.value, '.0e')"
+    )
+    return alt.Axis(
+        values=[tick for tick in ticks if lower <= tick * 1.0001 and tick <= upper * 1.0001]
+        or [lower, upper],
+        labelExpr=said,
+    )
 
 
 def positive(data: pl.DataFrame, **columns: str | None) -> pl.DataFrame:
@@ -176,19 +215,25 @@ def sample(data: pl.DataFrame, limit: int) -> tuple[pl.DataFrame, str]:
 
 
 def thin(data: pl.DataFrame, limit: int, name: str | None = None) -> tuple[pl.DataFrame, str]:
-    """Return at most about `limit` evenly spaced rows per value of the colour column, the last row kept, and the note that says so."""
+    """Return at most about `limit` evenly spaced rows per value of the colour column, the last
+    row kept, and the note that says so.
+    """
     pieces, cut = [], False
     for _, part in parts(data, name):
         step = math.ceil(part.height / limit)
         cut = cut or step > 1
         kept = part.gather_every(step)
         pieces.append(pl.concat([kept, part.tail(1)]) if (part.height - 1) % step else kept)
-    return (pl.concat(pieces) if pieces else data), ("every line is thinned to a few hundred points" if cut else "")
+    return (pl.concat(pieces) if pieces else data), (
+        "every line is thinned to a few hundred points" if cut else ""
+    )
 
 
 def level(value: float, *, vertical: bool = False) -> Any:
     """Return a dashed line at a value of the y axis (or the x axis)."""
-    mark = alt.Chart(pl.DataFrame({"at": [float(value)]})).mark_rule(strokeDash=[5, 4], strokeWidth=1.5, color=hue("quiet"))
+    mark = alt.Chart(pl.DataFrame({"at": [float(value)]})).mark_rule(
+        strokeDash=[5, 4], strokeWidth=1.5, color=hue("quiet")
+    )
     return mark.encode(x="at:Q") if vertical else mark.encode(y="at:Q")
 
 
@@ -196,29 +241,47 @@ def named_rules(marks: Sequence[tuple[str, float]], side: Literal["left", "right
     """Return vertical lines with their names at the top, on the side where the picture is empty."""
     if not marks:
         return []
-    lines = alt.Chart(pl.DataFrame({"name": [name for name, _ in marks], "at": [float(at) for _, at in marks]}))
-    words = lines.mark_text(align="right" if side == "left" else "left", baseline="top", dx=-6 if side == "left" else 6)
+    lines = alt.Chart(
+        pl.DataFrame({"name": [name for name, _ in marks], "at": [float(at) for _, at in marks]})
+    )
+    words = lines.mark_text(
+        align="right" if side == "left" else "left", baseline="top", dx=-6 if side == "left" else 6
+    )
     words = words.encode(x="at:Q", y=alt.value(2), text="name:N")
-    return [lines.mark_rule(strokeWidth=1.5, color=hue("ink"), strokeDash=[5, 4]).encode(x="at:Q"), words]
+    return [
+        lines.mark_rule(strokeWidth=1.5, color=hue("ink"), strokeDash=[5, 4]).encode(x="at:Q"),
+        words,
+    ]
 
 
 def agreement(data: pl.DataFrame) -> str:
-    """Say how y agrees with x: Pearson r and the least-squares slope; nothing where they are undefined."""
+    """Say how y agrees with x: Pearson r and the least-squares slope; nothing where they are
+    undefined.
+    """
     x, y = data["x"], data["y"]
     spread = x.std()
     if data.height < 3 or not spread or not y.std():
         return ""
     r = data.select(pl.corr("x", "y")).item()
     slope = data.select(pl.cov("x", "y")).item() / x.var()
-    return f"Pearson r = {show(float(r), 3)}, slope {show(float(slope), 3)} over {data.height:,} points"
+    return (
+        f"Pearson r = {show(float(r), 3)}, slope {show(float(slope), 3)} over {data.height:,}"
+        " points"
+    )
 
 
-def finish(data: pl.DataFrame, chart: Any, title: str | None, height: int | None = None, note: str = "") -> Any:
-    """Give a chart its title, its note as subtitle, its height and the theme; without rows it says so instead of empty axes."""
+def finish(
+    data: pl.DataFrame, chart: Any, title: str | None, height: int | None = None, note: str = ""
+) -> Any:
+    """Give a chart its title, its note as subtitle, its height and the theme; without rows it
+    says so instead of empty axes.
+    """
     said: dict[str, Any] = {} if height is None else {"height": height}
     if not data.height:
         chart, said = (
-            alt.Chart(pl.DataFrame({"text": ["nothing to draw"]})).mark_text(color=hue("quiet")).encode(text="text:N"),
+            alt.Chart(pl.DataFrame({"text": ["nothing to draw"]}))
+            .mark_text(color=hue("quiet"))
+            .encode(text="text:N"),
             {"height": 60},
         )
     if title or note:

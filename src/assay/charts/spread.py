@@ -36,9 +36,15 @@ def histogram(
     x_title: str | None = None,
     height: int = 240,
 ) -> Any:
-    """Draw how often values fall in each of `bins` equal bins; `marks` are named vertical lines; only the counts enter the chart."""
+    """Draw how often values fall in each of `bins` equal bins; `marks` are named vertical lines;
+    only the counts enter the chart.
+    """
     data = pick(frame, x=x, group=colour).drop_nulls(["x"])
-    edges = np.histogram_bin_edges(data["x"].to_numpy(), bins=bins) if data.height else np.array([0.0, 1.0])
+    edges = (
+        np.histogram_bin_edges(data["x"].to_numpy(), bins=bins)
+        if data.height
+        else np.array([0.0, 1.0])
+    )
     rows: list[dict[str, Any]] = []
     for name, part in parts(data, colour):
         counts, _ = np.histogram(part["x"].to_numpy(), bins=edges)
@@ -50,7 +56,9 @@ def histogram(
     schema = {"x": pl.Float64, "end": pl.Float64, "count": pl.Int64, "group": pl.String}
     counted = pl.DataFrame(rows, schema=schema)
     count_scale = alt.Scale(type="symlog") if log_y else alt.Scale()
-    count_axis = alt.Axis(values=[0, 1, 10, 100, 1000, 10**4, 10**5, 10**6]) if log_y else alt.Axis()
+    count_axis = (
+        alt.Axis(values=[0, 1, 10, 100, 1000, 10**4, 10**5, 10**6]) if log_y else alt.Axis()
+    )
     chart = (
         alt.Chart(counted)
         .mark_bar(orient="vertical", opacity=0.65 if colour else 0.9, binSpacing=0.5)
@@ -58,7 +66,12 @@ def histogram(
             x=alt.X("x:Q", title=x_title or x, scale=alt.Scale(zero=False)),
             x2="end:Q",
             y=alt.Y("count:Q", title="count", stack=None, scale=count_scale, axis=count_axis),
-            tooltip=[tip("x", "from"), tip("end", "to"), alt.Tooltip("count:Q", format=","), *group_tip(counted, colour)],
+            tooltip=[
+                tip("x", "from"),
+                tip("end", "to"),
+                alt.Tooltip("count:Q", format=","),
+                *group_tip(counted, colour),
+            ],
             **coloured(counted, colour),
         )
     )
@@ -81,17 +94,38 @@ def ecdf(
     rows: list[dict[str, Any]] = []
     for name, part in parts(data, colour):
         values = np.sort(part["x"].to_numpy())
-        ranks = np.unique(np.linspace(0, len(values) - 1, min(300, len(values))).round().astype(int))
-        rows += [{"x": float(values[rank]), "y": (int(rank) + 1) / len(values), "group": name} for rank in ranks]
+        ranks = np.unique(
+            np.linspace(0, len(values) - 1, min(300, len(values))).round().astype(int)
+        )
+        rows += [
+            {"x": float(values[rank]), "y": (int(rank) + 1) / len(values), "group": name}
+            for rank in ranks
+        ]
     stepped = pl.DataFrame(rows, schema={"x": pl.Float64, "y": pl.Float64, "group": pl.String})
     chart = (
         alt.Chart(stepped)
         .mark_line(interpolate="step-after")
         .encode(
-            x=alt.X("x:Q", title=x_title or x, scale=scale_of(log_x), axis=axis_of(log_x, data["x"])),
-            y=alt.Y("y:Q", title="share at or below", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
-            tooltip=[tip("x", x), alt.Tooltip("y:Q", title="share", format=".1%"), *group_tip(stepped, colour)],
+            x=alt.X(
+                "x:Q", title=x_title or x, scale=scale_of(log_x), axis=axis_of(log_x, data["x"])
+            ),
+            y=alt.Y(
+                "y:Q",
+                title="share at or below",
+                axis=alt.Axis(format="%"),
+                scale=alt.Scale(domain=[0, 1]),
+            ),
+            tooltip=[
+                tip("x", x),
+                alt.Tooltip("y:Q", title="share", format=".1%"),
+                *group_tip(stepped, colour),
+            ],
             **coloured(stepped, colour),
         )
     )
-    return finish(stepped, alt.layer(pickable(chart, stepped, colour, 1.0), *named_rules(marks, "left")), title, height)
+    return finish(
+        stepped,
+        alt.layer(pickable(chart, stepped, colour, 1.0), *named_rules(marks, "left")),
+        title,
+        height,
+    )

@@ -1,4 +1,6 @@
-"""Numbers and tables as text a person reads: sensible digits, a dash for what is missing, every string escaped."""
+"""Numbers and tables as text a person reads: sensible digits, a dash for what is missing, every
+string escaped.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +14,15 @@ import polars as pl
 
 DASH = "–"  # noqa: RUF001
 _MINUS = "\u2212"
-_SUPERSCRIPT = str.maketrans("-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079")
+_SUPERSCRIPT = str.maketrans(
+    "-0123456789", "\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079"
+)
 
 
 def show(value: Any, digits: int = 4) -> str:
-    """Return a value as text, unescaped: `digits` significant digits for floats, grouped integers, a dash for None and NaN."""
+    """Return a value as text, unescaped: `digits` significant digits for floats, grouped
+    integers, a dash for None and NaN.
+    """
     if value is None:
         return DASH
     if isinstance(value, bool):
@@ -49,13 +55,17 @@ def scientific(value: float, digits: int = 3) -> str:
 
 
 def column(values: Sequence[Any], digits: int = 4) -> list[str]:
-    """Return the cells of one column; floats share their number of decimals, so that they line up."""
+    """Return the cells of one column; floats share their number of decimals, so that they line
+    up.
+    """
     floats = [abs(value) for value in values if isinstance(value, float) and math.isfinite(value)]
     largest = max(floats, default=0.0)
     if not 1e-4 <= largest < 1e6:
         return [show(value, digits) for value in values]
     places = min(6, max(0, digits - 1 - math.floor(math.log10(largest))))
-    while places and all(abs(value - round(value, places - 1)) < 1e-9 * largest for value in floats):
+    while places and all(
+        abs(value - round(value, places - 1)) < 1e-9 * largest for value in floats
+    ):
         places -= 1
     cells = []
     for value in values:
@@ -69,15 +79,22 @@ def column(values: Sequence[Any], digits: int = 4) -> list[str]:
 
 
 def table_html(frame: pl.DataFrame, *, title: str = "", limit: int = 200) -> str:
-    """Return an escaped HTML table of the first `limit` rows; numbers to the right, NaN and null as a dash, cut rows counted."""
+    """Return an escaped HTML table of the first `limit` rows; numbers to the right, NaN and null
+    as a dash, cut rows counted.
+    """
     if not frame.width:
         return '<p class="empty">No columns.</p>'
     shown = frame.head(limit)
     cells = [column(shown[name].to_list()) for name in frame.columns]
     kinds = [_kind(kind, texts) for kind, texts in zip(frame.dtypes, cells, strict=True)]
-    head = "".join(f'<th scope="col"{kind}>{escape(name)}</th>' for name, kind in zip(frame.columns, kinds, strict=True))
+    head = "".join(
+        f'<th scope="col"{kind}>{escape(name)}</th>'
+        for name, kind in zip(frame.columns, kinds, strict=True)
+    )
     rows = [
-        "<tr>" + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True)) + "</tr>"
+        "<tr>"
+        + "".join(f"<td{kind}>{escape(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
+        + "</tr>"
         for row in zip(*cells, strict=True)
     ]
     if not rows:
@@ -91,7 +108,10 @@ def table_html(frame: pl.DataFrame, *, title: str = "", limit: int = 200) -> str
 
 def notebook_html(frame: pl.DataFrame, *, title: str = "", limit: int = 20) -> str:
     """Return what a result's `_repr_html_` gives: a small escaped table with its title."""
-    return f'<div style="overflow-x:auto;font-variant-numeric:tabular-nums">{table_html(frame, title=title, limit=limit)}</div>'
+    return (
+        '<div style="overflow-x:auto;font-variant-numeric:tabular-nums">'
+        f"{table_html(frame, title=title, limit=limit)}</div>"
+    )
 
 
 def _kind(kind: pl.DataType, cells: Sequence[str]) -> str:

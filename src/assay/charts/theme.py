@@ -1,4 +1,6 @@
-"""The one visual theme of every picture: palette, Vega-Lite configuration, and the same chart as PNG."""
+"""The one visual theme of every picture: palette, Vega-Lite configuration, and the same chart as
+PNG.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import vl_convert
 
 from assay.io.files import write_atomic
 
-# role: (light scheme, dark scheme). Categorical colours follow Okabe and Ito (safe for colour-blind readers), moved until each has
-# at least 3:1 contrast on its own background. The light values are pairwise different, so that a page can swap them by value.
+# role: (light scheme, dark scheme). Categorical colours follow Okabe and Ito (safe for colour-blind
+# readers), moved until each has at least 3:1 contrast on its own background. The light values are
+# pairwise different, so that a page can swap them by value.
 PALETTE: dict[str, tuple[str, str]] = {
     "paper": ("#ffffff", "#171b21"),
     "ink": ("#1c2530", "#e6e9ee"),
@@ -48,11 +51,16 @@ def hue(role: str) -> str:
     return PALETTE[role][0]
 
 
-CATEGORIES = tuple(hue(role) for role in ("blue", "vermilion", "green", "violet", "amber", "rose", "slate"))
+CATEGORIES = tuple(
+    hue(role) for role in ("blue", "vermilion", "green", "violet", "amber", "rose", "slate")
+)
 RAMP = tuple(hue(f"ramp{step}") for step in range(5))
 DOTS = tuple(hue(f"dots{step}") for step in range(3))
 DIVERGING = tuple(hue(role) for role in ("cold2", "cold1", "middle", "warm1", "warm2"))
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans', sans-serif"
+FONT = (
+    "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Liberation Sans',"
+    " sans-serif"
+)
 
 
 def config() -> dict[str, Any]:
@@ -64,7 +72,13 @@ def config() -> dict[str, Any]:
         "font": FONT,
         "aria": False,
         "padding": 4,
-        "view": {"stroke": None, "continuousWidth": 520, "continuousHeight": 280, "discreteWidth": 520, "discreteHeight": 280},
+        "view": {
+            "stroke": None,
+            "continuousWidth": 520,
+            "continuousHeight": 280,
+            "discreteWidth": 520,
+            "discreteHeight": 280,
+        },
         "title": {
             "anchor": "start",
             "color": ink,
@@ -117,7 +131,12 @@ def config() -> dict[str, Any]:
             "gradientThickness": 10,
             "offset": 10,
         },
-        "range": {"category": list(CATEGORIES), "ramp": list(RAMP), "heatmap": list(RAMP), "diverging": list(DIVERGING)},
+        "range": {
+            "category": list(CATEGORIES),
+            "ramp": list(RAMP),
+            "heatmap": list(RAMP),
+            "diverging": list(DIVERGING),
+        },
         "mark": {"color": blue},
         "bar": {"color": blue},
         "line": {"color": blue, "strokeWidth": 2.25, "strokeJoin": "round", "strokeCap": "round"},
@@ -128,7 +147,9 @@ def config() -> dict[str, Any]:
 
 
 def themed(chart: Any) -> Any:
-    """Return the chart with the theme; a themed chart is finished: combine unthemed ones, or use `layer`."""
+    """Return the chart with the theme; a themed chart is finished: combine unthemed ones, or use
+    `layer`.
+    """
     chart = chart.copy(deep=False)
     chart.config = _config()
     return chart
@@ -150,7 +171,9 @@ def layer(*charts: Any) -> Any:
 
 
 def spec(chart: Any) -> dict[str, Any]:
-    """Return the Vega-Lite specification of an Altair chart as plain JSON values, whatever its number of rows."""
+    """Return the Vega-Lite specification of an Altair chart as plain JSON values, whatever its
+    number of rows.
+    """
     with alt.data_transformers.enable("default", max_rows=None):
         return chart.to_dict()
 

@@ -1,4 +1,6 @@
-"""Circuit files: the JSON of EAP-IG (arXiv 2403.17806), read and written, and GraphML, written for graph viewers."""
+"""Circuit files: the JSON of EAP-IG (arXiv 2403.17806), read and written, and GraphML, written
+for graph viewers.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,16 @@ from assay.io.files import read_json, write_atomic, write_json
 
 _SETTINGS = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 _NODE = re.compile(r"input|logits|m\d+|a\d+\.h\d+")
-_EDGE = re.compile(r"(?P<source>input|m\d+|a\d+\.h\d+)->(?:(?P<head>a\d+\.h\d+)<(?P<slot>[qkv])>|(?P<other>logits|m\d+))")
+_EDGE = re.compile(
+    r"(?P<source>input|m\d+|a\d+\.h\d+)->(?:(?P<head>a\d+\.h\d+)<(?P<slot>[qkv])>|(?P<other>logits|m\d+))"
+)
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A node or an edge of a circuit file: its score (None if it has none) and whether it is in the circuit."""
+    """A node or an edge of a circuit file: its score (None if it has none) and whether it is in
+    the circuit.
+    """
 
     score: float | None
     in_graph: bool
@@ -30,9 +36,9 @@ class Scored:
 class Circuit:
     """A circuit over heads and MLPs.
 
-    Nodes are `input`, `a{layer}.h{head}`, `m{layer}` and `logits`; edges `source->receiver`, into heads `source->head<q>`
-    (or `<k>`, `<v>`). `settings` holds n_layers, n_heads, parallel_attn_mlp and d_model.
-    """
+    Nodes are `input`, `a{layer}.h{head}`, `m{layer}` and `logits`; edges `source->receiver`, into
+    heads `source->head<q>` (or `<k>`, `<v>`). `settings` holds n_layers, n_heads, parallel_attn_mlp
+    and d_model."""
 
     settings: Mapping[str, int | bool]
     nodes: Mapping[str, Scored]
@@ -51,12 +57,18 @@ def read_circuit(path: Path | str) -> Circuit:
     for key, kind in _SETTINGS.items():
         if type(settings[key]) is not kind or int(settings[key]) < 0:
             raise InputError(f"{path}: cfg {key!r} must be {kind.__name__}, got {settings[key]!r}")
-    nodes = {name: _scored(path, "node", name, entry, _NODE) for name, entry in data["nodes"].items()}
-    edges = {name: _scored(path, "edge", name, entry, _EDGE) for name, entry in data["edges"].items()}
+    nodes = {
+        name: _scored(path, "node", name, entry, _NODE) for name, entry in data["nodes"].items()
+    }
+    edges = {
+        name: _scored(path, "edge", name, entry, _EDGE) for name, entry in data["edges"].items()
+    }
     for name in edges:
         source, receiver, _ = edge_ends(name)
         if lost := {source, receiver} - set(nodes):
-            raise InputError(f"{path}: edge {name!r} ends at {lost.pop()!r}, which is not among the nodes")
+            raise InputError(
+                f"{path}: edge {name!r} ends at {lost.pop()!r}, which is not among the nodes"
+            )
     return Circuit(settings, nodes, edges)
 
 
@@ -64,7 +76,9 @@ def write_circuit(path: Path | str, circuit: Circuit) -> Path:
     """Write the JSON of EAP-IG; entries without a score leave the key out."""
 
     def entry(scored: Scored) -> dict[str, Any]:
-        return {"in_graph": scored.in_graph} | ({} if scored.score is None else {"score": scored.score})
+        return {"in_graph": scored.in_graph} | (
+            {} if scored.score is None else {"score": scored.score}
+        )
 
     nodes = {name: entry(scored) for name, scored in circuit.nodes.items()}
     edges = {name: entry(scored) for name, scored in circuit.edges.items()}
@@ -72,11 +86,22 @@ def write_circuit(path: Path | str, circuit: Circuit) -> Path:
 
 
 def write_graphml(path: Path | str, circuit: Circuit, *, whole: bool = False) -> Path:
-    """Write the circuit as GraphML, for Gephi, yEd or networkx; with `whole`, nodes and edges outside the circuit as well."""
+    """Write the circuit as GraphML, for Gephi, yEd or networkx; with `whole`, nodes and edges
+    outside the circuit as well.
+    """
     root = ElementTree.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
-    keys = (("node", "score", "double"), ("node", "in_graph", "boolean"), ("node", "layer", "int"), ("edge", "score", "double"))
+    keys = (
+        ("node", "score", "double"),
+        ("node", "in_graph", "boolean"),
+        ("node", "layer", "int"),
+        ("edge", "score", "double"),
+    )
     for domain, name, kind in (*keys, ("edge", "in_graph", "boolean"), ("edge", "slot", "string")):
-        ElementTree.SubElement(root, "key", {"id": f"{domain}_{name}", "for": domain, "attr.name": name, "attr.type": kind})
+        ElementTree.SubElement(
+            root,
+            "key",
+            {"id": f"{domain}_{name}", "for": domain, "attr.name": name, "attr.type": kind},
+        )
     graph = ElementTree.SubElement(root, "graph", id="circuit", edgedefault="directed")
     for name, scored in circuit.nodes.items():
         if whole or scored.in_graph:
@@ -89,14 +114,24 @@ def write_graphml(path: Path | str, circuit: Circuit, *, whole: bool = False) ->
             edge = ElementTree.SubElement(graph, "edge", id=name, source=source, target=receiver)
             _attributes(edge, "edge", scored, **({"slot": slot} if slot else {}))
     ElementTree.indent(root)
-    return write_atomic(path, lambda temporary: ElementTree.ElementTree(root).write(temporary, encoding="utf-8", xml_declaration=True))
+    return write_atomic(
+        path,
+        lambda temporary: ElementTree.ElementTree(root).write(
+            temporary, encoding="utf-8", xml_declaration=True
+        ),
+    )
 
 
 def edge_ends(name: str) -> tuple[str, str, str]:
-    """Return source, receiver and slot ("q", "k", "v" or "") of an edge's name; InputError when it is none."""
+    """Return source, receiver and slot ("q", "k", "v" or "") of an edge's name; InputError when
+    it is none.
+    """
     match = _EDGE.fullmatch(name)
     if match is None:
-        raise InputError(f"{name!r} is no edge; edges are named like 'm0->a1.h2<q>', 'a0.h1->m3' or 'input->logits'")
+        raise InputError(
+            f"{name!r} is no edge; edges are named like 'm0->a1.h2<q>', 'a0.h1->m3' or"
+            " 'input->logits'"
+        )
     return match["source"], match["head"] or match["other"], match["slot"] or ""
 
 
@@ -108,10 +143,14 @@ def _scored(path: Path | str, what: str, name: str, entry: Any, pattern: re.Patt
     score = entry.get("score")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
         raise InputError(f"{path}: the score of {what} {name!r} must be a number, got {score!r}")
-    return Scored(None if score is None or not math.isfinite(score) else float(score), entry["in_graph"])
+    return Scored(
+        None if score is None or not math.isfinite(score) else float(score), entry["in_graph"]
+    )
 
 
-def _attributes(element: ElementTree.Element, domain: str, scored: Scored, **more: int | str) -> None:
+def _attributes(
+    element: ElementTree.Element, domain: str, scored: Scored, **more: int | str
+) -> None:
     values: dict[str, Any] = {"in_graph": str(scored.in_graph).lower(), **more}
     if scored.score is not None:
         values["score"] = repr(scored.score)

@@ -18,7 +18,8 @@ from assay.errors import AssayError, InputError
 
 
 def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
-    """Call `write` on a temporary name beside `path` and rename it: readers see the old file or the new one, never half.
+    """Call `write` on a temporary name beside `path` and rename it: readers see the old file or the
+    new one, never half.
 
     Raises AssayError when the disk is full or the folder cannot be written.
     """
@@ -37,7 +38,9 @@ def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
-        raise AssayError(f"cannot write {path}: {error}; what was there before is unchanged") from error
+        raise AssayError(
+            f"cannot write {path}: {error}; what was there before is unchanged"
+        ) from error
     return path
 
 
@@ -59,23 +62,34 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path} is not JSON: {error}") from error
 
 
-def save_tensors(path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+def save_tensors(
+    path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write a safetensors file atomically."""
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomic(path, lambda temporary: save_file(kept, temporary, metadata=dict(metadata or {})))
+    return write_atomic(
+        path, lambda temporary: save_file(kept, temporary, metadata=dict(metadata or {}))
+    )
 
 
 def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Tensor]:
-    """Read a safetensors or npz file; InputError when it is missing, of another format, or (with `finite`) holds NaN or infinity."""
+    """Read a safetensors or npz file; InputError when it is missing, of another format, or (with
+    `finite`) holds NaN or infinity.
+    """
     path = existing(path)
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as archive:
-                tensors = {name: torch.from_numpy(np.ascontiguousarray(archive[name])) for name in archive.files}
+                tensors = {
+                    name: torch.from_numpy(np.ascontiguousarray(archive[name]))
+                    for name in archive.files
+                }
         else:
             tensors = load_file(path)
     except (SafetensorError, ValueError, OSError, TypeError, EOFError) as error:
-        raise InputError(f"{path} is neither safetensors nor npz without pickles: {error}") from error
+        raise InputError(
+            f"{path} is neither safetensors nor npz without pickles: {error}"
+        ) from error
     if finite:
         for name, tensor in tensors.items():
             require_finite(tensor, f"{path}: tensor {name!r}")
@@ -87,7 +101,9 @@ def require_finite(tensor: torch.Tensor, what: str) -> None:
     if tensor.is_floating_point() or tensor.is_complex():
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
-            raise InputError(f"{what} holds {bad} NaN or infinite value{'s' * (bad > 1)} of {tensor.numel()}")
+            raise InputError(
+                f"{what} holds {bad} NaN or infinite value{'s' * (bad > 1)} of {tensor.numel()}"
+            )
 
 
 def existing(path: Path | str) -> Path:
@@ -99,7 +115,9 @@ def existing(path: Path | str) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """Turn tensors, numpy values, paths and tuples into plain JSON values; non-finite numbers become None."""
+    """Turn tensors, numpy values, paths and tuples into plain JSON values; non-finite numbers
+    become None.
+    """
     if isinstance(value, torch.Tensor | np.ndarray):
         return plain(value.tolist())
     if isinstance(value, np.generic):

@@ -1,8 +1,9 @@
-"""Prompt files: pairs of a clean and a patched prompt with one-token answers, and plain text, as token ids.
+"""Prompt files: pairs of a clean and a patched prompt with one-token answers, and plain text, as
+token ids.
 
-Pairs come as one JSON object per line, or as the CSV files of the indirect-object (arXiv 2211.00593) and greater-than
-(arXiv 2305.00586) tasks. Prompts are left-aligned: padding stands on the right, where a causal model does not see it.
-"""
+Pairs come as one JSON object per line, or as the CSV files of the indirect-object (arXiv
+2211.00593) and greater-than (arXiv 2305.00586) tasks. Prompts are left-aligned: padding stands on
+the right, where a causal model does not see it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ _YEAR = re.compile(r"\b(\d\d)(\d\d)\b")
 
 @dataclass(frozen=True)
 class TextPair:
-    """One pair as text; `year` is the start year's last two digits in the greater-than task, -1 elsewhere."""
+    """One pair as text; `year` is the start year's last two digits in the greater-than task, -1
+    elsewhere.
+    """
 
     clean_prefix: str
     patch_prefix: str
@@ -41,10 +44,11 @@ class TextPair:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Encoded pairs: `clean` and `patch` ids (pairs, positions), `answers` (pairs, 2) as (clean, patch), `lengths` (pairs,).
+    """Encoded pairs: `clean` and `patch` ids (pairs, positions), `answers` (pairs, 2) as (clean,
+    patch), `lengths` (pairs,).
 
-    `years` (pairs,) and `digits` (pairs, 100), the tokens of 00 to 99, are there for the greater-than task only. `dropped`
-    counts the pairs left out by reason, `texts` are those kept.
+    `years` (pairs,) and `digits` (pairs, 100), the tokens of 00 to 99, are there for the
+    greater-than task only. `dropped` counts the pairs left out by reason, `texts` are those kept.
     """
 
     clean: Tensor
@@ -74,7 +78,9 @@ class Pairs:
         """Return the pairs at `index`, without the positions that are padding in all of them."""
         if not isinstance(index, slice) and not len(index):
             raise InputError("no pairs chosen")
-        chosen = torch.arange(len(self))[index if isinstance(index, slice) else torch.as_tensor(index)]
+        chosen = torch.arange(len(self))[
+            index if isinstance(index, slice) else torch.as_tensor(index)
+        ]
         if not len(chosen):
             raise InputError("no pairs chosen")
         width = int(self.lengths[chosen].max())
@@ -104,14 +110,15 @@ def read_pairs(
     limit: int | None = None,
     vocab_size: int | None = None,
 ) -> Pairs:
-    """Read a file of pairs and encode it; `limit` keeps the first ones that pass, `patch` names the patched column of a CSV.
+    """Read a file of pairs and encode it; `limit` keeps the first ones that pass, `patch` names the
+    patched column of a CSV.
 
-    The format follows from the suffix (.jsonl: pairs) and, for a CSV, from its columns (label: greater-than). The answers of
-    an indirect-object CSV are found in its text: the name said once against the name said twice. Those of a greater-than
-    CSV are the neighbouring years.
+    The format follows from the suffix (.jsonl: pairs) and, for a CSV, from its columns (label:
+    greater-than). The answers of an indirect-object CSV are found in its text: the name said once
+    against the name said twice. Those of a greater-than CSV are the neighbouring years.
 
-    Raises InputError with file and line for a malformed line, and when the file is empty or no pair passes.
-    """
+    Raises InputError with file and line for a malformed line, and when the file is empty or no pair
+    passes."""
     path = existing(path)
     if format is not None and format not in get_args(Format):
         raise unknown("pair format", format, get_args(Format))
@@ -125,7 +132,9 @@ def read_pairs(
         found, dropped = _csv(path, lines, format, patch)
     if not found and not dropped:
         raise InputError(f"{path} holds no pairs")
-    return encode_pairs(found, tokenizer, limit=limit, vocab_size=vocab_size, dropped=dropped, source=str(path))
+    return encode_pairs(
+        found, tokenizer, limit=limit, vocab_size=vocab_size, dropped=dropped, source=str(path)
+    )
 
 
 def encode_pairs(
@@ -137,18 +146,23 @@ def encode_pairs(
     dropped: Mapping[str, int] | None = None,
     source: str = "the pairs",
 ) -> Pairs:
-    """Encode pairs; those that a one-token answer at one last position cannot serve are dropped and counted by reason.
+    """Encode pairs; those that a one-token answer at one last position cannot serve are dropped and
+    counted by reason.
 
-    A pair is kept when each prompt followed by each answer tokenises to the prompt's tokens and one more, which depends on
-    the answer alone, and both prompts have equal length. Raises InputError when none is kept.
-    """
+    A pair is kept when each prompt followed by each answer tokenises to the prompt's tokens and one
+    more, which depends on the answer alone, and both prompts have equal length. Raises InputError
+    when none is kept."""
     require_tokenizer(tokenizer)
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1, got {limit}")
     pairs = list(pairs)
     texts = [
         (pair.clean_prefix, pair.patch_prefix)
-        + tuple(prefix + answer for prefix in (pair.clean_prefix, pair.patch_prefix) for answer in (pair.clean_answer, pair.patch_answer))
+        + tuple(
+            prefix + answer
+            for prefix in (pair.clean_prefix, pair.patch_prefix)
+            for answer in (pair.clean_answer, pair.patch_answer)
+        )
         for pair in pairs
     ]
     flat = encode_texts([text for row in texts for text in row], tokenizer)
@@ -167,7 +181,11 @@ def encode_pairs(
     if not kept:
         raise InputError(f"{source}: no pair is left with this tokenizer; {_counted(counts)}")
     padding = next(i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if i is not None)
-    years = torch.tensor([pair.year for pair, *_ in kept]) if all(pair.year >= 0 for pair, *_ in kept) else None
+    years = (
+        torch.tensor([pair.year for pair, *_ in kept])
+        if all(pair.year >= 0 for pair, *_ in kept)
+        else None
+    )
     digits = None if years is None else _digit_tokens(tokenizer).expand(len(kept), -1)
     return Pairs(
         pad([clean for _, clean, _, _ in kept], padding),
@@ -184,15 +202,18 @@ def encode_pairs(
 
 def write_pairs(path: Path | str, pairs: Iterable[TextPair]) -> Path:
     """Write pairs as one JSON object per line."""
-    rows = ({**{name: getattr(pair, name) for name in _FIELDS}, "case": pair.case} for pair in pairs)
+    rows = (
+        {**{name: getattr(pair, name) for name in _FIELDS}, "case": pair.case} for pair in pairs
+    )
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_text(path: Path | str, tokenizer: Any, *, length: int, limit: int | None = None) -> Tensor:
-    """Read plain text as windows of `length` tokens, (windows, length), the first `limit` of them; the rest that fills none is left out.
+    """Read plain text as windows of `length` tokens, (windows, length), the first `limit` of them;
+    the rest that fills none is left out.
 
-    Every window begins with the tokenizer's leading token if it has one. Raises InputError when the text fills no window.
-    """
+    Every window begins with the tokenizer's leading token if it has one. Raises InputError when the
+    text fills no window."""
     require_tokenizer(tokenizer)
     if length < 2:
         raise InputError(f"length must be at least 2 tokens, got {length}")
@@ -201,21 +222,31 @@ def read_text(path: Path | str, tokenizer: Any, *, length: int, limit: int | Non
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from error
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long)
+    ids = torch.tensor(
+        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long
+    )
     leading = leading_token(tokenizer)
     own = length - (leading is not None)
     count = len(ids) // own
     if not count:
         raise InputError(f"{path} holds {len(ids)} tokens: too few for one window of {length}")
     windows = ids[: count * own].reshape(count, own)[:limit]
-    return windows if leading is None else torch.cat([torch.full((len(windows), 1), leading), windows], dim=1)
+    return (
+        windows
+        if leading is None
+        else torch.cat([torch.full((len(windows), 1), leading), windows], dim=1)
+    )
 
 
 def encode_texts(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Return the token ids of texts, each behind the tokenizer's leading token if it has one."""
     leading = leading_token(tokenizer)
     start = [] if leading is None else [leading]
-    return [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []
+    return (
+        [start + ids for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        if texts
+        else []
+    )
 
 
 def leading_token(tokenizer: Any) -> int | None:
@@ -228,7 +259,9 @@ def leading_token(tokenizer: Any) -> int | None:
 def require_tokenizer(tokenizer: Any) -> None:
     """Raise InputError when there is no tokenizer to encode text with."""
     if tokenizer is None or not callable(tokenizer):
-        raise InputError("text needs a tokenizer, and there is none beside the model; name a tokenizer folder")
+        raise InputError(
+            "text needs a tokenizer, and there is none beside the model; name a tokenizer folder"
+        )
 
 
 def pad(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
@@ -238,7 +271,12 @@ def pad(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
 
 
 def _check(
-    clean: list[int], patch: list[int], whole: list[list[int]], first: int, unk: int | None, vocab_size: int | None
+    clean: list[int],
+    patch: list[int],
+    whole: list[list[int]],
+    first: int,
+    unk: int | None,
+    vocab_size: int | None,
 ) -> tuple[tuple[int, int] | None, str]:
     """Return the two answer tokens, or None and why the pair is dropped."""
     if len(clean) == first or len(patch) == first:
@@ -247,7 +285,10 @@ def _check(
         return None, "prompts of unequal token length"
     if clean == patch:
         return None, "identical prompts"
-    if any(ids[: len(clean)] != prefix for ids, prefix in zip(whole, (clean, clean, patch, patch), strict=True)):
+    if any(
+        ids[: len(clean)] != prefix
+        for ids, prefix in zip(whole, (clean, clean, patch, patch), strict=True)
+    ):
         return None, "tokenisation does not concatenate"
     tails = [ids[len(clean) :] for ids in whole]
     if any(len(tail) != 1 for tail in tails):
@@ -273,28 +314,40 @@ def _jsonl(path: Path, text: str) -> Iterable[TextPair]:
         except (json.JSONDecodeError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: not a JSON object ({error})") from error
         if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number}: a JSON object expected, got {type(row).__name__}")
+            raise InputError(
+                f"{path}, line {number}: a JSON object expected, got {type(row).__name__}"
+            )
         for name in _FIELDS:
             if not isinstance(row.get(name), str):
-                raise InputError(f"{path}, line {number}: {name!r} must be a string, got {row.get(name)!r}")
+                raise InputError(
+                    f"{path}, line {number}: {name!r} must be a string, got {row.get(name)!r}"
+                )
         if not isinstance(row.get("case", ""), str):
             raise InputError(f"{path}, line {number}: 'case' must be a string, got {row['case']!r}")
         yield TextPair(**{name: row[name] for name in (*_FIELDS, "case") if name in row})
 
 
-def _csv(path: Path, text: str, format: Format | None, patch: str) -> tuple[list[TextPair], Counter[str]]:
+def _csv(
+    path: Path, text: str, format: Format | None, patch: str
+) -> tuple[list[TextPair], Counter[str]]:
     reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
     columns = reader.fieldnames or []
     for column in ("clean", patch, *(["label"] if format == "greater_than" else [])):
         if columns and column not in columns:
-            raise InputError(f"{path}, line 1: no column {column!r}; there are {', '.join(map(repr, columns))}")
+            raise InputError(
+                f"{path}, line 1: no column {column!r}; there are {', '.join(map(repr, columns))}"
+            )
     years = format == "greater_than" or (format is None and "label" in columns)
     pairs, dropped = [], Counter[str]()
     try:
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{path}, line {reader.line_num}: {len(columns)} fields expected")
-            pair = _greater_than(row, patch, f"{path}, line {reader.line_num}") if years else _indirect_object(row, patch)
+            pair = (
+                _greater_than(row, patch, f"{path}, line {reader.line_num}")
+                if years
+                else _indirect_object(row, patch)
+            )
             if isinstance(pair, TextPair):
                 pairs.append(pair)
             else:
@@ -307,30 +360,49 @@ def _csv(path: Path, text: str, format: Format | None, patch: str) -> tuple[list
 def _indirect_object(row: Mapping[str, str], patch: str) -> TextPair | str:
     text = row["clean"]
     for match in _NAMES.finditer(text):
-        again = [re.search(rf"\b{name}\b", text[match.end() :]) is not None for name in match.groups()]
+        again = [
+            re.search(rf"\b{name}\b", text[match.end() :]) is not None for name in match.groups()
+        ]
         if again.count(True) == 1:
             subject, other = match.groups() if again[0] else reversed(match.groups())
-            return TextPair(text, row[patch], f" {other}", f" {subject}", "BABA" if again[0] else "ABBA")
+            return TextPair(
+                text, row[patch], f" {other}", f" {subject}", "BABA" if again[0] else "ABBA"
+            )
     return "no indirect object in the text"
 
 
 def _greater_than(row: Mapping[str, str], patch: str, where: str) -> TextPair | str:
     match = _YEAR.search(row["clean"])
-    if match is None or not row["label"].strip().isdigit() or int(row["label"]) != int(match.group(2)):
-        raise InputError(f"{where}: 'label' must be the last two digits of the start year in 'clean', got {row['label']!r}")
+    if (
+        match is None
+        or not row["label"].strip().isdigit()
+        or int(row["label"]) != int(match.group(2))
+    ):
+        raise InputError(
+            f"{where}: 'label' must be the last two digits of the start year in 'clean', got"
+            f" {row['label']!r}"
+        )
     year = int(match.group(2))
     if not 1 <= year <= 98:
         return "start year without neighbours in its century"
-    return TextPair(row["clean"], row[patch], f"{year + 1:02d}", f"{year - 1:02d}", match.group(1), year)
+    return TextPair(
+        row["clean"], row[patch], f"{year + 1:02d}", f"{year - 1:02d}", match.group(1), year
+    )
 
 
 def _digit_tokens(tokenizer: Any) -> Tensor:
     ids = tokenizer([f"{value:02d}" for value in range(100)], add_special_tokens=False)["input_ids"]
     if any(len(entry) != 1 for entry in ids):
-        raise InputError("the greater-than task needs a tokenizer in which 00 to 99 are single tokens")
+        raise InputError(
+            "the greater-than task needs a tokenizer in which 00 to 99 are single tokens"
+        )
     return torch.tensor(ids).reshape(1, 100)
 
 
 def _counted(dropped: Mapping[str, int]) -> str:
     total = sum(dropped.values())
-    return f"{total} dropped" + (f" ({', '.join(f'{reason}: {count}' for reason, count in dropped.items())})" if total else "")
+    return f"{total} dropped" + (
+        f" ({', '.join(f'{reason}: {count}' for reason, count in dropped.items())})"
+        if total
+        else ""
+    )

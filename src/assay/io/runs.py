@@ -17,11 +17,21 @@ import torch
 from assay.errors import AssayError, InputError
 from assay.io import files
 
-_PACKAGES = ("assay-interp", "torch", "transformers", "numpy", "polars", "scikit-learn", "python-flint")
+_PACKAGES = (
+    "assay-interp",
+    "torch",
+    "transformers",
+    "numpy",
+    "polars",
+    "scikit-learn",
+    "python-flint",
+)
 
 
 class Run:
-    """One folder on disk; everything that a run reads back or writes goes through it, and nothing is written outside it."""
+    """One folder on disk; everything that a run reads back or writes goes through it, and
+    nothing is written outside it.
+    """
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
@@ -33,7 +43,9 @@ class Run:
         return self.path(name).exists()
 
     def discard_if_bare(self) -> None:
-        """Remove the folder when it holds no more than a new run does: input refused at the start leaves nothing behind."""
+        """Remove the folder when it holds no more than a new run does: input refused at the
+        start leaves nothing behind.
+        """
         entries = list(self.folder.iterdir())
         if {entry.name for entry in entries} <= {"config.json", "versions.json"}:
             for entry in entries:
@@ -65,13 +77,19 @@ class Run:
             stream.write(json.dumps({"phase": phase, "step": step, **files.plain(metrics)}) + "\n")
 
     def metrics(self) -> pl.DataFrame:
-        """Return `metrics.jsonl` as a table, one row per logged step; lines cut short by a kill are left out."""
+        """Return `metrics.jsonl` as a table, one row per logged step; lines cut short by a kill
+        are left out.
+        """
         return pl.DataFrame(list(self._lines()), infer_schema_length=None)
 
     def forget_after(self, phase: str, step: int) -> None:
-        """Drop the lines that a phase logged after `step`: the resumed run will write them again."""
+        """Drop the lines that a phase logged after `step`: the resumed run will write them
+        again.
+        """
         kept = [line for line in self._lines() if line["phase"] != phase or line["step"] <= step]
-        files.write_text(self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept))
+        files.write_text(
+            self.path("metrics.jsonl"), "".join(json.dumps(line) + "\n" for line in kept)
+        )
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         if self.has("metrics.jsonl"):
@@ -82,11 +100,14 @@ class Run:
                     continue
 
 
-def start(folder: Path | str, config: Mapping[str, Any], *, resume: bool = False, force: bool = False) -> Run:
-    """Open a new run folder, or an old one with `resume` (same config) or `force` (its results are replaced).
+def start(
+    folder: Path | str, config: Mapping[str, Any], *, resume: bool = False, force: bool = False
+) -> Run:
+    """Open a new run folder, or an old one with `resume` (same config) or `force` (its results are
+    replaced).
 
-    Raises InputError when the folder holds something and neither was asked for, or when the config is another one.
-    """
+    Raises InputError when the folder holds something and neither was asked for, or when the config
+    is another one."""
     run = Run(folder)
     config = files.plain(config)
     if run.folder.exists() and not run.folder.is_dir():
@@ -94,16 +115,26 @@ def start(folder: Path | str, config: Mapping[str, Any], *, resume: bool = False
     occupied = run.folder.is_dir() and any(run.folder.iterdir())
     if occupied and resume:
         if not run.has("config.json"):
-            raise InputError(f"{folder} is not a run folder (no config.json); give another folder with -o")
+            raise InputError(
+                f"{folder} is not a run folder (no config.json); give another folder with -o"
+            )
         if run.json("config.json") != config:
             changed = _changed(run.json("config.json"), config)
-            raise InputError(f"{folder} was started with another config ({changed}); use the same one, another folder, or --force")
+            raise InputError(
+                f"{folder} was started with another config ({changed}); use the same one, another"
+                " folder, or --force"
+            )
         return run
     if occupied and not force:
-        raise InputError(f"{folder} already exists; use --resume to continue it, --force to replace it, or -o for another folder")
+        raise InputError(
+            f"{folder} already exists; use --resume to continue it, --force to replace it, or -o"
+            " for another folder"
+        )
     if occupied:
         if not run.has("config.json"):
-            raise InputError(f"{folder} is not a run folder (no config.json); --force replaces runs only")
+            raise InputError(
+                f"{folder} is not a run folder (no config.json); --force replaces runs only"
+            )
         for entry in run.folder.iterdir():
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     try:
@@ -124,7 +155,9 @@ def opened(folder: Path | str) -> Run:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on, and the git commit of the working folder if it is in a checkout."""
+    """Return the versions that a result depends on, and the git commit of the working folder if
+    it is in a checkout.
+    """
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -132,7 +165,9 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True
+        )
         found["git"] = commit.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         found["git"] = "none"

@@ -1,7 +1,8 @@
-"""Training of small language models: the agreement model that ships as a target, and any text file with any tokenizer.
+"""Training of small language models: the agreement model that ships as a target, and any text file
+with any tokenizer.
 
-Both are GPT-2 architectures saved in the Hugging Face format, and resume from their run's checkpoint.
-"""
+Both are GPT-2 architectures saved in the Hugging Face format, and resume from their run's
+checkpoint."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from assay.core.target import Target
 from assay.errors import AssayError, InputError
 from assay.io.prompts import TextPair, encode_pairs, read_text, require_tokenizer, write_pairs
 from assay.io.runs import Run
@@ -26,7 +28,6 @@ from assay.targets.agreement import (
     build_tokenizer,
     encode_sentences,
 )
-from assay.targets.base import Target
 from assay.targets.language import load_language_model, load_tokenizer, save_language_model
 from assay.targets.metrics import logit_difference, pair_batch
 
@@ -51,7 +52,9 @@ class LanguageTraining:
 
 @dataclass(frozen=True)
 class AgreementTraining(LanguageTraining):
-    """The agreement model: `sentences` to train on, `pairs` held out per construction, of which `required` must come out right."""
+    """The agreement model: `sentences` to train on, `pairs` held out per construction, of which
+    `required` must come out right.
+    """
 
     layers: int = 2
     context: int = 16
@@ -67,11 +70,12 @@ SHORT_AGREEMENT = AgreementTraining(width=64, steps=450, rate=4e-3, required=0.9
 
 
 def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> Path:
-    """Train the agreement model, or go on with it, and return its folder: model and tokenizer in the Hugging Face format.
+    """Train the agreement model, or go on with it, and return its folder: model and tokenizer in
+    the Hugging Face format.
 
-    The run also gets held-out pairs (`pairs.jsonl`, and by construction in `pairs/`) and `agreement.json`, the share of them
-    whose clean answer is above the patch answer. Raises AssayError when a construction stays below `required`.
-    """
+    The run also gets held-out pairs (`pairs.jsonl`, and by construction in `pairs/`) and
+    `agreement.json`, the share of them whose clean answer is above the patch answer. Raises
+    AssayError when a construction stays below `required`."""
     config = AgreementTraining() if config is None else config
     held_out: dict[str, list[TextPair]] = {}
     for construction in CONSTRUCTIONS:
@@ -86,25 +90,32 @@ def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> 
     worst = min(shares, key=lambda name: shares[name])
     if shares[worst] < config.required:
         raise AssayError(
-            f"the agreement model gives the clean answer in {shares[worst]:.1%} of the held-out {worst!r} pairs, below the required"
-            f" {config.required:.1%}; train it for more than {config.steps} steps"
+            f"the agreement model gives the clean answer in {shares[worst]:.1%} of the held-out"
+            f" {worst!r} pairs, below the required {config.required:.1%}; train it for more than"
+            f" {config.steps} steps"
         )
     return folder
 
 
-def train_language_model(text: Path | str, tokenizer: Any, run: Run, config: LanguageTraining | None = None) -> Path:
-    """Train a small language model on a text file, or go on with it, and return its folder in the Hugging Face format.
+def train_language_model(
+    text: Path | str, tokenizer: Any, run: Run, config: LanguageTraining | None = None
+) -> Path:
+    """Train a small language model on a text file, or go on with it, and return its folder in the
+    Hugging Face format.
 
-    `tokenizer` is a tokenizer or the folder of one. The last tenth of the text is held out: `language.json` in the run has the
-    loss there in nats per token, beside the loss of the training text's own token frequencies.
-    """
+    `tokenizer` is a tokenizer or the folder of one. The last tenth of the text is held out:
+    `language.json` in the run has the loss there in nats per token, beside the loss of the training
+    text's own token frequencies."""
     config = LanguageTraining() if config is None else config
     if isinstance(tokenizer, str | Path):
         tokenizer = load_tokenizer(tokenizer)
     require_tokenizer(tokenizer)
     windows = read_text(text, tokenizer, length=config.context)
     if len(windows) < 2:
-        raise InputError(f"{text} fills {len(windows)} window of {config.context} tokens; at least 2 are needed, one of them held out")
+        raise InputError(
+            f"{text} fills {len(windows)} window of {config.context} tokens; at least 2 are needed,"
+            " one of them held out"
+        )
     kept = len(windows) - max(1, len(windows) // 10)
     folder = _train(windows[:kept], tokenizer, run, config, "language", padded=False)
     model = load_language_model(folder).model
@@ -123,7 +134,9 @@ def train_language_model(text: Path | str, tokenizer: Any, run: Run, config: Lan
 
 
 def measure_agreement(folder: Path | str, pairs: Mapping[str, list[TextPair]]) -> dict[str, float]:
-    """Return, for each named set of pairs, the share in which the model puts the clean answer above the patch answer."""
+    """Return, for each named set of pairs, the share in which the model puts the clean answer
+    above the patch answer.
+    """
     loaded = load_language_model(folder)
     target = Target(loaded.model, logit_difference)
     shares = {}
@@ -134,16 +147,32 @@ def measure_agreement(folder: Path | str, pairs: Mapping[str, list[TextPair]]) -
     return shares
 
 
-def _train(ids: Tensor, tokenizer: Any, run: Run, config: LanguageTraining, name: str, *, padded: bool = True) -> Path:
+def _train(
+    ids: Tensor,
+    tokenizer: Any,
+    run: Run,
+    config: LanguageTraining,
+    name: str,
+    *,
+    padded: bool = True,
+) -> Path:
     """Minimise the next-token loss over rows of ids, and save the model."""
     folder = run.path(MODEL)
     if folder.is_dir():
         return folder
     if min(config.batch, config.steps) < 1 or ids.shape[1] > config.context:
-        raise InputError(f"batch and steps must be at least 1 and context at least {ids.shape[1]}; got {config}")
+        raise InputError(
+            f"batch and steps must be at least 1 and context at least {ids.shape[1]}; got {config}"
+        )
     stop = tokenizer.eos_token_id
     model = build_model(
-        len(tokenizer), layers=config.layers, width=config.width, heads=config.heads, context=config.context, seed=config.seed, stop=stop
+        len(tokenizer),
+        layers=config.layers,
+        width=config.width,
+        heads=config.heads,
+        context=config.context,
+        seed=config.seed,
+        stop=stop,
     )
     generator = torch.Generator().manual_seed(config.seed)
     ignored = tokenizer.pad_token_id if padded else None
@@ -155,7 +184,9 @@ def _train(ids: Tensor, tokenizer: Any, run: Run, config: LanguageTraining, name
     fit(
         model,
         objective,
-        torch.optim.AdamW(model.parameters(), lr=config.rate, weight_decay=config.decay, betas=(0.9, 0.98)),
+        torch.optim.AdamW(
+            model.parameters(), lr=config.rate, weight_decay=config.decay, betas=(0.9, 0.98)
+        ),
         steps=config.steps,
         generator=generator,
         schedule=lambda done: cosine(done, warmup=0.05),
@@ -168,4 +199,8 @@ def _train(ids: Tensor, tokenizer: Any, run: Run, config: LanguageTraining, name
 
 def _loss(model: nn.Module, ids: Tensor, ignored: int | None) -> Tensor:
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    return cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), ignore_index=-100 if ignored is None else ignored)
+    return cross_entropy(
+        logits[:, :-1].flatten(0, 1),
+        ids[:, 1:].flatten(),
+        ignore_index=-100 if ignored is None else ignored,
+    )

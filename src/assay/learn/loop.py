@@ -1,4 +1,6 @@
-"""The training loop: checkpointed, resumable to the bit, and silent about losses except when it logs."""
+"""The training loop: checkpointed, resumable to the bit, and silent about losses except when it
+logs.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,15 @@ def fit(
 ) -> None:
     """Minimise `objective` for `steps` steps, in place.
 
-    `objective(step)` draws its batch with `generator` and returns the loss and the quantities to log (scalar tensors, read
-    only on logged steps). The learning rate of each parameter group is its initial one times `schedule(step / steps)`.
-    `after_step` runs after each update (a projection, say). With `run`, a checkpoint `<name>.pt` holds the model, the
-    optimizer and the state of `generator`; a later call with the same run goes on from it and ends with the same bits.
+    `objective(step)` draws its batch with `generator` and returns the loss and the quantities to
+    log (scalar tensors, read only on logged steps). The learning rate of each parameter group is
+    its initial one times `schedule(step / steps)`. `after_step` runs after each update (a
+    projection, say). With `run`, a checkpoint `<name>.pt` holds the model, the optimizer and the
+    state of `generator`; a later call with the same run goes on from it and ends with the same
+    bits.
 
-    Raises AssayError when the loss is not finite (the last checkpoint stays), InputError when the checkpoint is of another model.
-    """
+    Raises AssayError when the loss is not finite (the last checkpoint stays), InputError when the
+    checkpoint is of another model."""
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
     rates = [group["lr"] for group in optimizer.param_groups]
@@ -47,7 +51,9 @@ def fit(
         run.forget_after(name, first - 1)
     was_training = model.training
     model.train()
-    for step in tqdm(range(first, steps), initial=first, total=steps, desc=name, disable=None, leave=False):
+    for step in tqdm(
+        range(first, steps), initial=first, total=steps, desc=name, disable=None, leave=False
+    ):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * schedule(step / steps)
         optimizer.zero_grad(set_to_none=True)
@@ -60,16 +66,28 @@ def fit(
         if step % log_every == 0 or last:
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise AssayError(f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the data")
+                raise AssayError(
+                    f"{name}: the loss is {value} at step {step}; lower the learning rate or look"
+                    " at the data"
+                )
             if run is not None:
-                run.log(name, step, {"losses/total": value, **{key: float(entry.detach()) for key, entry in metrics.items()}})
+                run.log(
+                    name,
+                    step,
+                    {
+                        "losses/total": value,
+                        **{key: float(entry.detach()) for key, entry in metrics.items()},
+                    },
+                )
         if run is not None and ((step + 1) % save_every == 0 or last):
             _save(run, name, step + 1, model, optimizer, generator)
     model.train(was_training)
 
 
 def cosine(done: float, *, floor: float = 0.0, warmup: float = 0.0) -> float:
-    """Return the cosine schedule's factor at a share `done` of training: linear warm-up, then from 1 down to `floor`."""
+    """Return the cosine schedule's factor at a share `done` of training: linear warm-up, then
+    from 1 down to `floor`.
+    """
     if done < warmup:
         return done / warmup
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
@@ -80,12 +98,30 @@ def ramp(done: float, begin: float, end: float) -> float:
     return min(max((done - begin) / (end - begin), 0.0), 1.0)
 
 
-def _save(run: Run, name: str, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-    state = {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "generator": generator.get_state()}
+def _save(
+    run: Run,
+    name: str,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> None:
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "generator": generator.get_state(),
+    }
     write_atomic(run.path(f"{name}.pt"), lambda temporary: torch.save(state, temporary))
 
 
-def _restore(run: Run, name: str, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> int:
+def _restore(
+    run: Run,
+    name: str,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> int:
     path = run.path(f"{name}.pt")
     if not path.exists():
         return 0
@@ -96,4 +132,7 @@ def _restore(run: Run, name: str, model: nn.Module, optimizer: torch.optim.Optim
         generator.set_state(state["generator"].cpu())
         return int(state["step"])
     except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise InputError(f"{path} is not a checkpoint of this run: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+        raise InputError(
+            f"{path} is not a checkpoint of this run:"
+            f" {next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error

@@ -25,7 +25,9 @@ def train_max_of_k(
     decay: float = 0.01,
     run: Run | None = None,
 ) -> MaxOfK:
-    """Train on fresh uniform sequences with AdamW (.9, .999) and cross-entropy at the last position; about 10 s on one thread."""
+    """Train on fresh uniform sequences with AdamW (.9, .999) and cross-entropy at the last
+    position; about 10 s on one thread.
+    """
     if batch < 1:
         raise InputError(f"batch must be at least 1, got {batch}")
     generator = torch.Generator().manual_seed(seed)
@@ -35,8 +37,12 @@ def train_max_of_k(
         tokens = torch.randint(vocabulary, (batch, positions), generator=generator)
         largest = tokens.amax(-1)
         logits = model(tokens)
-        return nn.functional.cross_entropy(logits, largest), {"metrics/accuracy": (logits.argmax(-1) == largest).float().mean()}
+        return nn.functional.cross_entropy(logits, largest), {
+            "metrics/accuracy": (logits.argmax(-1) == largest).float().mean()
+        }
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=decay)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=rate, betas=(0.9, 0.999), weight_decay=decay
+    )
     fit(model, objective, optimizer, steps=steps, generator=generator, run=run, name="max-of-k")
     return model

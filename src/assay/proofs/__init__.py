@@ -1,1 +1,3 @@
-"""Compact proofs: certified lower bounds of a network's performance over all inputs (arXiv 2406.11779)."""
+"""Compact proofs: certified lower bounds of a network's performance over all inputs (arXiv
+2406.11779).
+"""

@@ -1,4 +1,6 @@
-"""One self-contained HTML file per run: no network, every string escaped, pictures before tables."""
+"""One self-contained HTML file per run: no network, every string escaped, pictures before
+tables.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,18 @@ from assay.charts import theme
 from assay.charts.tables import show, table_html
 from assay.io.files import write_text
 
-ROWS = (3000, 2000, 1400, 1000, 700, 500, 350, 250)  # rows of one data set drawn at most: the first number that keeps the page small
-BUDGET = 1_000_000  # characters of all pictures together; the script that draws them takes nearly as much
+ROWS = (
+    3000,
+    2000,
+    1400,
+    1000,
+    700,
+    500,
+    350,
+    250,
+)  # rows of one data set drawn at most: the first number that keeps the page small
+# characters of all pictures together; the script that draws them takes nearly as much
+BUDGET = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -45,7 +57,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: a title, plain text (blank lines part paragraphs), pictures, then tables; without those it opens a chapter."""
+    """One part of the page: a title, plain text (blank lines part paragraphs), pictures, then
+    tables; without those it opens a chapter.
+    """
 
     title: str
     text: str = ""
@@ -56,12 +70,14 @@ class Section:
 def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Section]) -> str:
     """Return the page as one HTML text that loads nothing.
 
-    Charts are Altair charts; they take the width of their box and the colours of the reader's scheme. The content security policy
-    allows the two scripts of the page by their hash and nothing else, so that no text from data could run or load anything.
-    """
+    Charts are Altair charts; they take the width of their box and the colours of the reader's
+    scheme. The content security policy allows the two scripts of the page by their hash and nothing
+    else, so that no text from data could run or load anything."""
     for rows in ROWS:
         specs: list[str] = []
-        parts = [_section(index, section, specs, rows) for index, section in enumerate(sections, start=1)]
+        parts = [
+            _section(index, section, specs, rows) for index, section in enumerate(sections, start=1)
+        ]
         if sum(map(len, specs)) <= BUDGET:
             break
     scripts = [_bundle(), _asset("page.js")] if specs else []
@@ -77,7 +93,10 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
             '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
             f'<meta http-equiv="Content-Security-Policy" content="{escape(policy)}">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
-            '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">',
+            (
+                '<meta name="color-scheme" content="light dark">\n<meta name="referrer"'
+                ' content="no-referrer">'
+            ),
             '<link rel="icon" href="data:,">',
             f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>",
             '<a class="skip" href="#content">Skip to the results</a>',
@@ -86,8 +105,16 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
             _facts(facts),
             f'<nav aria-label="Sections"><ol>{links}</ol></nav>' if links else "",
             f'</header>\n<main id="content">\n{"".join(parts)}</main>',
-            "<footer>Everything on this page comes from the files of its run folder. It is one file and loads nothing.</footer>",
-            '<noscript><p class="empty">The pictures need JavaScript; the numbers and tables do not.</p></noscript>' if specs else "",
+            (
+                "<footer>Everything on this page comes from the files of its run folder. It is one"
+                " file and loads nothing.</footer>"
+            ),
+            (
+                '<noscript><p class="empty">The pictures need JavaScript; the numbers and tables do'
+                " not.</p></noscript>"
+                if specs
+                else ""
+            ),
             f'<script type="application/json" id="palette">{palette}</script>' if specs else "",
             *specs,
             *[f"<script>{script}</script>" for script in scripts],
@@ -121,16 +148,25 @@ def _facts(facts: Sequence[Fact]) -> str:
         value = show(fact.value)
         kind = "value long" if len(value) > 14 else "value"
         note = f'<dd class="note">{escape(fact.note)}</dd>' if fact.note else ""
-        cells.append(f'<div><dt>{escape(fact.label)}</dt><dd class="{kind}">{escape(value)}</dd>{note}</div>')
+        cells.append(
+            f'<div><dt>{escape(fact.label)}</dt><dd class="{kind}">{escape(value)}</dd>{note}</div>'
+        )
     return f'<dl class="facts">{"".join(cells)}</dl>'
 
 
 def _section(index: int, section: Section, specs: list[str], rows: int) -> str:
     drawn = [_figure(section.title, chart, specs, rows) for chart in section.charts]
     shapes = _layout([shape for shape, _ in drawn])
-    figures = [f'<figure class="{shape}">{body}</figure>' for shape, (_, body) in zip(shapes, drawn, strict=True)]
+    figures = [
+        f'<figure class="{shape}">{body}</figure>'
+        for shape, (_, body) in zip(shapes, drawn, strict=True)
+    ]
     tables = [_table(section.title, table) for table in section.tables]
-    pictures = f'<div class="charts{" several" if len(figures) > 1 else ""}">{"".join(figures)}</div>' if figures else ""
+    pictures = (
+        f'<div class="charts{" several" if len(figures) > 1 else ""}">{"".join(figures)}</div>'
+        if figures
+        else ""
+    )
     text = f'<div class="text">{_paragraphs(section.text)}</div>' if section.text.strip() else ""
     chapter = "" if figures or tables else ' class="chapter"'
     return (
@@ -157,16 +193,23 @@ def _figure(section: str, chart: Any, specs: list[str], rows: int) -> tuple[str,
     name = f"spec-{len(specs) + 1}"
     specs.append(f'<script type="application/json" id="{name}">{_json(spec)}</script>')
     label = spec.get("description") or heading or section
-    caption = (f"<b>{escape(heading)}</b>" if heading else "") + (f"<span>{escape(note)}</span>" if note else "")
+    caption = (f"<b>{escape(heading)}</b>" if heading else "") + (
+        f"<span>{escape(note)}</span>" if note else ""
+    )
     several = any(key in spec for key in ("facet", "concat", "hconcat", "vconcat"))
     shape = "wide" if several else "square" if square else "plain"
-    told = f'role="img" aria-label="{escape(str(label))}" data-spec="{name}"{" data-square" if square else ""}'
+    told = (
+        f'role="img" aria-label="{escape(str(label))}"'
+        f' data-spec="{name}"{" data-square" if square else ""}'
+    )
     opening = f"<figcaption>{caption}</figcaption>" if caption else ""
     return shape, f'{opening}<div class="chart" {told}></div>'
 
 
 def _layout(shapes: Sequence[str]) -> list[str]:
-    """Give one picture of every odd run of half-width ones the whole width, so that none stands alone; a square one only if it must."""
+    """Give one picture of every odd run of half-width ones the whole width, so that none stands
+    alone; a square one only if it must.
+    """
     laid: list[str] = []
     for wide, run in groupby(shapes, key=lambda shape: shape == "wide"):
         found = list(run)
@@ -180,7 +223,10 @@ def _table(section: str, table: Table) -> str:
     title = f"<h3>{escape(table.title)}</h3>" if table.title else ""
     label = escape(table.title or section)
     body = table_html(table.frame)
-    return f'<div class="table">{title}<div class="scroll" tabindex="0" role="region" aria-label="{label}">{body}</div></div>'
+    return (
+        f'<div class="table">{title}<div class="scroll" tabindex="0" role="region"'
+        f' aria-label="{label}">{body}</div></div>'
+    )
 
 
 def _heading(title: Any) -> tuple[str, str]:
@@ -195,7 +241,9 @@ def _joined(text: Any) -> str:
 
 
 def _clean(spec: dict[str, Any], most: int) -> str:
-    """Thin long data sets evenly, round floats to six digits, turn what JSON cannot say into null; return a note on what was cut."""
+    """Thin long data sets evenly, round floats to six digits, turn what JSON cannot say into
+    null; return a note on what was cut.
+    """
     notes = []
     for name, rows in spec.get("datasets", {}).items():
         if len(rows) > most:
@@ -220,7 +268,9 @@ def _json(value: Any) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    return "".join(f"<p>{escape(' '.join(part.split()))}</p>" for part in text.split("\n\n") if part.strip())
+    return "".join(
+        f"<p>{escape(' '.join(part.split()))}</p>" for part in text.split("\n\n") if part.strip()
+    )
 
 
 def _digest(text: str) -> str:
@@ -234,5 +284,11 @@ def _asset(name: str) -> str:
 
 @cache
 def _bundle() -> str:
-    """Return Vega, Vega-Lite and vega-embed as one script, made offline; nothing in it can end the element that holds it."""
-    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    """Return Vega, Vega-Lite and vega-embed as one script, made offline; nothing in it can end
+    the element that holds it.
+    """
+    return (
+        vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+        .replace("</script", "<\\/script")
+        .replace("<!--", "<\\!--")
+    )

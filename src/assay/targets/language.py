@@ -1,4 +1,6 @@
-"""Language models in the Hugging Face format: any causal one, from a folder or the hub, ready for exact hooks and derivatives."""
+"""Language models in the Hugging Face format: any causal one, from a folder or the hub, ready
+for exact hooks and derivatives.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +23,24 @@ from assay.errors import AssayError, InputError
 from assay.io.files import require_finite
 from assay.targets import names
 
-_LOADING_ERRORS = (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, ImportError, SafetensorError, EOFError)
+_LOADING_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    RuntimeError,
+    AttributeError,
+    ImportError,
+    SafetensorError,
+    EOFError,
+)
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A causal language model in eval mode with frozen weights, the tokenizer beside it (None if there is none), and its path."""
+    """A causal language model in eval mode with frozen weights, the tokenizer beside it (None if
+    there is none), and its path.
+    """
 
     model: nn.Module
     tokenizer: Any
@@ -44,11 +58,15 @@ class LanguageModel:
         return int(embedding.get_input_embeddings().weight.shape[0])
 
     def site(self, name: str) -> names.SiteRef:
-        """Return the site of a TransformerLens name, a module path or a parameter name; InputError with the nearest names."""
+        """Return the site of a TransformerLens name, a module path or a parameter name;
+        InputError with the nearest names.
+        """
         return names.resolve(self.model, name)
 
     def site_names(self, *kinds: names.Kind, layers: list[int] | None = None) -> list[str]:
-        """Return the TransformerLens names of the given kinds (all of them without any), in the order of computation."""
+        """Return the TransformerLens names of the given kinds (all of them without any), in the
+        order of computation.
+        """
         return names.site_names(self.model, kinds or None, layers)
 
     def logits(self, ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
@@ -65,14 +83,15 @@ def load_language_model(
     device: torch.device | str = "cpu",
     attention: str = "eager",
 ) -> LanguageModel:
-    """Load a causal language model from a folder or by its hub name: eval mode, frozen, no key-value cache.
+    """Load a causal language model from a folder or by its hub name: eval mode, frozen, no
+    key-value cache.
 
-    Safetensors are preferred; older torch files are read with `weights_only`, and code beside the weights never runs. `dtype`
-    None keeps the stored one. `attention` other than "eager" is faster but has no second and no forward derivatives.
+    Safetensors are preferred; older torch files are read with `weights_only`, and code beside the
+    weights never runs. `dtype` None keeps the stored one. `attention` other than "eager" is faster
+    but has no second and no forward derivatives.
 
-    Raises InputError when there is no model, when weights are missing or of another shape (they would be random), or when
-    they hold NaN or infinity.
-    """
+    Raises InputError when there is no model, when weights are missing or of another shape (they
+    would be random), or when they hold NaN or infinity."""
     _require_folder(path)
     try:
         with _quiet_unless_terminal():
@@ -85,12 +104,20 @@ def load_language_model(
                 output_loading_info=True,
             )
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: its torch files hold more than tensors and are not opened; convert them to safetensors") from error
+        raise InputError(
+            f"{path}: its torch files hold more than tensors and are not opened; convert them to"
+            " safetensors"
+        ) from error
     except _LOADING_ERRORS as error:
-        raise InputError(f"no causal language model could be loaded from {str(path)!r}: {_first_line(error)}") from error
+        raise InputError(
+            f"no causal language model could be loaded from {str(path)!r}: {_first_line(error)}"
+        ) from error
     lost = sorted([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])])
     if lost:
-        raise InputError(f"{path}: {len(lost)} weights are missing or of another shape, {', '.join(lost[:3])} among them")
+        raise InputError(
+            f"{path}: {len(lost)} weights are missing or of another shape, {', '.join(lost[:3])}"
+            " among them"
+        )
     for key, parameter in model.named_parameters():
         require_finite(parameter, f"{path}: weight {key!r}")
     model.config.use_cache = False
@@ -99,7 +126,8 @@ def load_language_model(
 
 
 def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
-    """Save a model and its tokenizer in the Hugging Face format; the folder appears complete or not at all.
+    """Save a model and its tokenizer in the Hugging Face format; the folder appears complete or not
+    at all.
 
     Raises InputError when the folder exists, AssayError when it cannot be written.
     """
@@ -108,7 +136,10 @@ def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
         raise InputError(f"{folder} already exists; give another folder")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary, _quiet_unless_terminal():
+        with (
+            tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary,
+            _quiet_unless_terminal(),
+        ):
             whole = Path(temporary) / folder.name
             model.save_pretrained(whole)
             tokenizer.save_pretrained(whole)
@@ -120,31 +151,45 @@ def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
 
 def load_tokenizer(path: Path | str) -> Any:
     """Load the tokenizer of a folder or hub name; InputError when there is none."""
-    _require_folder(path, "tokenizer_config.json", "tokenizer.json", "vocab.json", "tokenizer.model")
+    _require_folder(
+        path, "tokenizer_config.json", "tokenizer.json", "vocab.json", "tokenizer.model"
+    )
     bare = all((Path(path) / name).is_file() for name in ("vocab.json", "merges.txt"))
-    bare = bare and not any((Path(path) / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "config.json"))
+    bare = bare and not any(
+        (Path(path) / name).is_file()
+        for name in ("tokenizer_config.json", "tokenizer.json", "config.json")
+    )
     try:
         if bare:  # byte pairs as GPT-2 shipped them: nothing in the folder names the class
             return GPT2TokenizerFast.from_pretrained(str(path))
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (*_LOADING_ERRORS, Exception) as error:  # the tokenizers package raises bare Exception on malformed files
-        raise InputError(f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}") from error
+    except (
+        *_LOADING_ERRORS,
+        Exception,
+    ) as error:  # the tokenizers package raises bare Exception on malformed files
+        raise InputError(
+            f"no tokenizer could be loaded from {str(path)!r}: {_first_line(error)}"
+        ) from error
 
 
 def require_context(model: nn.Module, length: int, advice: str = "give shorter prompts") -> None:
     """Raise InputError when prompts of `length` tokens are longer than the model's context."""
     limit = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     if isinstance(limit, int) and length > limit:
-        raise InputError(f"prompts of {length} tokens do not fit the model's context of {limit}; {advice}")
+        raise InputError(
+            f"prompts of {length} tokens do not fit the model's context of {limit}; {advice}"
+        )
 
 
 def require_eager(model: nn.Module) -> None:
-    """Raise InputError when a model runs fused attention, which has no second and no forward-mode derivatives."""
+    """Raise InputError when a model runs fused attention, which has no second and no
+    forward-mode derivatives.
+    """
     used = getattr(getattr(model, "config", None), "_attn_implementation", "eager")
     if used != "eager":
         raise InputError(
-            f"attention runs as {used!r}, which has no second or forward derivatives; load the model with attention='eager'"
-            " (attn_implementation='eager' in from_pretrained)"
+            f"attention runs as {used!r}, which has no second or forward derivatives; load the"
+            " model with attention='eager' (attn_implementation='eager' in from_pretrained)"
         )
 
 
@@ -164,9 +209,14 @@ def _require_folder(path: Path | str, *anyof: str) -> None:
         raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")
     if folder.is_dir() and not any((folder / name).is_file() for name in anyof):
         raise InputError(f"{path} holds no {' or '.join(anyof)}")
-    looks_local = isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    looks_local = (
+        isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    )
     if looks_local and not folder.is_dir():
-        raise InputError(f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such as 'gpt2'")
+        raise InputError(
+            f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such"
+            " as 'gpt2'"
+        )
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,16 +1,20 @@
-"""The lexicon of the agreement sentences: every word is a single token, every noun and verb comes as (singular, plural)."""
+"""The lexicon of the agreement sentences: every word is a single token, every noun and verb
+comes as (singular, plural).
+"""
 
 from __future__ import annotations
 
 _REGULAR_NOUNS = """
-    actor artist baker banker barber captain clerk coach cousin dancer dentist doctor driver editor farmer fisher gardener
-    guard guest guide hunter judge jeweler king knight lawyer leader mayor miner minister nephew neighbor nurse officer
-    painter pilot pirate player poet porter prince queen ranger rider sailor scholar senator singer sister skier smith
-    soldier student surgeon tailor teacher tenant tutor uncle waiter writer
-    bear bird camel cow crow dog dolphin donkey duck eagle frog goat hawk horse lion monkey owl parrot rabbit raven sheepdog
-    spider tiger turtle
-    barn basket boat bottle bridge bucket cabin candle car cart chair clock desk door fence garden gate hammer kettle ladder
-    lamp mirror piano pillow ship statue table tent tower tree truck wagon wall window
+    actor artist baker banker barber captain clerk coach cousin dancer dentist doctor driver
+    editor farmer fisher gardener guard guest guide hunter judge jeweler king knight lawyer
+    leader mayor miner minister nephew neighbor nurse officer painter pilot pirate player poet
+    porter prince queen ranger rider sailor scholar senator singer sister skier smith soldier
+    student surgeon tailor teacher tenant tutor uncle waiter writer
+    bear bird camel cow crow dog dolphin donkey duck eagle frog goat hawk horse lion monkey owl
+    parrot rabbit raven sheepdog spider tiger turtle
+    barn basket boat bottle bridge bucket cabin candle car cart chair clock desk door fence
+    garden gate hammer kettle ladder lamp mirror piano pillow ship statue table tent tower tree
+    truck wagon wall window
 """
 _OTHER_NOUNS = (
     ("man", "men"),
@@ -34,11 +38,24 @@ _OTHER_NOUNS = (
     ("bus", "buses"),
     ("box", "boxes"),
 )
-NOUNS: tuple[tuple[str, str], ...] = tuple((noun, noun + "s") for noun in _REGULAR_NOUNS.split()) + _OTHER_NOUNS
+NOUNS: tuple[tuple[str, str], ...] = (
+    tuple((noun, noun + "s") for noun in _REGULAR_NOUNS.split()) + _OTHER_NOUNS
+)
 
 PREPOSITIONS = ("near", "behind", "beside", "above", "below", "across", "against", "around")
 
-_ADJECTIVES = ["old", "tall", "quiet", "famous", "heavy", "lonely", "clever", "gentle", "hungry", "strange"]
+_ADJECTIVES = [
+    "old",
+    "tall",
+    "quiet",
+    "famous",
+    "heavy",
+    "lonely",
+    "clever",
+    "gentle",
+    "hungry",
+    "strange",
+]
 _ADVERBS = ["often", "slowly", "again", "today", "alone", "early", "nearby", "together"]
 _OBJECTS = ["money", "time", "help", "luck", "secrets", "plans", "enemies", "rivals"]
 _WORK = ["nothing", "everything", "little", "much", "less", "more"]

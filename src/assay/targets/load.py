@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from assay.core.target import Batch, Metric, Target
 from assay.errors import InputError
 from assay.io.prompts import TextPair, encode_pairs, read_pairs
-from assay.targets.base import Batch, Metric, Target
 from assay.targets.language import load_language_model, require_context
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 
@@ -22,27 +22,38 @@ class LanguageTarget(Target):
     tokenizer: Any = None
 
 
-def load(path: Path | str, metric: str | Metric = "logit_difference", *, dtype: torch.dtype | None = torch.float32) -> LanguageTarget:
+def load(
+    path: Path | str,
+    metric: str | Metric = "logit_difference",
+    *,
+    dtype: torch.dtype | None = torch.float32,
+) -> LanguageTarget:
     """Load a Hugging Face causal language model, from a folder or by its hub name, as a target.
 
-    `metric` is a name (logit_difference, probability, answer_loss, kl, greater_than, loss) or a function
-    `(output, batch) -> (examples,)`. Attention runs unfused, so that every method applies.
-    Raises InputError as `load_language_model`.
-    """
+    `metric` is a name (logit_difference, probability, answer_loss, kl, greater_than, loss) or a
+    function `(output, batch) -> (examples,)`. Attention runs unfused, so that every method applies.
+    Raises InputError as `load_language_model`."""
     model = load_language_model(path, dtype=dtype)
     return LanguageTarget(model.model, choose_metric(metric), model.path, model.tokenizer)
 
 
-def pairs(target: Target, source: Path | str | list[tuple[str, str, str, str]], *, limit: int | None = None) -> tuple[Batch, Batch]:
+def pairs(
+    target: Target,
+    source: Path | str | list[tuple[str, str, str, str]],
+    *,
+    limit: int | None = None,
+) -> tuple[Batch, Batch]:
     """Return the clean and the patch batch of pairs of prompts.
 
-    `source` is a JSONL or CSV file, or a list of (clean prompt, patch prompt, clean answer, patch answer). Pairs whose prompts
-    differ in length in tokens, or whose answers are not one token, are dropped.
-    Raises InputError when the target has no tokenizer or no pair is left.
-    """
+    `source` is a JSONL or CSV file, or a list of (clean prompt, patch prompt, clean answer, patch
+    answer). Pairs whose prompts differ in length in tokens, or whose answers are not one token, are
+    dropped. Raises InputError when the target has no tokenizer or no pair is left."""
     tokenizer = getattr(target, "tokenizer", None)
     if tokenizer is None:
-        raise InputError("the target has no tokenizer: load it with assay.load, or make the batches yourself with assay.Batch")
+        raise InputError(
+            "the target has no tokenizer: load it with assay.load, or make the batches yourself"
+            " with assay.Batch"
+        )
     if isinstance(source, list):
         found = encode_pairs([TextPair(*entry) for entry in source], tokenizer, limit=limit)
     else:

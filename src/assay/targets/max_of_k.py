@@ -1,8 +1,9 @@
-"""Max-of-K: one-layer attention-only transformers that name the largest of K tokens (arXiv 2406.11779).
+"""Max-of-K: one-layer attention-only transformers that name the largest of K tokens (arXiv
+2406.11779).
 
-The network has learned positions, one head, an untied unembedding, no normalisation, and is read at the last position only.
-Parameters carry the names of TransformerLens, so that checkpoints written there load here.
-"""
+The network has learned positions, one head, an untied unembedding, no normalisation, and is read at
+the last position only. Parameters carry the names of TransformerLens, so that checkpoints written
+there load here."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ _BUFFERS = (_ATTENTION + "mask", _ATTENTION + "IGNORE")
 class Weights:
     """The float32 tensors of a max-of-K transformer as arrays; absent biases are zeros.
 
-    Shapes: E (vocabulary, width), P (positions, width), Q K V (width, head), O (head, width), U (width, vocabulary).
-    """
+    Shapes: E (vocabulary, width), P (positions, width), Q K V (width, head), O (head, width), U
+    (width, vocabulary)."""
 
     E: np.ndarray
     P: np.ndarray
@@ -88,7 +89,9 @@ class _Positions(nn.Module):
 class _Attention(nn.Module):
     def __init__(self, query: Tensor, key: Tensor, value: Tensor, output: Tensor):
         super().__init__()
-        self.W_Q, self.W_K, self.W_V, self.W_O = (nn.Parameter(matrix) for matrix in (query, key, value, output))
+        self.W_Q, self.W_K, self.W_V, self.W_O = (
+            nn.Parameter(matrix) for matrix in (query, key, value, output)
+        )
 
     def forward(self, residual: Tensor) -> Tensor:
         query = residual[:, -1] @ self.W_Q
@@ -112,12 +115,27 @@ class _Unembedding(nn.Module):
 
 
 class MaxOfK(nn.Module):
-    """A one-layer, one-head attention-only transformer; `forward` takes tokens (batch, K) and returns the last position's logits."""
+    """A one-layer, one-head attention-only transformer; `forward` takes tokens (batch, K) and
+    returns the last position's logits.
+    """
 
-    def __init__(self, vocabulary: int = 64, positions: int = 4, width: int = 32, head: int | None = None, *, generator: torch.Generator):
+    def __init__(
+        self,
+        vocabulary: int = 64,
+        positions: int = 4,
+        width: int = 32,
+        head: int | None = None,
+        *,
+        generator: torch.Generator,
+    ):
         super().__init__()
         head = width if head is None else head
-        for name, size in {"vocabulary": vocabulary, "positions": positions, "width": width, "head": head}.items():
+        for name, size in {
+            "vocabulary": vocabulary,
+            "positions": positions,
+            "width": width,
+            "head": head,
+        }.items():
             if size < 1:
                 raise InputError(f"{name} must be at least 1, got {size}")
 
@@ -126,7 +144,9 @@ class MaxOfK(nn.Module):
 
         self.embed = _Embedding(draw(vocabulary, width))
         self.pos_embed = _Positions(draw(positions, width))
-        attention = _Attention(draw(width, head), draw(width, head), draw(width, head), draw(head, width))
+        attention = _Attention(
+            draw(width, head), draw(width, head), draw(width, head), draw(head, width)
+        )
         self.blocks = nn.ModuleList([_Block(attention)])
         self.unembed = _Unembedding(draw(width, vocabulary))
 
@@ -144,29 +164,46 @@ def save(path: Path | str, model: MaxOfK | Weights) -> Path:
     """Write the weights to a safetensors file under the names of TransformerLens."""
     weights = weights_of(model) if isinstance(model, MaxOfK) else model
     entries = {NAMES[field.name]: getattr(weights, field.name) for field in fields(weights)}
-    kept = {name: torch.from_numpy(array) for name, array in entries.items() if ".b_" not in name or array.any()}
+    kept = {
+        name: torch.from_numpy(array)
+        for name, array in entries.items()
+        if ".b_" not in name or array.any()
+    }
     return files.save_tensors(path, kept)
 
 
 def load(path: Path | str) -> Weights:
-    """Read the weights of a max-of-K transformer; InputError when a tensor is missing, misshapen, unknown, or not finite."""
+    """Read the weights of a max-of-K transformer; InputError when a tensor is missing,
+    misshapen, unknown, or not finite.
+    """
     return from_tensors(files.load_tensors(path), str(path))
 
 
 def from_tensors(tensors: Mapping[str, Tensor], where: str = "the tensors") -> Weights:
     """Check named tensors and return them as float32 arrays.
 
-    A head axis of size one is dropped. Values that float32 cannot hold are refused: the proof would be of another network.
-    """
+    A head axis of size one is dropped. Values that float32 cannot hold are refused: the proof would
+    be of another network."""
     known = {*NAMES.values(), *_BUFFERS}
     for name in tensors:
         if name not in known:
-            why = "normalisation layers" if ".ln" in name or name.startswith("ln") else "what it computes"
-            raise InputError(f"{where}: unknown tensor {name!r}; a proof would not cover {why} (known: {', '.join(NAMES.values())})")
-    missing = [name for key, name in NAMES.items() if not key.endswith("_bias") and name not in tensors]
+            why = (
+                "normalisation layers"
+                if ".ln" in name or name.startswith("ln")
+                else "what it computes"
+            )
+            raise InputError(
+                f"{where}: unknown tensor {name!r}; a proof would not cover {why} (known:"
+                f" {', '.join(NAMES.values())})"
+            )
+    missing = [
+        name for key, name in NAMES.items() if not key.endswith("_bias") and name not in tensors
+    ]
     if missing:
         raise InputError(f"{where}: missing tensor{'s' * (len(missing) > 1)} {', '.join(missing)}")
-    found = {key: _array(tensors[name], name, where) for key, name in NAMES.items() if name in tensors}
+    found = {
+        key: _array(tensors[name], name, where) for key, name in NAMES.items() if name in tensors
+    }
     for key in ("Q", "K", "V", "O"):
         found[key] = _without_head(found[key], 3, NAMES[key], where)
     for key in ("q_bias", "k_bias", "v_bias"):
@@ -174,7 +211,9 @@ def from_tensors(tensors: Mapping[str, Tensor], where: str = "the tensors") -> W
             found[key] = _without_head(found[key], 2, NAMES[key], where)
     for key in ("E", "P", "Q"):
         if found[key].ndim != 2 or 0 in found[key].shape:
-            raise InputError(f"{where}: {NAMES[key]} must be a matrix, got shape {found[key].shape}")
+            raise InputError(
+                f"{where}: {NAMES[key]} must be a matrix, got shape {found[key].shape}"
+            )
     (vocabulary, width), head = found["E"].shape, found["Q"].shape[1]
     shapes: dict[str, tuple[int, ...]] = {
         "P": (found["P"].shape[0], width),
@@ -188,7 +227,10 @@ def from_tensors(tensors: Mapping[str, Tensor], where: str = "the tensors") -> W
     for key, shape in shapes.items():
         array = found.setdefault(key, np.zeros(shape, np.float32))
         if array.shape != shape:
-            raise InputError(f"{where}: {NAMES[key]} must have shape {shape} (embed.W_E sets the sizes), got {array.shape}")
+            raise InputError(
+                f"{where}: {NAMES[key]} must have shape {shape} (embed.W_E sets the sizes), got"
+                f" {array.shape}"
+            )
     return Weights(**found)
 
 
@@ -198,7 +240,10 @@ def _array(tensor: Tensor, name: str, where: str) -> np.ndarray:
     files.require_finite(tensor, f"{where}: {name}")
     narrow = tensor.detach().to(torch.float32)
     if not torch.equal(narrow.to(tensor.dtype), tensor):
-        raise InputError(f"{where}: {name} ({tensor.dtype}) does not fit float32; cast the weights and prove that network")
+        raise InputError(
+            f"{where}: {name} ({tensor.dtype}) does not fit float32; cast the weights and prove"
+            " that network"
+        )
     return np.ascontiguousarray(narrow.cpu().numpy())
 
 
@@ -206,5 +251,7 @@ def _without_head(array: np.ndarray, axes: int, name: str, where: str) -> np.nda
     if array.ndim != axes:
         return array
     if array.shape[0] != 1:
-        raise InputError(f"{where}: {name} has {array.shape[0]} heads; the proofs are about one head")
+        raise InputError(
+            f"{where}: {name} has {array.shape[0]} heads; the proofs are about one head"
+        )
     return array[0]

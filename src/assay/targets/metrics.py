@@ -1,4 +1,5 @@
-"""Metrics of language models: one number per example, from the logits at the last position or over the whole text.
+"""Metrics of language models: one number per example, from the logits at the last position or over
+the whole text.
 
 Sign: every metric that compares answers grows from clean to patch, so that an indirect effect
 `m(clean, do(a := a_patch)) - m(clean)` is positive where the patch pulls towards its own answer.
@@ -13,19 +14,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from assay.core.target import Batch, Metric
 from assay.errors import InputError, unknown
 from assay.io.prompts import Pairs
-from assay.targets.base import Batch, Metric
 
 Labels = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class AtLast:
-    """A metric of the logits at the last position of every prompt: `function(logits (examples, vocabulary), labels)`.
+    """A metric of the logits at the last position of every prompt: `function(logits (examples,
+    vocabulary), labels)`.
 
-    A run that computes the last position only calls `function` itself. `needs` names the labels it reads.
-    """
+    A run that computes the last position only calls `function` itself. `needs` names the labels it
+    reads."""
 
     name: str
     function: Callable[[Tensor, Labels], Tensor]
@@ -36,25 +38,41 @@ class AtLast:
         return self.function(last_logits(output, labels["last"]), labels)
 
 
-def pair_batch(pairs: Pairs, which: Literal["clean", "patch"] = "clean", device: torch.device | str = "cpu") -> Batch:
-    """Return one side of the pairs as a batch: keyword inputs of a Hugging Face model, labels `answers`, `last` and the like."""
+def pair_batch(
+    pairs: Pairs, which: Literal["clean", "patch"] = "clean", device: torch.device | str = "cpu"
+) -> Batch:
+    """Return one side of the pairs as a batch: keyword inputs of a Hugging Face model, labels
+    `answers`, `last` and the like.
+    """
     if which not in ("clean", "patch"):
         raise unknown("side of the pairs", which, ("clean", "patch"))
     labels = {"answers": pairs.answers, "last": pairs.last}
     if pairs.years is not None and pairs.digits is not None:
         labels |= {"years": pairs.years, "digits": pairs.digits}
-    inputs = {"input_ids": pairs.clean if which == "clean" else pairs.patch, "attention_mask": pairs.mask}
-    return Batch({key: value.to(device) for key, value in inputs.items()}, {key: value.to(device) for key, value in labels.items()})
+    inputs = {
+        "input_ids": pairs.clean if which == "clean" else pairs.patch,
+        "attention_mask": pairs.mask,
+    }
+    return Batch(
+        {key: value.to(device) for key, value in inputs.items()},
+        {key: value.to(device) for key, value in labels.items()},
+    )
 
 
 def text_batch(ids: Tensor, device: torch.device | str = "cpu") -> Batch:
-    """Return windows of plain text (windows, length) as a batch; only `loss` and metrics without answers apply to it."""
+    """Return windows of plain text (windows, length) as a batch; only `loss` and metrics without
+    answers apply to it.
+    """
     last = torch.full((len(ids),), ids.shape[1] - 1, device=device)
-    return Batch({"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)}, {"last": last})
+    return Batch(
+        {"input_ids": ids.to(device), "attention_mask": torch.ones_like(ids, device=device)},
+        {"last": last},
+    )
 
 
 def with_clean_run(model: nn.Module, batch: Batch, clean: Batch | None = None) -> Batch:
-    """Return the batch with the clean run's log-probabilities at the last position as a label, which `kl` compares with.
+    """Return the batch with the clean run's log-probabilities at the last position as a label,
+    which `kl` compares with.
 
     The clean run is that of `clean`, by default of the batch itself.
     """
@@ -99,11 +117,15 @@ answer_loss = AtLast("answer_loss", _answer_loss, ("answers",))
 kl = AtLast("kl", _kl, ("clean_log_probs",))
 """KL(clean run || this run) of the next-token distribution, in nats; needs `with_clean_run`."""
 greater_than = AtLast("greater_than", _greater_than, ("years", "digits"))
-"""p(end year <= start year) - p(end year > start year), over the two digits 00 to 99 (arXiv 2305.00586, sign turned)."""
+"""p(end year <= start year) - p(end year > start year), over the two digits 00 to 99 (arXiv
+2305.00586, sign turned).
+"""
 
 
 def loss(output: Any, batch: Batch) -> Tensor:
-    """Return the mean next-token cross-entropy over the tokens of every example, in nats; padding is left out."""
+    """Return the mean next-token cross-entropy over the tokens of every example, in nats;
+    padding is left out.
+    """
     ids, mask = batch.inputs["input_ids"], batch.inputs.get("attention_mask")
     log_probs = _logits(output)[..., :-1, :].log_softmax(-1)
     each = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
@@ -124,7 +146,9 @@ METRICS: dict[str, Metric] = {
 
 
 def choose_metric(metric: str | Metric) -> Metric:
-    """Return the metric of a name, or a user's function `(output, batch) -> (examples,)` as it is."""
+    """Return the metric of a name, or a user's function `(output, batch) -> (examples,)` as it
+    is.
+    """
     if callable(metric):
         return metric
     if metric not in METRICS:
@@ -133,7 +157,9 @@ def choose_metric(metric: str | Metric) -> Metric:
 
 
 def last_logits(output: Any, last: Tensor) -> Tensor:
-    """Return the logits (examples, vocabulary) at the last position of every prompt, in float32 or wider."""
+    """Return the logits (examples, vocabulary) at the last position of every prompt, in float32
+    or wider.
+    """
     logits = _logits(output)
     return logits[torch.arange(len(last), device=last.device), last]
 
@@ -144,12 +170,17 @@ def require_labels(batch: Batch, metric: str, *needs: str) -> Labels:
     lost = [name for name in needs if labels.get(name) is None]
     if lost:
         hint = "; add it with with_clean_run" if "clean_log_probs" in lost else ""
-        raise InputError(f"metric {metric!r} needs the label {lost[0]!r}, and the batch has {sorted(labels) or 'none'}{hint}")
+        raise InputError(
+            f"metric {metric!r} needs the label {lost[0]!r}, and the batch has"
+            f" {sorted(labels) or 'none'}{hint}"
+        )
     return labels
 
 
 def _logits(output: Any) -> Tensor:
     logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise InputError(f"a language model's output must be logits or have them, got {type(output).__name__}")
+        raise InputError(
+            f"a language model's output must be logits or have them, got {type(output).__name__}"
+        )
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

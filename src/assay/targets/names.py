@@ -1,8 +1,9 @@
-"""Site names of language models: TransformerLens names and module paths, resolved to sites of the hook layer.
+"""Site names of language models: TransformerLens names and module paths, resolved to sites of the
+hook layer.
 
-A site is a string: `module.path` (the module's output, its first element if it is a tuple), `module.path:input` (its first
-input), the name of a parameter, or `A + B` (the sum of the values at A and B is seen, a change is written at A).
-"""
+A site is a string: `module.path` (the module's output, its first element if it is a tuple),
+`module.path:input` (its first input), the name of a parameter, or `A + B` (the sum of the values at
+A and B is seen, a change is written at A)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from assay import hooks
+from assay.core.sites import resolve_site
 from assay.errors import InputError, unknown
 
 Kind = Literal["embedding", "residual", "attention", "mlp", "head", "neurons", "module"]
@@ -23,12 +24,13 @@ Fused = Literal["no", "blocks", "heads"]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one family of models keeps the named values: paths inside a block, and how query, key and value are stored.
+    """Where one family of models keeps the named values: paths inside a block, and how query, key
+    and value are stored.
 
-    `attention` and `mlp` are the modules whose outputs are *added to the residual stream*: behind the output norm where the
-    family has one. `qkv` holds three paths, or one of a fused projection, cut into three blocks of columns (`fused="blocks"`)
-    or into one (query, key, value) triple per head (`fused="heads"`).
-    """
+    `attention` and `mlp` are the modules whose outputs are *added to the residual stream*: behind
+    the output norm where the family has one. `qkv` holds three paths, or one of a fused projection,
+    cut into three blocks of columns (`fused="blocks"`) or into one (query, key, value) triple per
+    head (`fused="heads"`)."""
 
     embedding: str
     blocks: str
@@ -112,9 +114,9 @@ _BLOCK_NAME = re.compile(r"blocks\.(\d+)\.(.+)")
 class SiteRef:
     """One site of a language model, and which columns of its value a name means.
 
-    `layer` is the block's index, -1 outside the blocks. With `heads`, head h owns the `head_dim` columns from
-    `slice[0] + h * stride` on: `stride` is `head_dim` unless query, key and value are interleaved head by head.
-    """
+    `layer` is the block's index, -1 outside the blocks. With `heads`, head h owns the `head_dim`
+    columns from `slice[0] + h * stride` on: `stride` is `head_dim` unless query, key and value are
+    interleaved head by head."""
 
     site: str
     kind: Kind
@@ -125,19 +127,27 @@ class SiteRef:
     stride: int | None = None
 
     def columns(self) -> Tensor:
-        """Return the column of every (head, dimension), (heads, head_dim); InputError at a site without heads."""
+        """Return the column of every (head, dimension), (heads, head_dim); InputError at a site
+        without heads.
+        """
         if self.heads is None or self.head_dim is None:
-            raise InputError(f"site {self.site!r} has no heads; use attn.hook_q, hook_k, hook_v or hook_z")
+            raise InputError(
+                f"site {self.site!r} has no heads; use attn.hook_q, hook_k, hook_v or hook_z"
+            )
         first = self.slice[0] if self.slice else 0
         heads = first + torch.arange(self.heads) * (self.stride or self.head_dim)
         return heads[:, None] + torch.arange(self.head_dim)
 
     def split(self, value: Tensor) -> Tensor:
-        """Return the part of a site's value (..., width) that the name means: (..., heads, head_dim) at head sites, else all."""
+        """Return the part of a site's value (..., width) that the name means: (..., heads,
+        head_dim) at head sites, else all.
+        """
         return value if self.heads is None else value[..., self.columns().to(value.device)]
 
     def merge(self, value: Tensor, part: Tensor) -> Tensor:
-        """Return the site's value with the part that the name means replaced: the inverse of `split`."""
+        """Return the site's value with the part that the name means replaced: the inverse of
+        `split`.
+        """
         if self.heads is None:
             return part
         merged = value.clone()
@@ -146,21 +156,27 @@ class SiteRef:
 
 
 def layout(model: nn.Module) -> Layout | None:
-    """Return the layout of a model's family, None when the family has no TransformerLens names here."""
+    """Return the layout of a model's family, None when the family has no TransformerLens names
+    here.
+    """
     found = FAMILIES.get(family(model))
     return found if found is not None and _has_module(model, found.blocks) else None
 
 
 def family(model: nn.Module) -> str:
-    """Return the model type that the configuration states, or the class name of a model without one."""
+    """Return the model type that the configuration states, or the class name of a model without
+    one.
+    """
     return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
 
 
-def site_names(model: nn.Module, kinds: Iterable[Kind] | None = None, layers: Sequence[int] | None = None) -> list[str]:
+def site_names(
+    model: nn.Module, kinds: Iterable[Kind] | None = None, layers: Sequence[int] | None = None
+) -> list[str]:
     """Return the TransformerLens names of a model, in the order in which the values are computed.
 
-    Only those of the `kinds` and `layers` asked for; "embedding" is in no layer. Raises InputError when the family has none.
-    """
+    Only those of the `kinds` and `layers` asked for; "embedding" is in no layer. Raises InputError
+    when the family has none."""
     found = _require_layout(model)
     wanted = set(_HOOKS.values()) | {"embedding"} if kinds is None else set(kinds)
     for kind in wanted - set(get_args(Kind)):
@@ -179,23 +195,32 @@ def site_names(model: nn.Module, kinds: Iterable[Kind] | None = None, layers: Se
     chosen = range(depth) if layers is None else layers
     for layer in chosen:
         if not 0 <= layer < depth:
-            raise InputError(f"layer {layer} does not exist: the model has {depth} blocks, 0 to {depth - 1}")
+            raise InputError(
+                f"layer {layer} does not exist: the model has {depth} blocks, 0 to {depth - 1}"
+            )
     names = ["hook_embed"] if "embedding" in wanted and layers is None else []
-    return names + [f"blocks.{layer}.{hook}" for layer in chosen for hook in order if _HOOKS[hook] in wanted]
+    return names + [
+        f"blocks.{layer}.{hook}" for layer in chosen for hook in order if _HOOKS[hook] in wanted
+    ]
 
 
 def resolve(model: nn.Module, name: str) -> SiteRef:
-    """Return the site that a TransformerLens name, a module path, a parameter name or a sum `A + B` of two means.
+    """Return the site that a TransformerLens name, a module path, a parameter name or a sum `A + B`
+    of two means.
 
-    Raises InputError with the nearest names when there is none, and when the value does not exist in this model: a block that
-    runs attention and MLP side by side has no residual stream between them.
-    """
+    Raises InputError with the nearest names when there is none, and when the value does not exist
+    in this model: a block that runs attention and MLP side by side has no residual stream between
+    them."""
     name = name.strip()
     if "hook_" in name and "+" not in name:
         return _resolve_hook(model, name)
-    hooks.resolve(model, name)
+    resolve_site(model, name)
     found = layout(model)
-    inside = re.match(rf"{re.escape(found.blocks)}\.(\d+)(?=[.:\s]|$)", name) if found is not None else None
+    inside = (
+        re.match(rf"{re.escape(found.blocks)}\.(\d+)(?=[.:\s]|$)", name)
+        if found is not None
+        else None
+    )
     return SiteRef(name, "module", int(inside.group(1)) if inside else -1)
 
 
@@ -217,8 +242,9 @@ def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
         case "hook_resid_mid":
             if _parallel(model):
                 raise InputError(
-                    f"{name!r} does not exist: the blocks of this {family(model)} model run attention and MLP side by side on the"
-                    " same residual stream; use hook_resid_pre, hook_attn_out, hook_mlp_out or hook_resid_post"
+                    f"{name!r} does not exist: the blocks of this {family(model)} model run"
+                    " attention and MLP side by side on the same residual stream; use"
+                    " hook_resid_pre, hook_attn_out, hook_mlp_out or hook_resid_post"
                 )
             return SiteRef(f"{block}.{found.attention} + {block}:input", kind, layer)
         case "hook_attn_out":
@@ -239,14 +265,32 @@ def _head_site(model: nn.Module, found: Layout, layer: int, value: str) -> SiteR
     heads = int(config.num_attention_heads)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     if value == "z":
-        return SiteRef(f"{block}.{found.attention_projection}:input", "head", layer, heads, width, (0, heads * width), width)
+        return SiteRef(
+            f"{block}.{found.attention_projection}:input",
+            "head",
+            layer,
+            heads,
+            width,
+            (0, heads * width),
+            width,
+        )
     index = "qkv".index(value)
     if found.fused == "no":
         own = heads if value == "q" else int(getattr(config, "num_key_value_heads", None) or heads)
-        return SiteRef(f"{block}.{found.qkv[index]}", "head", layer, own, width, (0, own * width), width)
+        return SiteRef(
+            f"{block}.{found.qkv[index]}", "head", layer, own, width, (0, own * width), width
+        )
     stride = width if found.fused == "blocks" else 3 * width
     first = index * (heads * width if found.fused == "blocks" else width)
-    return SiteRef(f"{block}.{found.qkv[0]}", "head", layer, heads, width, (first, first + (heads - 1) * stride + width), stride)
+    return SiteRef(
+        f"{block}.{found.qkv[0]}",
+        "head",
+        layer,
+        heads,
+        width,
+        (first, first + (heads - 1) * stride + width),
+        stride,
+    )
 
 
 def _require_layout(model: nn.Module, name: str = "") -> Layout:
@@ -255,14 +299,17 @@ def _require_layout(model: nn.Module, name: str = "") -> Layout:
         paths = [path for path, _ in model.named_modules() if path][:6]
         asked = f"site {name!r}: " if name else ""
         raise InputError(
-            f"{asked}no TransformerLens names for a model of family {family(model)!r} (there are for {', '.join(FAMILIES)});"
-            f" module paths work with any model, here {', '.join(paths)}, ..."
+            f"{asked}no TransformerLens names for a model of family {family(model)!r} (there are"
+            f" for {', '.join(FAMILIES)}); module paths work with any model, here"
+            f" {', '.join(paths)}, ..."
         )
     return found
 
 
 def _parallel(model: nn.Module) -> bool:
-    return family(model) == "gpt_neox" and bool(getattr(model.config, "use_parallel_residual", False))
+    return family(model) == "gpt_neox" and bool(
+        getattr(model.config, "use_parallel_residual", False)
+    )
 
 
 def _depth(model: nn.Module, found: Layout) -> int:

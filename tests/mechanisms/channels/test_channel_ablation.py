@@ -27,7 +27,9 @@ def _setting(norm: str, patches: bool, gate: str | None = None) -> dict[str, obj
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("patches", [False, True])
 @pytest.mark.parametrize("gate", [None, "silu"])
-def test_every_setting_equals_brute_force(functional: str, norm: str, patches: bool, gate: str | None) -> None:
+def test_every_setting_equals_brute_force(
+    functional: str, norm: str, patches: bool, gate: str | None
+) -> None:
     model = network(1, blocks=4, **_setting(norm, patches, gate))
     x, y = batch(1)
     frozen = norm == "frozen"
@@ -42,12 +44,17 @@ def test_every_setting_equals_brute_force(functional: str, norm: str, patches: b
     assert torch.allclose(result.errors, attribution - expected, rtol=1e-8, atol=1e-10)
     if gate is None:
         assert torch.allclose(half_curvatures(clean), second / 2, rtol=1e-9, atol=1e-10)
-        assert torch.allclose(second_order_channels(clean), first - second / 2, rtol=1e-9, atol=1e-10)
+        assert torch.allclose(
+            second_order_channels(clean), first - second / 2, rtol=1e-9, atol=1e-10
+        )
 
 
 @settings(max_examples=25, deadline=None)
 @given(
-    seed=st.integers(0, 10_000), blocks=st.integers(2, 5), scale=st.sampled_from([0.3, 1.0, 2.0]), functional=st.sampled_from(FUNCTIONALS)
+    seed=st.integers(0, 10_000),
+    blocks=st.integers(2, 5),
+    scale=st.sampled_from([0.3, 1.0, 2.0]),
+    functional=st.sampled_from(FUNCTIONALS),
 )
 def test_identity_on_random_networks(seed: int, blocks: int, scale: float, functional: str) -> None:
     model = network(seed, blocks=blocks, scale=scale)
@@ -107,13 +114,20 @@ def test_rescaling_a_channel_changes_neither_attribution_nor_step() -> None:
 def test_step_bounds_the_attribution() -> None:
     clean = run_clean(read_weights(network(7)), *batch(7))
     norms = torch.stack([g.norm(dim=1) for g in clean.gradients], 1)
-    assert bool((attribute_channels(clean).abs() <= norms.unsqueeze(-1) * measure_steps(clean) * (1 + 1e-12)).all())
+    assert bool(
+        (
+            attribute_channels(clean).abs()
+            <= norms.unsqueeze(-1) * measure_steps(clean) * (1 + 1e-12)
+        ).all()
+    )
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(2, 30))
 @settings(max_examples=30, deadline=None)
 def test_hoyer_lies_in_its_range_and_forgets_scale(seed: int, count: int) -> None:
-    scores = torch.randn(3, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    scores = torch.randn(
+        3, count, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     value, defined = hoyer(scores)
     expected = (count**0.5 - scores.abs().sum(1) / scores.square().sum(1).sqrt()) / (count**0.5 - 1)
     assert bool(defined.all())
@@ -123,7 +137,9 @@ def test_hoyer_lies_in_its_range_and_forgets_scale(seed: int, count: int) -> Non
 
 
 def test_hoyer_masks_zero_rows_and_knows_its_ends() -> None:
-    scores = torch.tensor([[0.0, 0, 0, 0], [0, 3, 0, 0], [1, -1, 1, 1]], dtype=torch.float64, requires_grad=True)
+    scores = torch.tensor(
+        [[0.0, 0, 0, 0], [0, 3, 0, 0], [1, -1, 1, 1]], dtype=torch.float64, requires_grad=True
+    )
     value, defined = hoyer(scores)
     assert defined.tolist() == [False, True, True]
     assert value.tolist() == pytest.approx([0.0, 1.0, 0.0])

@@ -14,7 +14,9 @@ from assay.mechanisms.channels import channels
 def test_a_target_keeps_its_model_and_name() -> None:
     model = network(2)
     x, y = batch(2)
-    bound = channels(assay.target(model, metric=lambda output, batch: output[:, 0], name="mine"), x, y)
+    bound = channels(
+        assay.target(model, metric=lambda output, batch: output[:, 0], name="mine"), x, y
+    )
     assert bound.target.name == "mine"
     assert torch.allclose(bound.values(), model(x).gather(1, y[:, None])[:, 0])
 

@@ -1,4 +1,6 @@
-"""The digits figures: sparsity alone ruins attribution, the delta loss restores it, and both keep the accuracy."""
+"""The digits figures: sparsity alone ruins attribution, the delta loss restores it, and both
+keep the accuracy.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from assay.mechanisms.channels.data import load_digits
 from assay.mechanisms.channels.interaction import interaction_matrix
-from assay.mechanisms.channels.training import Training
+from assay.mechanisms.channels.objective import Training
+from assay.targets.data import load_digits
 
 pytestmark = pytest.mark.slow
 
@@ -67,8 +69,12 @@ def test_three_seeds_reach_the_promised_figures(digits: ModuleType, seed: int) -
     assert found.risk.threshold is not None
 
 
-def test_the_calibrated_threshold_does_not_depend_on_the_number_of_channels(digits: ModuleType) -> None:
-    """A threshold calibrated at one width keeps its promise at every other: the constraint is on one channel."""
+def test_the_calibrated_threshold_does_not_depend_on_the_number_of_channels(
+    digits: ModuleType,
+) -> None:
+    """A threshold calibrated at one width keeps its promise at every other: the constraint is on
+    one channel.
+    """
     found = {hidden: digits.measure(1.0, 1.0, 0.1, hidden=hidden) for hidden in (32, 64, 128, 256)}
     thresholds = [row.risk.threshold for row in found.values()]
     assert None not in thresholds
@@ -81,10 +87,15 @@ def test_the_calibrated_threshold_does_not_depend_on_the_number_of_channels(digi
 
 def test_eight_eigenvectors_a_class_keep_the_accuracy(digits: ModuleType) -> None:
     data = load_digits()
-    model = digits.train_network(data, Training(lam_sparse=0, lam_delta=0, steps=1000, log_every=1000), blocks=1).double()
+    model = digits.train_network(
+        data, Training(lam_sparse=0, lam_delta=0, steps=1000, log_every=1000), blocks=1
+    ).double()
     with torch.no_grad():
         states = model.embed(data.test_x.double())
-        kept = [states @ row + interaction_matrix(model, 0, row).truncate(8).evaluate(states) for row in model.head.weight]
+        kept = [
+            states @ row + interaction_matrix(model, 0, row).truncate(8).evaluate(states)
+            for row in model.head.weight
+        ]
         full = (model(data.test_x.double()).argmax(-1) == data.test_y).double().mean()
     assert full >= 0.97
     assert (torch.stack(kept, 1).argmax(-1) == data.test_y).double().mean() >= full - 0.01

@@ -21,12 +21,18 @@ def test_static_tables_give_the_exact_effects_of_the_last_two_blocks(blocks: int
     x, y = batch(blocks, examples=6)
     weights = read_weights(model)
     clean = run_clean(weights, x, y)
-    effects = ablate_last_two(build_tables(weights), y, clean.hidden[-2], clean.left[-1], clean.right[-1])
+    effects = ablate_last_two(
+        build_tables(weights), y, clean.hidden[-2], clean.left[-1], clean.right[-1]
+    )
     assert torch.allclose(effects, ablated(model, x, y, "logit")[:, -2:], rtol=1e-10, atol=1e-11)
 
 
 def test_tables_that_would_depend_on_the_input_are_refused() -> None:
-    for options, message in (({"norm": True}, "norms"), ({"gate": "relu"}, "gate"), ({"blocks": 1}, "two blocks")):
+    for options, message in (
+        ({"norm": True}, "norms"),
+        ({"gate": "relu"}, "gate"),
+        ({"blocks": 1}, "two blocks"),
+    ):
         with pytest.raises(InputError, match=message):
             build_tables(read_weights(network(0, **options)))  # type: ignore[arg-type]
 

@@ -15,10 +15,16 @@ from assay.io.files import save_tensors
 from assay.io.runs import Run
 from assay.learn import fit
 from assay.mechanisms.channels.clean import run_clean
-from assay.mechanisms.channels.data import Data, load_arrays, load_digits, split_data
-from assay.mechanisms.channels.training import Training, channel_losses, make_objective, make_optimizer, monitor
+from assay.mechanisms.channels.objective import (
+    Training,
+    channel_losses,
+    make_objective,
+    make_optimizer,
+    monitor,
+)
 from assay.mechanisms.channels.weights import read_weights
 from assay.targets.bilinear import BilinearNetwork
+from assay.targets.data import Data, load_arrays, load_digits, split_data
 
 
 def _data(examples: int = 60) -> Data:
@@ -40,7 +46,9 @@ def test_digits_are_split_the_same_way_every_time() -> None:
 
 
 def test_tables_are_scaled_by_their_training_part_and_get_a_constant() -> None:
-    x = torch.tensor([5.0, 100.0, 7.0]) + torch.tensor([1.0, 1000.0, 0.0]) * torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
+    x = torch.tensor([5.0, 100.0, 7.0]) + torch.tensor([1.0, 1000.0, 0.0]) * torch.randn(
+        40, 3, generator=torch.Generator().manual_seed(1)
+    )
     data = split_data(x, torch.arange(40) % 3 + 5)
     assert data.inputs == 4
     assert data.names == ("5", "6", "7")
@@ -53,7 +61,9 @@ def test_tables_are_scaled_by_their_training_part_and_get_a_constant() -> None:
 def test_arrays_of_the_user_are_read_from_npz_and_safetensors(tmp_path: Path) -> None:
     x, y = np.random.default_rng(0).random((20, 4, 4)), np.arange(20) % 2
     np.savez(tmp_path / "data.npz", x=x, y=y)
-    save_tensors(tmp_path / "data.safetensors", {"x": torch.from_numpy(x), "y": torch.from_numpy(y)})
+    save_tensors(
+        tmp_path / "data.safetensors", {"x": torch.from_numpy(x), "y": torch.from_numpy(y)}
+    )
     first, second = load_arrays(tmp_path / "data.npz"), load_arrays(tmp_path / "data.safetensors")
     assert first.image == (4, 4)
     assert len(first.train_y) == 15
@@ -75,7 +85,9 @@ def test_arrays_of_the_user_are_read_from_npz_and_safetensors(tmp_path: Path) ->
         ({"x": np.ones((1, 2)), "y": np.zeros(1, int)}, "one class only"),
     ],
 )
-def test_bad_arrays_are_refused(tmp_path: Path, arrays: dict[str, np.ndarray], message: str) -> None:
+def test_bad_arrays_are_refused(
+    tmp_path: Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(InputError, match=message):
         load_arrays(tmp_path / "data.npz")
@@ -96,10 +108,15 @@ def test_losses_are_the_means_of_their_definitions() -> None:
     root = scores.shape[-1] ** 0.5
     sparsity = (root - scores.abs().sum(-1) / scores.norm(dim=-1)) / (root - 1)
     assert float(losses["losses/sparsity"]) == pytest.approx(1 - float(sparsity.mean(0).mean()))
-    steps = [h.abs() * layer.down.norm(dim=0) for h, layer in zip(clean.hidden, clean.weights.layers, strict=True)]
+    steps = [
+        h.abs() * layer.down.norm(dim=0)
+        for h, layer in zip(clean.hidden, clean.weights.layers, strict=True)
+    ]
     excess = torch.stack([(s - 0.05).relu().square().mean() for s in steps]).mean()
     assert float(losses["losses/delta"]) == pytest.approx(float(excess.detach()))
-    assert float(losses["losses/cross_entropy"]) == pytest.approx(float(f.cross_entropy(model(x), y).detach()))
+    assert float(losses["losses/cross_entropy"]) == pytest.approx(
+        float(f.cross_entropy(model(x), y).detach())
+    )
 
 
 def test_examples_without_any_attribution_are_left_out_of_the_mean() -> None:
@@ -115,12 +132,16 @@ def test_examples_without_any_attribution_are_left_out_of_the_mean() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"norm": True}, {"gate": "silu"}], ids=str)
-def test_training_lowers_the_loss_logs_its_monitors_and_repeats(tmp_path: Path, options: dict[str, object]) -> None:
+def test_training_lowers_the_loss_logs_its_monitors_and_repeats(
+    tmp_path: Path, options: dict[str, object]
+) -> None:
     data, config = _data(), Training(steps=40, batch=16, log_every=20, lam_delta=1.0, rate=1e-2)
     weights = []
     for name in ("a", "b"):
         generator = torch.Generator().manual_seed(0)
-        model = BilinearNetwork(data.inputs, data.classes, width=5, hidden=6, blocks=2, generator=generator, **options)  # type: ignore[arg-type]
+        model = BilinearNetwork(
+            data.inputs, data.classes, width=5, hidden=6, blocks=2, generator=generator, **options
+        )  # type: ignore[arg-type]
         run = Run(tmp_path / name)
         fit(
             model,
@@ -131,33 +152,62 @@ def test_training_lowers_the_loss_logs_its_monitors_and_repeats(tmp_path: Path, 
             run=run,
             log_every=20,
         )
-        weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
+        weights.append(
+            torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        )
     assert torch.equal(*weights)
     logged = run.metrics()
     assert logged["step"].to_list() == [0, 20, 39]
-    assert {"metrics/accuracy", "metrics/agreement", "sparsity/hoyer_1", "details/delta_q99", "losses/delta"} <= set(logged.columns)
+    assert {
+        "metrics/accuracy",
+        "metrics/agreement",
+        "sparsity/hoyer_1",
+        "details/delta_q99",
+        "losses/delta",
+    } <= set(logged.columns)
     assert logged["losses/cross_entropy"][-1] < logged["losses/cross_entropy"][0]
 
 
 def test_the_ramp_keeps_sparsity_out_of_the_beginning() -> None:
     data = _data()
-    model = BilinearNetwork(data.inputs, data.classes, width=5, hidden=6, blocks=2, generator=torch.Generator().manual_seed(0))
+    model = BilinearNetwork(
+        data.inputs,
+        data.classes,
+        width=5,
+        hidden=6,
+        blocks=2,
+        generator=torch.Generator().manual_seed(0),
+    )
     config = Training(steps=100, batch=8, lam_delta=0.0, lam_sparse=2.0)
     for step, share in ((0, 0.0), (20, 0.0), (35, 0.5), (50, 1.0), (99, 1.0)):
         objective = make_objective(model, data, config, torch.Generator().manual_seed(step))
         loss, terms = objective(step)
-        assert float(loss.detach()) == pytest.approx(float(terms["losses/cross_entropy"] + 2 * share * terms["losses/sparsity"]))
+        assert float(loss.detach()) == pytest.approx(
+            float(terms["losses/cross_entropy"] + 2 * share * terms["losses/sparsity"])
+        )
 
 
 def test_monitoring_agrees_with_itself_when_attribution_is_exact() -> None:
     data = _data()
-    model = BilinearNetwork(data.inputs, data.classes, width=5, hidden=6, blocks=1, generator=torch.Generator().manual_seed(0))
+    model = BilinearNetwork(
+        data.inputs,
+        data.classes,
+        width=5,
+        hidden=6,
+        blocks=1,
+        generator=torch.Generator().manual_seed(0),
+    )
     found = monitor(model, data)
     assert float(found["metrics/agreement"]) == pytest.approx(1)
-    assert float(found["metrics/accuracy"]) == pytest.approx(float((model(data.test_x).argmax(-1) == data.test_y).double().mean()))
+    assert float(found["metrics/accuracy"]) == pytest.approx(
+        float((model(data.test_x).argmax(-1) == data.test_y).double().mean())
+    )
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"rate": 0.0}, {"tau": -1.0}, {"lam_sparse": float("nan")}, {"ramp_begin": 0.6}])
+@pytest.mark.parametrize(
+    "change",
+    [{"steps": 0}, {"rate": 0.0}, {"tau": -1.0}, {"lam_sparse": float("nan")}, {"ramp_begin": 0.6}],
+)
 def test_bad_configs_are_refused(change: dict[str, float]) -> None:
     with pytest.raises(InputError):
         Training(**change)  # type: ignore[arg-type]

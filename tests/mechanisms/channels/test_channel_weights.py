@@ -94,5 +94,9 @@ def test_patches_cover_the_image_in_row_order() -> None:
 
 
 def test_the_same_seed_gives_the_same_network() -> None:
-    first, second = (BilinearNetwork(8, 3, generator=torch.Generator().manual_seed(5)) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    first, second = (
+        BilinearNetwork(8, 3, generator=torch.Generator().manual_seed(5)) for _ in range(2)
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )

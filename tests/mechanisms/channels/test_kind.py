@@ -13,7 +13,9 @@ from assay.targets.bilinear import BilinearNetwork
 
 def bound(functional="logit", examples=4, **options):
     generator = torch.Generator().manual_seed(0)
-    network = BilinearNetwork(16, 3, width=5, hidden=6, blocks=3, generator=generator, **options).double()
+    network = BilinearNetwork(
+        16, 3, width=5, hidden=6, blocks=3, generator=generator, **options
+    ).double()
     x = torch.randn(examples, 16, generator=generator, dtype=torch.float64)
     return channels(network, x, torch.arange(examples) % 3, functional)
 
@@ -32,19 +34,25 @@ def test_closed_forms_equal_the_general_operations(functional, options):
     for name, group in mechanisms.groups.items():
         index = every(mechanisms, name)
         torch.testing.assert_close(first.values[name], closed[name], rtol=1e-10, atol=1e-12)
-        general = ablate(mechanisms, name, index).T.reshape(group.shape)
+        general = ablate(mechanisms, name, index, general=True).T.reshape(group.shape)
         torch.testing.assert_close(exact.values[name], general, rtol=1e-9, atol=1e-10)
         bend = curvature(mechanisms, name, index).T.reshape(group.shape)
-        torch.testing.assert_close(second.values[name], first.values[name] - bend / 2, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(
+            second.values[name], first.values[name] - bend / 2, rtol=1e-9, atol=1e-10
+        )
 
 
 def test_gates_of_one_and_zero():
     mechanisms = bound()
-    assert torch.equal(mechanisms.values(mechanisms.ones()), mechanisms.target.values(mechanisms.batch))
+    assert torch.equal(
+        mechanisms.values(mechanisms.ones()), mechanisms.target.values(mechanisms.batch)
+    )
     network = mechanisms.target.model
     bare = network.head(network.embed(mechanisms.batch.inputs))
     expected = bare.gather(-1, mechanisms.batch.labels[:, None])[:, 0]
-    torch.testing.assert_close(mechanisms.values(mechanisms.full(0.0)), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        mechanisms.values(mechanisms.full(0.0)), expected, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_bad_input():

@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from assay.attribution import Exact, Gradient, SecondOrder, attribute
+from assay.core.target import Batch, target
 from assay.errors import InputError
 from assay.mechanisms.directions import DirectionMechanisms, directions
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.power import PowerIteration
 from assay.targets import toys
-from assay.targets.base import Batch, target
 
 
 def first_output(output: Any, batch: Batch) -> Tensor:
@@ -21,7 +21,9 @@ def bound(metric: str = "own", amount: float = 0.3) -> DirectionMechanisms:
     generator = torch.Generator().manual_seed(0)
     model = toys.MLP([3, 5, 4], generator, torch.tanh).double()
     batch = Batch(torch.randn(6, 3, generator=generator, dtype=torch.float64))
-    return directions(target(model, first_output), batch, parameters="layers.*", k=4, amount=amount, metric=metric)
+    return directions(
+        target(model, first_output), batch, parameters="layers.*", k=4, amount=amount, metric=metric
+    )
 
 
 def test_gates_at_one_are_the_network_and_at_zero_a_step() -> None:
@@ -43,23 +45,32 @@ def test_attribution_of_an_output_is_its_slope_along_each_direction() -> None:
     exact = attribute(mechanisms, Exact())
     small = attribute(bound(amount=1e-4), Gradient())
     torch.testing.assert_close(
-        attribute(bound(amount=1e-4), Exact()).values["directions"], small.values["directions"], rtol=1e-2, atol=1e-8
+        attribute(bound(amount=1e-4), Exact()).values["directions"],
+        small.values["directions"],
+        rtol=1e-2,
+        atol=1e-8,
     )
     assert exact.values["directions"].shape == (6, 4)
 
 
-def test_second_order_of_the_divergence_is_one_forward_derivative_and_equals_the_nested_one() -> None:
+def test_second_order_of_the_divergence_is_one_forward_derivative_and_equals_the_nested_one() -> (
+    None
+):
     mechanisms = bound("divergence")
     rule = mechanisms.second_rule()
     assert rule is not None
-    torch.testing.assert_close(rule["directions"], quadratic_forms(mechanisms.local, mechanisms.vectors, "kl"))
+    torch.testing.assert_close(
+        rule["directions"], quadratic_forms(mechanisms.local, mechanisms.vectors, "kl")
+    )
 
     class Plain(DirectionMechanisms):
         def second_rule(self) -> None:
             return None
 
     general = Plain(mechanisms.target, mechanisms.batch, mechanisms.local, mechanisms.vectors)
-    quick, slow = (attribute(entry, SecondOrder()).values["directions"] for entry in (mechanisms, general))
+    quick, slow = (
+        attribute(entry, SecondOrder()).values["directions"] for entry in (mechanisms, general)
+    )
     torch.testing.assert_close(quick, slow, rtol=1e-10, atol=1e-14)
     first = attribute(mechanisms, Gradient()).values["directions"]
     assert float(first.abs().max()) < 1e-12
@@ -70,14 +81,25 @@ def test_directions_of_a_hugging_face_model_bind_to_its_parameters() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=30, n_positions=16, n_embd=8, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0
+    )
     config._attn_implementation = "eager"
     model = GPT2LMHeadModel(config)
     tokens = torch.randint(30, (4, 6), generator=torch.Generator().manual_seed(1))
     batch = Batch({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
     whole = target(model, lambda output, batch: output.logits[:, -1, 0])
-    mechanisms = directions(whole, batch, parameters="transformer.h.1.attn.c_attn.*", k=3, decomposer=PowerIteration(3, steps=30))
-    assert mechanisms.groups["directions"].sites == ("transformer.h.1.attn.c_attn.weight", "transformer.h.1.attn.c_attn.bias")
+    mechanisms = directions(
+        whole,
+        batch,
+        parameters="transformer.h.1.attn.c_attn.*",
+        k=3,
+        decomposer=PowerIteration(3, steps=30),
+    )
+    assert mechanisms.groups["directions"].sites == (
+        "transformer.h.1.attn.c_attn.weight",
+        "transformer.h.1.attn.c_attn.bias",
+    )
     assert torch.equal(mechanisms.values(), model(**batch.inputs).logits[:, -1, 0])
     assert attribute(mechanisms, Gradient()).values["directions"].shape == (4, 3)
 

@@ -2,17 +2,20 @@ import pytest
 import torch
 
 from assay.errors import InputError
+from assay.learn import toys
 from assay.mechanisms.directions import evaluation
 from assay.mechanisms.directions.factors import DenseFactors, fisher_factors
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import around
 from assay.mechanisms.directions.space import Space
-from assay.targets import toys
+from assay.targets.toys import MLP
 
 
 def test_purity_counts_one_direction_per_circuit_and_leaves_shared_entries_out() -> None:
     owner = torch.tensor([0, 0, 1, 1, -1])
-    rows = torch.tensor([[1.0, 0, 0, 0, 3], [0, 1.0, 0, 0, 0], [1.0, 0, 1.0, 0, 0]], dtype=torch.float64)
+    rows = torch.tensor(
+        [[1.0, 0, 0, 0, 3], [0, 1.0, 0, 0, 0], [1.0, 0, 1.0, 0, 0]], dtype=torch.float64
+    )
     found = evaluation.recover(rows, owner)
     assert found.purity.tolist() == [1.0, 1.0, 0.5]
     assert found.match == {0: 0}
@@ -23,7 +26,9 @@ def test_purity_counts_one_direction_per_circuit_and_leaves_shared_entries_out()
 
 def test_reconstruction_error_is_what_the_span_leaves() -> None:
     factors = DenseFactors(torch.tensor([[[3.0, 0, 0]], [[0, 4.0, 0]]], dtype=torch.float64))
-    assert evaluation.reconstruction_error(factors, torch.tensor([[0, 2.0, 0]], dtype=torch.float64)) == pytest.approx(9 / 25)
+    assert evaluation.reconstruction_error(
+        factors, torch.tensor([[0, 2.0, 0]], dtype=torch.float64)
+    ) == pytest.approx(9 / 25)
 
 
 def test_coefficients_are_recovered_up_to_one_scale_per_direction() -> None:
@@ -43,7 +48,9 @@ def test_coefficients_are_recovered_up_to_one_scale_per_direction() -> None:
 
 
 def test_spans_and_seeds_are_compared_up_to_sign_and_order() -> None:
-    basis = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    basis = torch.linalg.qr(
+        torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ).Q
     first, second = basis[:3], -basis[[2, 0, 1]]
     assert evaluation.overlap(first, second) == pytest.approx(1.0)
     assert evaluation.overlap(first, basis[3:]) == pytest.approx(0.0)
@@ -60,18 +67,22 @@ def test_activity_of_one_direction_counts_as_one() -> None:
 
 def test_small_steps_of_an_intervention_follow_the_quadratic_form() -> None:
     generator = torch.Generator().manual_seed(0)
-    model = toys.MLP([3, 5, 4], generator, torch.tanh).double()
+    model = MLP([3, 5, 4], generator, torch.tanh).double()
     local = around(model, torch.randn(6, 3, generator=generator, dtype=torch.float64))
     u = torch.randn(1, local.space.size, generator=generator, dtype=torch.float64)
     curve = evaluation.intervention_curve(local, u[0], [0.0, 1e-3], "kl")
     assert bool((curve[0].abs() < 1e-12).all())
-    torch.testing.assert_close(curve[1], 0.5e-6 * quadratic_forms(local, u, "kl")[:, 0], rtol=1e-2, atol=0)
+    torch.testing.assert_close(
+        curve[1], 0.5e-6 * quadratic_forms(local, u, "kl")[:, 0], rtol=1e-2, atol=0
+    )
 
 
 def test_top_outputs_name_the_output_that_a_direction_writes_to() -> None:
-    model = toys.MLP([3, 5, 4], torch.Generator().manual_seed(0)).double()
+    model = MLP([3, 5, 4], torch.Generator().manual_seed(0)).double()
     local = around(model, torch.ones(2, 3, dtype=torch.float64), "layers.1.bias")
-    (first, change), *_ = evaluation.top_outputs(local, torch.tensor([0.0, 0, -1, 0], dtype=torch.float64), sample=1)
+    (first, change), *_ = evaluation.top_outputs(
+        local, torch.tensor([0.0, 0, -1, 0], dtype=torch.float64), sample=1
+    )
     assert first == 2
     assert change == pytest.approx(-0.75)
 
@@ -80,4 +91,6 @@ def test_true_circuits_of_a_linear_toy_reconstruct_its_fisher() -> None:
     toy = toys.superposed_circuits(steps=5)
     local = around(toy.model.double(), toy.inputs[:50].double(), "W_in")
     factors = fisher_factors(local, "mse")
-    assert evaluation.reconstruction_error(factors, torch.eye(local.space.size, dtype=torch.float64)) == pytest.approx(0, abs=1e-12)
+    assert evaluation.reconstruction_error(
+        factors, torch.eye(local.space.size, dtype=torch.float64)
+    ) == pytest.approx(0, abs=1e-12)

@@ -4,20 +4,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay.errors import InputError
+from assay.learn import toys
 from assay.mechanisms.directions.decomposition import count_components
-from assay.mechanisms.directions.factors import DenseFactors, fisher_factors, normalise, pair_gradients
+from assay.mechanisms.directions.factors import (
+    DenseFactors,
+    fisher_factors,
+    normalise,
+    pair_gradients,
+)
 from assay.mechanisms.directions.local import around
 from assay.mechanisms.directions.power import PowerIteration, polar
-from assay.targets import toys
+from assay.targets.toys import MLP
 
 
-def planted(samples: int = 60, size: int = 12, count: int = 4, noise: float = 0.05) -> tuple[DenseFactors, torch.Tensor]:
+def planted(
+    samples: int = 60, size: int = 12, count: int = 4, noise: float = 0.05
+) -> tuple[DenseFactors, torch.Tensor]:
     """Each sample's curvature lies along one of `count` orthonormal directions, plus noise."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(size, count, generator=generator, dtype=torch.float64)).Q.T
     which = torch.randint(count, (samples,), generator=generator)
-    values = basis[which][:, None] * torch.rand(samples, 1, 1, generator=generator, dtype=torch.float64)
-    values = torch.cat([values, noise * torch.randn(samples, 1, size, generator=generator, dtype=torch.float64)], dim=1)
+    values = basis[which][:, None] * torch.rand(
+        samples, 1, 1, generator=generator, dtype=torch.float64
+    )
+    values = torch.cat(
+        [values, noise * torch.randn(samples, 1, size, generator=generator, dtype=torch.float64)],
+        dim=1,
+    )
     return DenseFactors(values), basis
 
 
@@ -39,7 +52,9 @@ def test_the_ascent_is_monotone_and_the_directions_orthonormal(seed: int, k: int
     found = PowerIteration(k, steps=40)(factors, generator=generator)
     steps = torch.tensor(found.history, dtype=torch.float64)
     assert bool((steps.diff() >= -1e-12).all())
-    torch.testing.assert_close(found.directions @ found.directions.T, torch.eye(k, dtype=torch.float64))
+    torch.testing.assert_close(
+        found.directions @ found.directions.T, torch.eye(k, dtype=torch.float64)
+    )
     assert bool((found.activity >= 0).all())
     assert bool((found.activity.sum(1) <= 1 + 1e-9).all())
     assert bool((found.scores.diff() <= 0).all())
@@ -47,7 +62,9 @@ def test_the_ascent_is_monotone_and_the_directions_orthonormal(seed: int, k: int
 
 def test_the_same_seed_gives_the_same_bytes() -> None:
     factors, _ = planted()
-    first, second = (PowerIteration(6)(factors, generator=torch.Generator().manual_seed(5)) for _ in range(2))
+    first, second = (
+        PowerIteration(6)(factors, generator=torch.Generator().manual_seed(5)) for _ in range(2)
+    )
     assert torch.equal(first.directions, second.directions)
     assert first.interval == second.interval
 
@@ -63,14 +80,16 @@ def test_dense_factors_are_a_matrix_and_its_adjoint() -> None:
     factors = DenseFactors(torch.randn(5, 3, 8, generator=generator, dtype=torch.float64))
     directions = torch.randn(4, 8, generator=generator, dtype=torch.float64)
     weights = torch.randn(5, 3, 4, generator=generator, dtype=torch.float64)
-    torch.testing.assert_close((factors.dot(directions) * weights).sum(), (factors.add(weights) * directions).sum())
+    torch.testing.assert_close(
+        (factors.dot(directions) * weights).sum(), (factors.add(weights) * directions).sum()
+    )
     kept, index = normalise(factors)
     torch.testing.assert_close(kept.traces(), torch.ones(len(index), dtype=torch.float64))
 
 
 def test_fisher_factors_square_to_the_hessian_of_the_divergence() -> None:
     generator = torch.Generator().manual_seed(0)
-    model = toys.MLP([3, 4, 3], generator).double()
+    model = MLP([3, 4, 3], generator).double()
     local = around(model, torch.randn(2, 3, generator=generator, dtype=torch.float64))
     values = fisher_factors(local, "kl").values
     for sample in range(2):
@@ -82,12 +101,14 @@ def test_fisher_factors_square_to_the_hessian_of_the_divergence() -> None:
             return (reference.exp() * (reference - now)).sum()
 
         hessian = torch.autograd.functional.hessian(measure, local.space.join(local.weights))
-        torch.testing.assert_close(values[sample].T @ values[sample], hessian, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            values[sample].T @ values[sample], hessian, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_pair_gradients_are_gradients_towards_other_samples() -> None:
     generator = torch.Generator().manual_seed(0)
-    model = toys.MLP([3, 4, 3], generator).double()
+    model = MLP([3, 4, 3], generator).double()
     inputs = torch.randn(2, 3, generator=generator, dtype=torch.float64)
     values = pair_gradients(around(model, inputs), "mse", references=1, generator=generator).values
     for sample in range(2):
@@ -114,7 +135,7 @@ def test_bad_input_is_refused() -> None:
         PowerIteration(2)(DenseFactors(torch.zeros(3, 2, 5)), generator=generator)
     with pytest.raises(InputError, match="NaN"):
         PowerIteration(2)(DenseFactors(torch.full((3, 2, 5), torch.nan)), generator=generator)
-    model = toys.MLP([3, 4, 3], generator)
+    model = MLP([3, 4, 3], generator)
     with pytest.raises(InputError, match="two samples"):
         pair_gradients(around(model, torch.zeros(1, 3)), generator=generator)
 
@@ -128,7 +149,9 @@ def test_superposed_features_are_found_one_by_one(seed: int) -> None:
     owner = local.space.join(toy.circuits)
     for k in (5, 7, 10):
         found = PowerIteration(k)(factors, generator=torch.Generator().manual_seed(k))
-        shares = torch.stack([found.directions.square()[:5, owner == circuit].sum(1) for circuit in range(5)], dim=1)
+        shares = torch.stack(
+            [found.directions.square()[:5, owner == circuit].sum(1) for circuit in range(5)], dim=1
+        )
         purity, circuit = shares.max(1)
         assert float(purity.min()) >= 0.998
         assert sorted(circuit.tolist()) == [0, 1, 2, 3, 4]

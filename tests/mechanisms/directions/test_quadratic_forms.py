@@ -16,7 +16,9 @@ NAMES = sorted(DIVERGENCES)
 
 
 def draw(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
-    drawn = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = torch.randn(
+        rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
     return drawn / drawn.norm(dim=1, keepdim=True)
 
 
@@ -24,26 +26,46 @@ def untrained(name: str) -> tuple[nn.Module, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     match name:
         case "tms":
-            return toys.Autoencoder(5, 2, generator).double(), toys.draw_sparse(12, 5, 0.3, generator).double()
+            return toys.Autoencoder(5, 2, generator).double(), toys.draw_sparse(
+                12, 5, 0.3, generator
+            ).double()
         case "superposed":
-            return toys.Bottleneck(6, 3, 6, generator).double(), toys.draw_sparse(12, 6, 0.3, generator).double()
+            return toys.Bottleneck(6, 3, 6, generator).double(), toys.draw_sparse(
+                12, 6, 0.3, generator
+            ).double()
         case "groups":
-            return toys.Bottleneck(6, 3, 6, generator).double(), toys.draw_sparse(12, 6, 0.3, generator, group=2).double()
+            return toys.Bottleneck(6, 3, 6, generator).double(), toys.draw_sparse(
+                12, 6, 0.3, generator, group=2
+            ).double()
         case "xor":
             cases = torch.tensor([[0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0]]).double()
             return toys.MLP([2, 2, 2], generator, nn.functional.gelu).double(), cases
         case "squares":
-            return toys.MLP([4, 5, 5, 4], generator).double(), toys.draw_sparse(12, 4, 0.5, generator).double()
+            return toys.MLP([4, 5, 5, 4], generator).double(), toys.draw_sparse(
+                12, 4, 0.5, generator
+            ).double()
         case _:
-            return toys.MLP([64, 8, 10], generator).double(), torch.rand(12, 64, generator=generator).double()
+            return toys.MLP([64, 8, 10], generator).double(), torch.rand(
+                12, 64, generator=generator
+            ).double()
 
 
 def gpt2(attention: str = "eager", **config: int) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    sizes = {"vocab_size": 40, "n_positions": 16, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
+    sizes = {
+        "vocab_size": 40,
+        "n_positions": 16,
+        "n_embd": 16,
+        "n_layer": 2,
+        "n_head": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     torch.manual_seed(0)
-    return GPT2LMHeadModel(GPT2Config(**{**sizes, **config}, attn_implementation=attention)).double()
+    return GPT2LMHeadModel(
+        GPT2Config(**{**sizes, **config}, attn_implementation=attention)
+    ).double()
 
 
 @pytest.mark.parametrize("measure", NAMES)
@@ -61,10 +83,16 @@ def test_forms_equal_nested_derivatives_on_every_target(name: str, measure: str)
 @pytest.mark.parametrize("measure", NAMES)
 def test_forms_equal_nested_derivatives_on_a_hugging_face_model(measure: str) -> None:
     tokens = torch.randint(40, (3, 7), generator=torch.Generator().manual_seed(1))
-    local = around(gpt2(), {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}, "transformer.h.1.attn.*")
+    local = around(
+        gpt2(),
+        {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)},
+        "transformer.h.1.attn.*",
+    )
     directions = draw(4, local.space.size)
     nested = nested_quadratic_forms(local, directions, measure)
-    assert float((quadratic_forms(local, directions, measure) - nested).abs().max()) <= 1e-12 * float(nested.max())
+    assert float(
+        (quadratic_forms(local, directions, measure) - nested).abs().max()
+    ) <= 1e-12 * float(nested.max())
     kept = quadratic_forms(local, directions, measure, per_position=True)
     assert kept.shape == (3, 4, 7)
     torch.testing.assert_close(kept.mean(2), nested, rtol=1e-10, atol=0)
@@ -74,24 +102,35 @@ def test_positions_choose_rows_of_a_sequence_output() -> None:
     tokens = torch.randint(40, (3, 7), generator=torch.Generator().manual_seed(1))
     model = gpt2()
     directions = draw(4, choose(model, "transformer.h.0.mlp.*").size)
-    every = quadratic_forms(around(model, tokens, "transformer.h.0.mlp.*"), directions, per_position=True)
+    every = quadratic_forms(
+        around(model, tokens, "transformer.h.0.mlp.*"), directions, per_position=True
+    )
     at = torch.tensor([6, 2, 4])
     one = quadratic_forms(around(model, tokens, "transformer.h.0.mlp.*", positions=at), directions)
     torch.testing.assert_close(one, every[torch.arange(3), :, at])
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10_000), measure=st.sampled_from(NAMES), budget=st.sampled_from([1, 3000, 2**29]))
+@given(
+    seed=st.integers(0, 10_000),
+    measure=st.sampled_from(NAMES),
+    budget=st.sampled_from([1, 3000, 2**29]),
+)
 def test_forms_products_and_jacobian_agree(seed: int, measure: str, budget: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    local = around(toys.MLP([3, 4, 3], generator, torch.tanh).double(), torch.randn(4, 3, generator=generator).double())
+    local = around(
+        toys.MLP([3, 4, 3], generator, torch.tanh).double(),
+        torch.randn(4, 3, generator=generator).double(),
+    )
     directions = draw(3, local.space.size, seed)
     forms = quadratic_forms(local, directions, measure, budget=budget)
     whole = products(local, directions, measure, budget=budget)
     torch.testing.assert_close((whole * directions).sum(2), forms, rtol=1e-10, atol=1e-14)
     output, slopes = jacobian(local, budget=max(budget, 100_000))
     tangents = torch.einsum("sop,kp->kso", slopes, directions)
-    torch.testing.assert_close(divergence(measure).form(tangents, output).T, forms, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(
+        divergence(measure).form(tangents, output).T, forms, rtol=1e-10, atol=1e-14
+    )
     root = divergence(measure).root(tangents, output)
     torch.testing.assert_close(root.square().sum(-1).T, forms, rtol=1e-10, atol=1e-14)
 
@@ -132,11 +171,15 @@ def test_pull_is_the_gradient_of_the_divergence_between_outputs(measure: str) ->
 def test_variance_survives_a_large_common_shift_of_the_logit_tangents() -> None:
     reference = torch.tensor([[0.3, -0.2, 0.9]], dtype=torch.float64)
     tangent = torch.tensor([[0.1, 0.2, -0.4]], dtype=torch.float64)
-    torch.testing.assert_close(KL().form(tangent + 1e6, reference), KL().form(tangent, reference), rtol=1e-8, atol=0)
+    torch.testing.assert_close(
+        KL().form(tangent + 1e6, reference), KL().form(tangent, reference), rtol=1e-8, atol=0
+    )
 
 
 def test_split_and_join_are_inverse() -> None:
-    space = choose(toys.MLP([3, 4, 2], torch.Generator().manual_seed(0)), ["*.weight", "layers.1.bias"])
+    space = choose(
+        toys.MLP([3, 4, 2], torch.Generator().manual_seed(0)), ["*.weight", "layers.1.bias"]
+    )
     flat = torch.arange(2 * space.size, dtype=torch.float64).reshape(2, -1)
     assert space.names == ("layers.0.weight", "layers.1.weight", "layers.1.bias")
     assert torch.equal(space.join(space.split(flat)), flat)
@@ -201,6 +244,8 @@ def test_a_model_in_training_mode_is_left_in_it() -> None:
     model.train()
     local = around(model, torch.ones(2, 3, dtype=torch.float64))
     directions = draw(2, local.space.size)
-    assert torch.equal(quadratic_forms(local, directions, MSE()), quadratic_forms(local, directions, MSE()))
+    assert torch.equal(
+        quadratic_forms(local, directions, MSE()), quadratic_forms(local, directions, MSE())
+    )
     assert model.training
     assert model[1].training

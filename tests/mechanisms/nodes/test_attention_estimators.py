@@ -1,4 +1,6 @@
-"""AtP* and the relevance rules on every family: the pattern computed anew is the one the model makes with the node patched."""
+"""AtP* and the relevance rules on every family: the pattern computed anew is the one the model
+makes with the node patched.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import torch
 from torch import Tensor
 
 from assay.attribution import AtPStar, Gradient, RelP, attribute
-from assay.attribution.patterns import read_patterns
+from assay.attribution.transformer.patterns import read_patterns
+from assay.core.target import Target
 from assay.mechanisms.nodes import Nodes, nodes
 from assay.targets import names
-from assay.targets.base import Target
 from assay.targets.metrics import logit_difference
 
 families = pytest.mark.parametrize("family", node_models.FAMILIES)
@@ -44,7 +46,9 @@ def test_query_and_key_nodes_move_the_pattern_as_the_model_does(family: str) -> 
     found = names.layout(model)
     assert found is not None
     attention = f"{found.blocks}.1.{found.attention_projection.rsplit('.', 1)[0]}"
-    gradient = read_patterns(mechanisms.target, mechanisms.batch, [attention])[attention].gradient.double()
+    gradient = read_patterns(mechanisms.target, mechanisms.batch, [attention])[
+        attention
+    ].gradient.double()
     clean = pattern_with(mechanisms, attention, {})
     scores = attribute(mechanisms, AtPStar(drop=False))
     for name, values in scores.values.items():
@@ -62,22 +66,33 @@ def test_query_and_key_nodes_move_the_pattern_as_the_model_does(family: str) -> 
 def test_only_query_and_key_nodes_differ_from_the_gradient(family: str) -> None:
     sites = [f"blocks.0.attn.hook_{slot}" for slot in "qkvz"] + ["blocks.2.hook_mlp_out"]
     mechanisms = bound(family, *sites)
-    plain, fixed, star = (attribute(mechanisms, method) for method in (Gradient(), AtPStar(drop=False), AtPStar()))
+    plain, fixed, star = (
+        attribute(mechanisms, method) for method in (Gradient(), AtPStar(drop=False), AtPStar())
+    )
     for name in sites:
         same = torch.equal(plain.values[name], fixed.values[name])
         assert same == (not name.endswith(("hook_q", "hook_k")))
         assert star.values[name].shape == plain.values[name].shape
         assert (star.values[name] >= 0).all()
-    # A node in the last layer has one path when the other layers are dropped: the same as with them.
-    torch.testing.assert_close(star.values["blocks.2.hook_mlp_out"], fixed.values["blocks.2.hook_mlp_out"].abs())
+    # A node in the last layer has one path when the other layers are dropped: the same as with
+    # them.
+    torch.testing.assert_close(
+        star.values["blocks.2.hook_mlp_out"], fixed.values["blocks.2.hook_mlp_out"].abs()
+    )
 
 
 @families
 def test_relevance_rules_change_scores_but_not_values(family: str) -> None:
-    mechanisms = bound(family, "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_post")
+    mechanisms = bound(
+        family, "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_post"
+    )
     plain = attribute(mechanisms)
     for rules in ("relp", "frozen"):
         changed = attribute(mechanisms, RelP(rules))
         assert torch.equal(changed.baseline, plain.baseline)
         assert changed.convention == rules
-        assert not torch.allclose(changed.values["blocks.0.hook_mlp_out"], plain.values["blocks.0.hook_mlp_out"], rtol=1e-3)
+        assert not torch.allclose(
+            changed.values["blocks.0.hook_mlp_out"],
+            plain.values["blocks.0.hook_mlp_out"],
+            rtol=1e-3,
+        )

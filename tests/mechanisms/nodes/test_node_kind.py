@@ -1,4 +1,6 @@
-"""The node kind against plain forward hooks written here, on every family and on a network without positions."""
+"""The node kind against plain forward hooks written here, on every family and on a network
+without positions.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,36 @@ import torch
 from torch import Tensor, nn
 
 from assay.attribution import Exact, Gradient, ablate
+from assay.core.target import Batch, target
 from assay.errors import InputError
-from assay.mechanisms.nodes import Nodes, indirect_effect, nodes
+from assay.mechanisms.nodes import Nodes, nodes
 from assay.targets import names
-from assay.targets.base import Batch, target
 from assay.targets.metrics import logit_difference
 
-HEADS = ["blocks.1.attn.hook_q", "blocks.1.attn.hook_k", "blocks.1.attn.hook_v", "blocks.0.attn.hook_z"]
-VECTORS = ["blocks.0.hook_mlp_out", "blocks.1.hook_attn_out", "blocks.1.hook_resid_pre", "blocks.1.hook_resid_post"]
+HEADS = [
+    "blocks.1.attn.hook_q",
+    "blocks.1.attn.hook_k",
+    "blocks.1.attn.hook_v",
+    "blocks.0.attn.hook_z",
+]
+VECTORS = [
+    "blocks.0.hook_mlp_out",
+    "blocks.1.hook_attn_out",
+    "blocks.1.hook_resid_pre",
+    "blocks.1.hook_resid_post",
+]
 
 
-def patched(model: nn.Module, clean: Batch, patch: Batch, ref: names.SiteRef, change: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The metric with the value at one site replaced by change(clean value, patch value), by plain torch hooks."""
+def patched(
+    model: nn.Module,
+    clean: Batch,
+    patch: Batch,
+    ref: names.SiteRef,
+    change: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """The metric with the value at one site replaced by change(clean value, patch value), by
+    plain torch hooks.
+    """
     path, _, suffix = ref.site.partition(":")
     module = model.get_submodule(path)
     kept: list[Tensor] = []
@@ -81,12 +101,25 @@ def test_a_gate_of_zero_is_the_patch(family: str, name: str) -> None:
 
 def test_names_of_nodes() -> None:
     clean, patch = node_models.batches()
-    sites = ["blocks.1.attn.hook_z", "blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out", "transformer.h.1.ln_2"]
+    sites = [
+        "blocks.1.attn.hook_z",
+        "blocks.0.mlp.hook_post",
+        "blocks.0.hook_mlp_out",
+        "transformer.h.1.ln_2",
+    ]
     bound = nodes(target(node_models.build("gpt2"), logit_difference), clean, patch, sites)
     assert bound.describe("blocks.1.attn.hook_z", (5, 3)) == "blocks.1.attn.hook_z[pos 5, head 3]"
-    assert bound.describe("blocks.0.mlp.hook_post", (5, 3)) == "blocks.0.mlp.hook_post[pos 5, neuron 3]"
+    assert (
+        bound.describe("blocks.0.mlp.hook_post", (5, 3))
+        == "blocks.0.mlp.hook_post[pos 5, neuron 3]"
+    )
     assert bound.describe("transformer.h.1.ln_2", (1,)) == "transformer.h.1.ln_2[pos 1]"
-    assert list(bound.groups) == ["blocks.0.mlp.hook_post", "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", "transformer.h.1.ln_2"]
+    assert list(bound.groups) == [
+        "blocks.0.mlp.hook_post",
+        "blocks.0.hook_mlp_out",
+        "blocks.1.attn.hook_z",
+        "transformer.h.1.ln_2",
+    ]
 
 
 def test_untouched_at_ones_bit_for_bit() -> None:
@@ -98,7 +131,12 @@ def test_untouched_at_ones_bit_for_bit() -> None:
 
 def test_padding_and_equal_positions_are_inactive() -> None:
     clean, patch = node_models.batches()
-    bound = nodes(target(node_models.build("gpt2"), logit_difference), clean, patch, ["blocks.1.hook_resid_post", HEADS[1]])
+    bound = nodes(
+        target(node_models.build("gpt2"), logit_difference),
+        clean,
+        patch,
+        ["blocks.1.hook_resid_post", HEADS[1]],
+    )
     differs = (clean.inputs["input_ids"] != patch.inputs["input_ids"]).int().cumsum(1) > 0
     expected = differs & node_models.mask().bool()
     assert not expected.all()
@@ -113,13 +151,20 @@ def test_references(dtype: torch.dtype) -> None:
     model = node_models.build("gpt2", dtype)
     clean, patch = node_models.batches()
     name = "blocks.0.hook_mlp_out"
-    bound = {key: nodes(target(model, logit_difference), clean, patch, [name], key) for key in ("counterfactual", "zero", "mean")}
+    bound = {
+        key: nodes(target(model, logit_difference), clean, patch, [name], key)
+        for key in ("counterfactual", "zero", "mean")
+    }
     seen = {key: m.spots[name].base for key, m in bound.items()}
     assert torch.equal(seen["zero"], torch.zeros_like(seen["zero"]))
-    last = seen["counterfactual"][:, 6][node_models.mask()[:, 6].bool()]  # a position that only some examples reach
+    last = seen["counterfactual"][:, 6][
+        node_models.mask()[:, 6].bool()
+    ]  # a position that only some examples reach
     torch.testing.assert_close(seen["mean"][0, 6], last.mean(0))
     own = nodes(target(model, logit_difference), clean, None, [name], "mean")
-    assert not own.norms()[name][:, 0].any()  # every prompt begins alike: their mean is that value, up to rounding
+    assert not own.norms()[name][
+        :, 0
+    ].any()  # every prompt begins alike: their mean is that value, up to rounding
     assert own.norms()[name][:, 1:3].all()
 
 
@@ -139,7 +184,14 @@ class Plain(nn.Module):
 
 def test_a_network_without_positions() -> None:
     model, x = Plain(), torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
-    bound = nodes(target(model, lambda out, batch: out[:, 0]), Batch(x), None, ["up", "down"], "zero", neurons=["up"])
+    bound = nodes(
+        target(model, lambda out, batch: out[:, 0]),
+        Batch(x),
+        None,
+        ["up", "down"],
+        "zero",
+        neurons=["up"],
+    )
     assert bound.groups["up"].shape == (4, 5)
     assert bound.groups["down"].shape == (4,)
     assert bound.describe("down", ()) == "down"
@@ -151,28 +203,51 @@ def test_a_network_without_positions() -> None:
         without[:, neuron] = 0
         expected = (model(x) - model.down(torch.tanh(without)))[:, 0].detach()
         torch.testing.assert_close(exact[:, neuron].float(), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(Exact().scores(bound).values["down"].float(), model(x)[:, 0].detach(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        Exact().scores(bound).values["down"].float(), model(x)[:, 0].detach(), rtol=0, atol=1e-6
+    )
 
 
 def test_attribution_is_exact_where_the_metric_is_linear() -> None:
-    model, x = Plain().double(), torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    bound = nodes(target(model, lambda out, batch: out[:, 0]), Batch(x), Batch(x.flip(0)), ["down:input"], neurons=["down:input"])
+    model, x = (
+        Plain().double(),
+        torch.randn(4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64),
+    )
+    bound = nodes(
+        target(model, lambda out, batch: out[:, 0]),
+        Batch(x),
+        Batch(x.flip(0)),
+        ["down:input"],
+        neurons=["down:input"],
+    )
     gradient = Gradient().scores(bound)
     hidden = torch.tanh(model.up(x)).detach()
     expected = (hidden - hidden.flip(0)) * model.down.weight[0].detach()
     torch.testing.assert_close(gradient.values["down:input"], expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(indirect_effect(gradient)["down:input"], -expected, rtol=0, atol=1e-12)
-    torch.testing.assert_close(Exact().scores(bound).values["down:input"], expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        gradient.indirect_effect()["down:input"], -expected, rtol=0, atol=1e-12
+    )
+    torch.testing.assert_close(
+        Exact().scores(bound).values["down:input"], expected, rtol=0, atol=1e-12
+    )
 
 
 def test_examples_can_be_taken() -> None:
     clean, patch = node_models.batches()
-    bound = nodes(target(node_models.build("gpt2"), logit_difference), clean, patch, [*HEADS, *VECTORS], "mean")
+    bound = nodes(
+        target(node_models.build("gpt2"), logit_difference),
+        clean,
+        patch,
+        [*HEADS, *VECTORS],
+        "mean",
+    )
     part = bound.take(slice(1, 3))
     assert isinstance(part, Nodes)
     whole, piece = Gradient().scores(bound), Gradient().scores(part)
     for name in bound.groups:
-        torch.testing.assert_close(piece.values[name], whole.values[name][1:3], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            piece.values[name], whole.values[name][1:3], rtol=1e-9, atol=1e-12
+        )
 
 
 def bad(message: str, **changes: Any) -> None:
@@ -193,7 +268,10 @@ def test_bad_input() -> None:
     bad("named twice", sites=[VECTORS[0], VECTORS[0]])
     bad("name the same value", sites=["blocks.1.hook_mlp_out", "transformer.h.1.mlp"])
     bad("paired", patch=patch.take(slice(0, 2)))
-    bad("equal length", patch=Batch({**patch.inputs, "attention_mask": torch.ones_like(node_models.mask())}))
+    bad(
+        "equal length",
+        patch=Batch({**patch.inputs, "attention_mask": torch.ones_like(node_models.mask())}),
+    )
     bad("is a parameter", sites=["transformer.h.0.mlp.c_fc.weight"])
     bad("with 4 examples", sites=["transformer.wpe"])
     bad("unknown site in neurons", neurons=["blocks.0.hook_mlp"])

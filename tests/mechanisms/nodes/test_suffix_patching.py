@@ -1,4 +1,6 @@
-"""Patching that computes only what changes, against the general rule, which runs the model with hooks."""
+"""Patching that computes only what changes, against the general rule, which runs the model with
+hooks.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from assay.attribution import Exact, Gradient, ablate
+from assay.core.target import Batch, target
 from assay.mechanisms.nodes import Nodes, nodes
 from assay.targets import names
-from assay.targets.base import Batch, target
 from assay.targets.metrics import AtLast, logit_difference, loss, probability
 
 
-def bind(family: str, sites: list[str] | None = None, dtype: torch.dtype = torch.float64, **options: Any) -> Nodes:
-    model = node_models.build(family, dtype, options.pop("device", "cpu"), options.pop("attention", "eager"))
+def bind(
+    family: str, sites: list[str] | None = None, dtype: torch.dtype = torch.float64, **options: Any
+) -> Nodes:
+    model = node_models.build(
+        family, dtype, options.pop("device", "cpu"), options.pop("attention", "eager")
+    )
     clean, patch = node_models.batches(str(next(model.parameters()).device))
     metric = options.pop("metric", logit_difference)
     return nodes(target(model, metric), clean, patch, sites or names.site_names(model), **options)
@@ -30,7 +36,13 @@ def agree(bound: Nodes, tolerance: float) -> dict[str, Tensor]:
     assert bound.patching == "suffix only"
     fast, general = Exact().scores(bound).values, Exact().scores(replace(bound, fast=False)).values
     for name in bound.groups:
-        torch.testing.assert_close(fast[name], general[name], rtol=0, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            fast[name],
+            general[name],
+            rtol=0,
+            atol=tolerance,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
     return {name: values.cpu() for name, values in fast.items()}
 
 
@@ -47,15 +59,27 @@ def test_every_site_of_every_family(family: str) -> None:
 @pytest.mark.parametrize("reference", ["zero", "mean"])
 def test_other_references_and_single_precision(family: str, reference: str) -> None:
     agree(bind(family, reference=reference), 1e-10)
-    # A residual stream set to zero is rounding noise before a norm, which blows it up: it has no value to agree on.
-    sites = [name for name in names.site_names(node_models.build(family)) if not (reference == "zero" and "resid" in name)]
+    # A residual stream set to zero is rounding noise before a norm, which blows it up: it has no
+    # value to agree on.
+    sites = [
+        name
+        for name in names.site_names(node_models.build(family))
+        if not (reference == "zero" and "resid" in name)
+    ]
     agree(bind(family, sites, torch.float32, reference=reference, metric=probability), 1e-5)
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.filterwarnings("ignore:There is a performance drop")  # the general rule's vmap over fused attention
+@pytest.mark.filterwarnings(
+    "ignore:There is a performance drop"
+)  # the general rule's vmap over fused attention
 def test_single_precision_and_fused_attention(attention: str) -> None:
-    sites = ["blocks.0.hook_resid_pre", "blocks.1.attn.hook_q", "blocks.1.attn.hook_v", "blocks.1.hook_mlp_out"]
+    sites = [
+        "blocks.0.hook_resid_pre",
+        "blocks.1.attn.hook_q",
+        "blocks.1.attn.hook_v",
+        "blocks.1.hook_mlp_out",
+    ]
     agree(bind("gpt2", sites, torch.float32, attention=attention), 1e-5)
 
 
@@ -64,7 +88,9 @@ def test_metrics_that_read_the_whole_vocabulary() -> None:
     plain = AtLast("logit_difference", logit_difference.function, ("answers",))
     reference = agree(bind("gemma2", sites), 1e-10)
     for name, values in agree(bind("gemma2", sites, metric=plain), 1e-10).items():
-        torch.testing.assert_close(values, reference[name], rtol=0, atol=1e-12)  # the two columns alone, or all of them
+        torch.testing.assert_close(
+            values, reference[name], rtol=0, atol=1e-12
+        )  # the two columns alone, or all of them
     agree(bind("gemma2", sites, metric=probability), 1e-10)
 
 
@@ -74,24 +100,43 @@ def test_padding_on_the_left() -> None:
     shifts = 7 - node_models.mask().sum(1)
 
     def left(batch: Batch) -> Batch:
-        rows = {key: torch.stack([row.roll(int(s)) for row, s in zip(value, shifts, strict=True)]) for key, value in batch.inputs.items()}
+        rows = {
+            key: torch.stack([row.roll(int(s)) for row, s in zip(value, shifts, strict=True)])
+            for key, value in batch.inputs.items()
+        }
         return Batch(rows, {**batch.labels, "last": torch.full((4,), 6)})
 
-    bound = nodes(target(model, logit_difference), left(clean), left(patch), names.site_names(model, layers=[1]))
+    bound = nodes(
+        target(model, logit_difference),
+        left(clean),
+        left(patch),
+        names.site_names(model, layers=[1]),
+    )
     if bound.patching.startswith("suffix"):
         agree(bound, 1e-5)
     assert not bound.norms()["blocks.1.hook_mlp_out"][1, :2].any()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_any_rows_under_any_budget(data: st.DataObject) -> None:
     """Parts of their own in every example, in any order and number, in chunks of any size."""
-    bound = SHARED.setdefault("bound", bind("qwen3", ["blocks.1.attn.hook_k", "blocks.1.attn.hook_z"]))
+    bound = SHARED.setdefault(
+        "bound", bind("qwen3", ["blocks.1.attn.hook_k", "blocks.1.attn.hook_z"])
+    )
     name = data.draw(st.sampled_from(list(bound.groups)))
-    whole = SHARED.setdefault(name, Exact().scores(replace(bound, fast=False)).at(name, everywhere(bound, name)))
+    whole = SHARED.setdefault(
+        name, Exact().scores(replace(bound, fast=False)).at(name, everywhere(bound, name))
+    )
     rows = data.draw(st.integers(1, 5))
-    choice = torch.tensor([data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=4, max_size=4)) for _ in range(rows)])
+    choice = torch.tensor(
+        [
+            data.draw(st.lists(st.integers(0, len(whole) - 1), min_size=4, max_size=4))
+            for _ in range(rows)
+        ]
+    )
     index = everywhere(bound, name)[choice, torch.arange(4)]
     found = ablate(bound, name, index, budget=data.draw(st.sampled_from([1, 20_000, None])))
     torch.testing.assert_close(found, whole[choice, torch.arange(4)], rtol=0, atol=1e-10)
@@ -112,7 +157,9 @@ def test_an_audit_patches_by_the_same_rule() -> None:
     slow = Gradient().scores(replace(bound, fast=False)).audit(exact=12)
     fast = scores.audit(exact=12)
     assert fast.table["part"].to_list() == slow.table["part"].to_list()
-    torch.testing.assert_close(torch.tensor(fast.table["exact"]), torch.tensor(slow.table["exact"]), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        torch.tensor(fast.table["exact"]), torch.tensor(slow.table["exact"]), rtol=0, atol=1e-10
+    )
 
 
 def test_inactive_nodes_have_no_effect_at_all() -> None:
@@ -123,11 +170,29 @@ def test_inactive_nodes_have_no_effect_at_all() -> None:
 
 
 def test_neurons_of_a_whole_vector_site() -> None:
-    agree(bind("llama", ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"], neurons=["blocks.1.hook_resid_post"]), 1e-10)
+    agree(
+        bind(
+            "llama",
+            ["blocks.1.hook_resid_post", "blocks.0.hook_mlp_out"],
+            neurons=["blocks.1.hook_resid_post"],
+        ),
+        1e-10,
+    )
 
 
 def test_module_paths_are_known_too() -> None:
-    agree(bind("gpt2", ["transformer.h.1.mlp", "transformer.h.0.attn.c_attn", "transformer.h.2", "transformer.wte"]), 1e-10)
+    agree(
+        bind(
+            "gpt2",
+            [
+                "transformer.h.1.mlp",
+                "transformer.h.0.attn.c_attn",
+                "transformer.h.2",
+                "transformer.wte",
+            ],
+        ),
+        1e-10,
+    )
 
 
 def general(bound: Nodes, reason: str) -> None:
@@ -171,6 +236,8 @@ def test_blocks_that_compute_something_else_are_noticed() -> None:
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
 def test_the_same_numbers_on_a_gpu(family: str) -> None:
     sites = names.site_names(node_models.build(family), layers=[0, 2])
-    ours, theirs = (agree(bind(family, sites, torch.float32, device=device), 1e-5) for device in ("cpu", "cuda"))
+    ours, theirs = (
+        agree(bind(family, sites, torch.float32, device=device), 1e-5) for device in ("cpu", "cuda")
+    )
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)

@@ -1,4 +1,6 @@
-"""Channels of residual bilinear networks: attribution that says what switching a channel off does."""
+"""Channels of residual bilinear networks: attribution that says what switching a channel off
+does.
+"""
 
 from assay.mechanisms.channels.bind import ChannelMechanisms, channels
 

@@ -17,11 +17,12 @@ from assay.targets.bilinear import GATES
 
 @dataclass(frozen=True)
 class Ablation:
-    """The exact effect of switching off every channel, and how far first-order attribution is from it.
+    """The exact effect of switching off every channel, and how far first-order attribution is from
+    it.
 
-    `effects = F - F(channel k ablated)` and `errors = attribution - effects`. Where the blocks are polynomial the errors are
-    summed on their own, so that they keep their relative accuracy however small they are.
-    """
+    `effects = F - F(channel k ablated)` and `errors = attribution - effects`. Where the blocks are
+    polynomial the errors are summed on their own, so that they keep their relative accuracy however
+    small they are."""
 
     effects: Float[Tensor, "examples blocks hidden"]
     errors: Float[Tensor, "examples blocks hidden"]
@@ -31,14 +32,15 @@ class Ablation:
 def ablate_channels(clean: Clean, *, budget: int = BUDGET) -> Ablation:
     """Return the exact effect of ablating every channel, one at a time, on every example.
 
-    Ablating channel k of block l puts the error `e_l = -D[:,k] h_k` on the state, and then, exactly (arXiv 2410.08417 for the
-    network),
+    Ablating channel k of block l puts the error `e_l = -D[:,k] h_k` on the state, and then, exactly
+    (arXiv 2410.08417 for the network),
 
         e_m = J_m e_{m-1} + b_m(e_{m-1}),   Delta_k = attr_k - sum_{m>l} e_{m-1}^T Q_m e_{m-1}.
 
-    The last block's errors are zero and the last but one's come from static tables. Cross-entropy subtracts its own remainder
-    `log sum p exp(W e) - p . W e` on top. With live norms or a gate nonlinearity the errors are carried through the blocks as
-    they are, which is exact as well but costs more. `budget` bounds the bytes of the working arrays.
+    The last block's errors are zero and the last but one's come from static tables. Cross-entropy
+    subtracts its own remainder `log sum p exp(W e) - p . W e` on top. With live norms or a gate
+    nonlinearity the errors are carried through the blocks as they are, which is exact as well but
+    costs more. `budget` bounds the bytes of the working arrays.
 
     Raises InputError when the budget does not hold one example.
     """
@@ -47,7 +49,9 @@ def ablate_channels(clean: Clean, *, budget: int = BUDGET) -> Ablation:
     errors = torch.empty_like(attribution)
     for chunk in chunk_examples(clean, budget):
         part = clean.take(chunk)
-        errors[chunk] = _polynomial_errors(part) if polynomial else attribution[chunk] - _carried_effects(part)
+        errors[chunk] = (
+            _polynomial_errors(part) if polynomial else attribution[chunk] - _carried_effects(part)
+        )
     return Ablation(attribution - errors, errors)
 
 
@@ -56,10 +60,14 @@ def _polynomial_errors(clean: Clean) -> Tensor:
     logit = clean.functional == "logit"
     jacobian = jacobians(clean, range(1, count - 1 if logit else count))
     last_form = interaction_forms(clean, [count - 1])[count - 1] if logit and count > 2 else None
-    return torch.stack([_block_errors(clean, block, jacobian, last_form) for block in range(count)], 1)
+    return torch.stack(
+        [_block_errors(clean, block, jacobian, last_form) for block in range(count)], 1
+    )
 
 
-def _block_errors(clean: Clean, block: int, jacobian: dict[int, Tensor], last_form: Tensor | None) -> Tensor:
+def _block_errors(
+    clean: Clean, block: int, jacobian: dict[int, Tensor], last_form: Tensor | None
+) -> Tensor:
     layers, last = clean.weights.layers, len(clean.weights.layers) - 1
     h = clean.hidden[block]
     total = torch.zeros_like(h)
@@ -100,13 +108,25 @@ def _first_error(clean: Clean, block: int) -> Tensor:
 
 
 def _remainder(clean: Clean, error: Tensor) -> Tensor:
-    """Return what the cross-entropy gains over its linear part at the logits: `log sum p exp(dz) - p . dz`, never negative."""
+    """Return what the cross-entropy gains over its linear part at the logits: `log sum p exp(dz)
+    - p . dz`, never negative.
+    """
     change = _logit_change(clean, error)
     log_p = clean.logits.log_softmax(-1).unsqueeze(1)
     p = log_p.exp()
     centred = change - (p * change).sum(-1, keepdim=True)
-    # Small changes by the series of exp(c) - 1 - c: the logarithm of a sum near one would round the remainder away.
-    series = centred.square() / 2 * (1 + centred / 3 * (1 + centred / 4 * (1 + centred / 5 * (1 + centred / 6 * (1 + centred / 7)))))
+    # Small changes by the series of exp(c) - 1 - c: the logarithm of a sum near one would round the
+    # remainder away.
+    series = (
+        centred.square()
+        / 2
+        * (
+            1
+            + centred
+            / 3
+            * (1 + centred / 4 * (1 + centred / 5 * (1 + centred / 6 * (1 + centred / 7))))
+        )
+    )
     small = (p * series).sum(-1).log1p()
     large = (log_p + centred).logsumexp(-1)
     return torch.where(centred.abs().amax(-1) < 0.03, small, large).clamp(min=0)
@@ -120,15 +140,21 @@ def _carried_effects(clean: Clean) -> Tensor:
     layers = clean.weights.layers
     effects = []
     for block in range(len(layers)):
-        error = _behind_norm(clean, block, -clean.hidden[block].unsqueeze(-1) * layers[block].down.T)
+        error = _behind_norm(
+            clean, block, -clean.hidden[block].unsqueeze(-1) * layers[block].down.T
+        )
         for later in range(block + 1, len(layers)):
             layer = layers[later]
             left = clean.left[later].unsqueeze(1) + error @ layer.left.T
             gated = left if clean.weights.gate is None else GATES[clean.weights.gate](left)
-            change = gated * (clean.right[later].unsqueeze(1) + error @ layer.right.T) - clean.hidden[later].unsqueeze(1)
+            change = gated * (
+                clean.right[later].unsqueeze(1) + error @ layer.right.T
+            ) - clean.hidden[later].unsqueeze(1)
             error = _behind_norm(clean, later, error + change @ layer.down.T)
         linear = clean.pool((error @ last_gradient(clean).unsqueeze(-1)).squeeze(-1))
-        effects.append(-linear - _remainder(clean, error) if clean.functional == "cross_entropy" else -linear)
+        effects.append(
+            -linear - _remainder(clean, error) if clean.functional == "cross_entropy" else -linear
+        )
     return torch.stack(effects, 1)
 
 

@@ -11,25 +11,25 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as f
 
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Atoms, Group, Parts, at
+from assay.core.sites import Seen
+from assay.core.target import Batch, Target
 from assay.errors import InputError
-from assay.hooks import Seen
-from assay.mechanisms.base import Mechanisms
 from assay.mechanisms.channels.ablation import Ablation, ablate_channels
 from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.clean import Clean, Functional, run_clean
 from assay.mechanisms.channels.second_order import half_curvatures
 from assay.mechanisms.channels.weights import Weights, read_weights
-from assay.parts import Atoms, Group, Parts
-from assay.targets.base import Batch, Target
 
 
 @dataclass(frozen=True)
 class ChannelMechanisms(Mechanisms):
-    """The channels of a residual bilinear network on a batch, with the closed forms in float64 beside the gated sum.
+    """The channels of a residual bilinear network on a batch, with the closed forms in float64
+    beside the gated sum.
 
-    One group of gates a block, `blocks.{l}`, acts at `blocks.{l}.down`; a channel is gated at all positions together. Norms
-    are live: they move when a gate does.
-    """
+    One group of gates a block, `blocks.{l}`, acts at `blocks.{l}.down`; a channel is gated at all
+    positions together. Norms are live: they move when a gate does."""
 
     functional: Functional = "logit"
 
@@ -41,9 +41,13 @@ class ChannelMechanisms(Mechanisms):
 
     @cached_property
     def clean(self) -> Clean:
-        """The clean pass in float64, from which attribution, exact effects and certificates are computed."""
+        """The clean pass in float64, from which attribution, exact effects and certificates are
+        computed.
+        """
         with torch.no_grad():
-            return run_clean(self.weights, self.batch.inputs.double(), self.batch.labels, self.functional)
+            return run_clean(
+                self.weights, self.batch.inputs.double(), self.batch.labels, self.functional
+            )
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:
@@ -56,13 +60,21 @@ class ChannelMechanisms(Mechanisms):
         down = self.target.model.get_parameter(f"{site}.weight")
         return {name: Atoms(seen.input, down.T, self.group(name).shape)}
 
-    def exact_rule(self) -> Mapping[str, Tensor]:
-        """Return the exact effects from the error scan."""
-        return self.by_group(self.ablation.effects)
+    def ablate_rule(self, name: str, index: Tensor, budget: int | None = None) -> Tensor:
+        """Look the exact effects up in the error scan, which computes those of all channels at
+        once.
+        """
+        return at(self.by_group(self.ablation.effects)[name], index)
 
     def second_rule(self) -> Mapping[str, Tensor] | None:
-        """Return the second derivatives in closed form; None (the general rule) behind a gate nonlinearity."""
-        return None if self.weights.gate is not None else self.by_group(2 * half_curvatures(self.clean))
+        """Return the second derivatives in closed form; None (the general rule) behind a gate
+        nonlinearity.
+        """
+        return (
+            None
+            if self.weights.gate is not None
+            else self.by_group(2 * half_curvatures(self.clean))
+        )
 
     @cached_property
     def ablation(self) -> Ablation:
@@ -74,21 +86,29 @@ class ChannelMechanisms(Mechanisms):
 
     def by_group(self, values: Float[Tensor, "examples blocks hidden"]) -> dict[str, Tensor]:
         """Split values of all channels into the gates' groups and shapes."""
-        return {name: values[:, block].reshape(group.shape) for block, (name, group) in enumerate(self.groups.items())}
+        return {
+            name: values[:, block].reshape(group.shape)
+            for block, (name, group) in enumerate(self.groups.items())
+        }
 
 
-def channels(model: nn.Module | Target, x: Tensor, y: Tensor, functional: Functional = "logit") -> ChannelMechanisms:
-    """Bind the channels of a residual bilinear network to inputs `x` (examples, ...) and classes `y` (examples,).
+def channels(
+    model: nn.Module | Target, x: Tensor, y: Tensor, functional: Functional = "logit"
+) -> ChannelMechanisms:
+    """Bind the channels of a residual bilinear network to inputs `x` (examples, ...) and classes
+    `y` (examples,).
 
-    The functional attributed is the logit of the class, or the cross-entropy; of a target, the model and the name are used.
-    The closed forms follow bilinear MLPs (arXiv 2410.08417).
+    The functional attributed is the logit of the class, or the cross-entropy; of a target, the
+    model and the name are used. The closed forms follow bilinear MLPs (arXiv 2410.08417).
 
-    Raises InputError when the model has another structure than blocks of bilinear projections without biases, or computes
-    something else than they do, and for wrong shapes, NaN, or labels out of range.
-    """
+    Raises InputError when the model has another structure than blocks of bilinear projections
+    without biases, or computes something else than they do, and for wrong shapes, NaN, or labels
+    out of range."""
     if not isinstance(model, nn.Module | Target):
         raise InputError(f"model must be a torch module or a target, got {type(model).__name__}")
-    network, name = (model.model, model.name) if isinstance(model, Target) else (model, "bilinear network")
+    network, name = (
+        (model.model, model.name) if isinstance(model, Target) else (model, "bilinear network")
+    )
     weights = read_weights(network)
     # One pass in the model's own precision validates the batch before anything is bound to it.
     with torch.no_grad():
@@ -99,11 +119,13 @@ def channels(model: nn.Module | Target, x: Tensor, y: Tensor, functional: Functi
     gap, size = float((output - logits).abs().max()), float(logits.abs().max())
     if not gap <= 1e-3 * (size + 1e-3):
         raise InputError(
-            f"model computes something else than its embedding, bilinear blocks and head: its logits differ by {gap:.3g} "
-            f"(largest logit {size:.3g})"
+            "model computes something else than its embedding, bilinear blocks and head: its"
+            f" logits differ by {gap:.3g} (largest logit {size:.3g})"
         )
     metric = _METRICS[functional]
-    return ChannelMechanisms(Target(network, metric, name), Batch(x.to(weights.head.dtype), y), functional)
+    return ChannelMechanisms(
+        Target(network, metric, name), Batch(x.to(weights.head.dtype), y), functional
+    )
 
 
 def logit(output: Tensor, batch: Batch) -> Tensor:
@@ -116,4 +138,7 @@ def cross_entropy(output: Tensor, batch: Batch) -> Tensor:
     return f.cross_entropy(output, batch.labels, reduction="none")
 
 
-_METRICS: dict[str, Callable[[Tensor, Batch], Tensor]] = {"logit": logit, "cross_entropy": cross_entropy}
+_METRICS: dict[str, Callable[[Tensor, Batch], Tensor]] = {
+    "logit": logit,
+    "cross_entropy": cross_entropy,
+}

@@ -1,4 +1,6 @@
-"""The clean pass: the states of every block, and the gradient of the functional there, in closed form."""
+"""The clean pass: the states of every block, and the gradient of the functional there, in closed
+form.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,12 @@ _PER_ROW = ("before", "left", "right", "hidden", "sums", "gradients")
 class Clean:
     """What the network computes on a batch when no channel is ablated.
 
-    Rows are examples times positions (one position unless the network reads patches). For block l, `before[l]` is the state it
-    reads, `left[l]`, `right[l]` its two projections, `hidden[l]` the channels' coefficients h, `sums[l]` the state before
-    the norm (the state after the block where there is none) and `gradients[l]` the gradient of the functional there.
-    With `frozen`, the root mean squares of the norms are constants: gradients, effects and certificates are those of a
-    network that keeps them under ablation.
-    """
+    Rows are examples times positions (one position unless the network reads patches). For block l,
+    `before[l]` is the state it reads, `left[l]`, `right[l]` its two projections, `hidden[l]` the
+    channels' coefficients h, `sums[l]` the state before the norm (the state after the block where
+    there is none) and `gradients[l]` the gradient of the functional there. With `frozen`, the root
+    mean squares of the norms are constants: gradients, effects and certificates are those of a
+    network that keeps them under ablation."""
 
     weights: Weights
     functional: Functional
@@ -53,18 +55,30 @@ class Clean:
 
     def pool(self, rows: Tensor) -> Tensor:
         """Sum rows over the positions of each example."""
-        return rows if self.positions == 1 else rows.reshape(-1, self.positions, *rows.shape[1:]).sum(1)
+        return (
+            rows
+            if self.positions == 1
+            else rows.reshape(-1, self.positions, *rows.shape[1:]).sum(1)
+        )
 
     def scale(self, block: int) -> Float[Tensor, "rows width"] | None:
-        """Return the factor, entry by entry, of a frozen norm: gain / rms; None where there is no norm."""
+        """Return the factor, entry by entry, of a frozen norm: gain / rms; None where there is
+        no norm.
+        """
         layer = self.weights.layers[block]
-        return None if layer.gain is None else layer.gain / root_mean_square(self.sums[block], layer.epsilon)
+        return (
+            None
+            if layer.gain is None
+            else layer.gain / root_mean_square(self.sums[block], layer.epsilon)
+        )
 
     def take(self, examples: slice) -> Clean:
         """Return the clean pass of some of the examples."""
         start, stop, _ = examples.indices(len(self.labels))
         rows = slice(start * self.positions, stop * self.positions)
-        parts: dict[str, Any] = {name: tuple(tensor[rows] for tensor in getattr(self, name)) for name in _PER_ROW}
+        parts: dict[str, Any] = {
+            name: tuple(tensor[rows] for tensor in getattr(self, name)) for name in _PER_ROW
+        }
         return replace(self, labels=self.labels[examples], logits=self.logits[examples], **parts)
 
 
@@ -77,13 +91,15 @@ def run_clean(
     frozen: bool = False,
     check: bool = True,
 ) -> Clean:
-    """Run the network and differentiate the functional F: the logit of the label, or the cross-entropy.
+    """Run the network and differentiate the functional F: the logit of the label, or the
+    cross-entropy.
 
-    `g_{m-1} = g_m + L^T (R x * D^T g_m) + R^T (L x * D^T g_m)`, written as tensor operations so that a loss may be built on it.
-    `labels` are classes, one per example. With `check`, inputs and labels are validated, which reads them back to the host.
+    `g_{m-1} = g_m + L^T (R x * D^T g_m) + R^T (L x * D^T g_m)`, written as tensor operations so
+    that a loss may be built on it. `labels` are classes, one per example. With `check`, inputs and
+    labels are validated, which reads them back to the host.
 
-    Raises InputError for an unknown functional, wrong shapes, labels out of range, NaN, or `frozen` without a norm.
-    """
+    Raises InputError for an unknown functional, wrong shapes, labels out of range, NaN, or `frozen`
+    without a norm."""
     if functional not in ("logit", "cross_entropy"):
         raise unknown("functional", functional, ("logit", "cross_entropy"))
     if frozen and not weights.normed:
@@ -125,14 +141,22 @@ def logits(weights: Weights, states: Tensor) -> Tensor:
 
 
 def last_gradient(clean: Clean) -> Float[Tensor, "rows width"]:
-    """Return the gradient at the last state: `W_y`, or `W^T (p - y)`, shared evenly by the positions."""
+    """Return the gradient at the last state: `W_y`, or `W^T (p - y)`, shared evenly by the
+    positions.
+    """
     weights = clean.weights
     if clean.functional == "logit":
         gradient = weights.head[clean.labels]
     else:
-        errors = clean.logits.softmax(-1) - torch.nn.functional.one_hot(clean.labels, clean.logits.shape[1])
+        errors = clean.logits.softmax(-1) - torch.nn.functional.one_hot(
+            clean.labels, clean.logits.shape[1]
+        )
         gradient = errors.to(weights.head.dtype) @ weights.head
-    return gradient if clean.positions == 1 else (gradient / clean.positions).repeat_interleave(clean.positions, 0)
+    return (
+        gradient
+        if clean.positions == 1
+        else (gradient / clean.positions).repeat_interleave(clean.positions, 0)
+    )
 
 
 def root_mean_square(sums: Tensor, epsilon: float) -> Tensor:
@@ -146,7 +170,9 @@ def normalise(layer: Layer, sums: Tensor) -> Tensor:
 
 
 def norm_transpose(clean: Clean, block: int, gradient: Tensor) -> Tensor:
-    """Return `DN^T g`, the gradient before the norm of a block, given the one after it (arXiv 1910.07467)."""
+    """Return `DN^T g`, the gradient before the norm of a block, given the one after it (arXiv
+    1910.07467).
+    """
     layer = clean.weights.layers[block]
     if layer.gain is None:
         return gradient
@@ -180,8 +206,13 @@ def _check(weights: Weights, inputs: Tensor, labels: Tensor) -> None:
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or not len(inputs):
         raise InputError("inputs must be a tensor (examples, entries) with at least one example")
     if labels.shape != (len(inputs),) or labels.is_floating_point():
-        raise InputError(f"labels must be {len(inputs)} integer classes, got {labels.dtype} of shape {tuple(labels.shape)}")
+        raise InputError(
+            f"labels must be {len(inputs)} integer classes, got {labels.dtype} of shape"
+            f" {tuple(labels.shape)}"
+        )
     classes = weights.head.shape[0]
     if int(labels.min()) < 0 or int(labels.max()) >= classes:
-        raise InputError(f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}")
+        raise InputError(
+            f"labels must lie in 0..{classes - 1}, got {int(labels.min())}..{int(labels.max())}"
+        )
     require_finite(inputs, "inputs")

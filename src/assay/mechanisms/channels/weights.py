@@ -17,7 +17,9 @@ from assay.targets.bilinear import GATES, cut
 
 @dataclass(frozen=True)
 class Layer:
-    """One block: `y = x + down @ (s(left x) * right x)`, `x' = y`, or RMSNorm of `y` where `gain` is not None."""
+    """One block: `y = x + down @ (s(left x) * right x)`, `x' = y`, or RMSNorm of `y` where
+    `gain` is not None.
+    """
 
     left: Float[Tensor, "hidden width"]
     right: Float[Tensor, "hidden width"]
@@ -28,7 +30,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weights:
-    """A residual bilinear network as plain tensors, in one dtype; the functions of this package read nothing else."""
+    """A residual bilinear network as plain tensors, in one dtype; the functions of this package
+    read nothing else.
+    """
 
     embed: Float[Tensor, "width entries"]
     layers: tuple[Layer, ...]
@@ -71,16 +75,20 @@ class Weights:
         """Raise InputError when a gate nonlinearity makes the blocks no longer quadratic."""
         if self.gate is not None:
             raise InputError(
-                f"{what} needs blocks that are quadratic in their input; the gate {self.gate!r} on L x makes them another function. "
-                "Use exact ablation, or the general second order, or a network without a gate"
+                f"{what} needs blocks that are quadratic in their input; the gate {self.gate!r} on"
+                " L x makes them another function. Use exact ablation, or the general second"
+                " order, or a network without a gate"
             )
 
 
-def read_weights(model: nn.Module, dtype: torch.dtype | None = None, *, check: bool = True) -> Weights:
-    """Return the weights of a module with `embed`, `blocks.{i}.left/right/down` (and `norm`), `head`; nn.Linear without biases.
+def read_weights(
+    model: nn.Module, dtype: torch.dtype | None = None, *, check: bool = True
+) -> Weights:
+    """Return the weights of a module with `embed`, `blocks.{i}.left/right/down` (and `norm`),
+    `head`; nn.Linear without biases.
 
-    The tensors are the module's own parameters where `dtype` is theirs, so that gradients flow to them. With `check`, NaN and
-    infinite weights are refused.
+    The tensors are the module's own parameters where `dtype` is theirs, so that gradients flow to
+    them. With `check`, NaN and infinite weights are refused.
 
     Raises InputError when a layer is missing, has a bias or another shape.
     """
@@ -88,17 +96,25 @@ def read_weights(model: nn.Module, dtype: torch.dtype | None = None, *, check: b
     head = _weight(model, "head", dtype)
     blocks = list(getattr(model, "blocks", ()))
     if not blocks:
-        raise InputError("model has no blocks; channels need `blocks.{i}` with left, right and down projections")
+        raise InputError(
+            "model has no blocks; channels need `blocks.{i}` with left, right and down projections"
+        )
     layers = []
     for index, block in enumerate(blocks):
-        left, right, down = (_weight(block, name, dtype, f"blocks.{index}.") for name in ("left", "right", "down"))
+        left, right, down = (
+            _weight(block, name, dtype, f"blocks.{index}.") for name in ("left", "right", "down")
+        )
         if not (left.shape == right.shape == down.T.shape == (left.shape[0], embed.shape[0])):
             raise InputError(
-                f"blocks.{index}: left and right must be (hidden, {embed.shape[0]}) and down ({embed.shape[0]}, hidden); "
-                f"got {tuple(left.shape)}, {tuple(right.shape)}, {tuple(down.shape)}"
+                f"blocks.{index}: left and right must be (hidden, {embed.shape[0]}) and down"
+                f" ({embed.shape[0]}, hidden); got {tuple(left.shape)}, {tuple(right.shape)},"
+                f" {tuple(down.shape)}"
             )
         layers.append(Layer(left, right, down, *_norm(block, index, embed.shape[0], dtype)))
-    if len({layer.left.shape for layer in layers}) > 1 or len({layer.gain is None for layer in layers}) > 1:
+    if (
+        len({layer.left.shape for layer in layers}) > 1
+        or len({layer.gain is None for layer in layers}) > 1
+    ):
         raise InputError("all blocks must have the same number of channels, and all or none a norm")
     if head.shape[1] != embed.shape[0]:
         raise InputError(f"head reads {head.shape[1]} entries but the states have {embed.shape[0]}")
@@ -133,12 +149,17 @@ def _weight(module: Any, name: str, dtype: torch.dtype | None, prefix: str = "")
     return _cast(layer.weight, dtype)
 
 
-def _norm(block: Any, index: int, width: int, dtype: torch.dtype | None) -> tuple[Tensor | None, float]:
+def _norm(
+    block: Any, index: int, width: int, dtype: torch.dtype | None
+) -> tuple[Tensor | None, float]:
     norm = getattr(block, "norm", None)
     if norm is None or isinstance(norm, nn.Identity):
         return None, 0.0
     if not isinstance(norm, nn.RMSNorm) or norm.normalized_shape != (width,):
-        raise InputError(f"blocks.{index}.norm must be an nn.RMSNorm over the {width} entries of a state, got {norm}")
+        raise InputError(
+            f"blocks.{index}.norm must be an nn.RMSNorm over the {width} entries of a state, got"
+            f" {norm}"
+        )
     gain = torch.ones(width) if norm.weight is None else norm.weight
     epsilon = torch.finfo(gain.dtype).eps if norm.eps is None else norm.eps
     return _cast(gain, dtype), float(epsilon)

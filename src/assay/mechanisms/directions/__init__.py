@@ -1,4 +1,6 @@
-"""Directions in parameter space that matter strongly for a few samples each: gates on the parameter vector."""
+"""Directions in parameter space that matter strongly for a few samples each: gates on the
+parameter vector.
+"""
 
 from assay.mechanisms.directions.bilevel import BiLevel
 from assay.mechanisms.directions.bind import DirectionMechanisms, choose_factors, directions

@@ -1,4 +1,6 @@
-"""The bi-level method: steep directions that do not interfere. Kept as a reference; prefer the power iteration."""
+"""The bi-level method: steep directions that do not interfere. Kept as a reference; prefer the
+power iteration.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.io.runs import Run
+from assay.learn.loop import fit
 from assay.mechanisms.directions.decomposition import Decomposition, activities, check_count, finish
 from assay.mechanisms.directions.factors import Factors, normalise
 
@@ -17,11 +20,11 @@ from assay.mechanisms.directions.factors import Factors, normalise
 class BiLevel:
     """Alternate two steps on unit-norm directions, with Adam.
 
-    Even steps maximise the steepness `mean_{k, x} d_k(x)^2` of `batch` of the directions; odd steps minimise the interference
-    `||d_i(x) d_j(x) <u_i, u_j>||_F` over samples and pairs `i > j`, with `d` fixed. The steepness is a fourth moment of the
-    gradients, dominated by samples with several active circuits, so it can be larger at mixtures of circuits than at the
-    circuits themselves. Curvatures are not normalised per sample.
-    """
+    Even steps maximise the steepness `mean_{k, x} d_k(x)^2` of `batch` of the directions; odd steps
+    minimise the interference `||d_i(x) d_j(x) <u_i, u_j>||_F` over samples and pairs `i > j`, with
+    `d` fixed. The steepness is a fourth moment of the gradients, dominated by samples with several
+    active circuits, so it can be larger at mixtures of circuits than at the circuits themselves.
+    Curvatures are not normalised per sample."""
 
     k: int
     steps: int = 2000
@@ -32,14 +35,15 @@ class BiLevel:
     name: str = "bilevel"
 
     def __call__(self, factors: Factors, *, generator: torch.Generator) -> Decomposition:
-        from assay.learn.loop import fit  # training stands above the mechanisms
 
         check_count(self.k, factors)
         unit, kept = normalise(factors, self.tolerance)
         scale = factors.traces().mean().rsqrt()
         factors = factors.scaled(torch.arange(factors.samples), scale.expand(factors.samples))
         like = factors.traces()
-        start = torch.randn(self.k, factors.size, generator=generator, dtype=like.dtype).to(like.device)
+        start = torch.randn(self.k, factors.size, generator=generator, dtype=like.dtype).to(
+            like.device
+        )
         model = _Directions(start)
         history: list[float] = []
 
@@ -62,7 +66,9 @@ class BiLevel:
             name=self.name,
             after_step=model.rescale,
         )
-        return finish(unit, kept, model.rows.detach(), "bi-level", generator=generator, history=tuple(history))
+        return finish(
+            unit, kept, model.rows.detach(), "bi-level", generator=generator, history=tuple(history)
+        )
 
 
 def steepness(factors: Factors, directions: Tensor) -> Tensor:
@@ -71,7 +77,9 @@ def steepness(factors: Factors, directions: Tensor) -> Tensor:
 
 
 def interference(factors: Factors, directions: Tensor) -> Tensor:
-    """Return `||d_i(x) d_j(x) <u_i, u_j>||_F` over samples and pairs `i > j`; only the Gram matrix takes a gradient."""
+    """Return `||d_i(x) d_j(x) <u_i, u_j>||_F` over samples and pairs `i > j`; only the Gram
+    matrix takes a gradient.
+    """
     shares = activities(factors, directions).detach()
     moments = shares.square().T @ shares.square()
     overlaps = (directions @ directions.T).square() * moments

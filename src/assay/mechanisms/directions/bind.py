@@ -1,4 +1,6 @@
-"""Directions as gated parts: gate 1 is the network, gate 0 takes the step `-a u_k` in parameter space."""
+"""Directions as gated parts: gate 1 is the network, gate 0 takes the step `-a u_k` in parameter
+space.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Group, Parts, Shifts
+from assay.core.sites import Seen
+from assay.core.target import Batch, Target
 from assay.errors import InputError
-from assay.hooks import Seen
-from assay.mechanisms.base import Mechanisms
 from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.factors import Factors, fisher_factors
@@ -22,13 +26,13 @@ from assay.mechanisms.directions.power import PowerIteration
 from assay.mechanisms.directions.space import Space
 from assay.mechanisms.directions.span import decompose
 from assay.mechanisms.directions.tokens import token_gradients
-from assay.parts import Group, Parts, Shifts
-from assay.targets.base import Batch, Target
 
 
 @dataclass(frozen=True)
 class FromStart:
-    """A metric: the divergence of the outputs from those at `W0`, averaged over positions. Its gradient there is zero."""
+    """A metric: the divergence of the outputs from those at `W0`, averaged over positions. Its
+    gradient there is zero.
+    """
 
     measure: Divergence
     reference: Tensor
@@ -58,7 +62,11 @@ class DirectionMechanisms(Mechanisms):
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:
-        return {"directions": Group("directions", self.space.names, (self.vectors.shape[0],), per_example=False)}
+        return {
+            "directions": Group(
+                "directions", self.space.names, (self.vectors.shape[0],), per_example=False
+            )
+        }
 
     @cached_property
     def _shifts(self) -> dict[str, Tensor]:
@@ -68,7 +76,9 @@ class DirectionMechanisms(Mechanisms):
         return {"directions": Shifts(self._shifts[site])}
 
     def second_rule(self) -> Mapping[str, Tensor] | None:
-        """Return `u^T H_x u` from one JVP per direction where the metric is a divergence from `W0` (exact there), else None."""
+        """Return `u^T H_x u` from one JVP per direction where the metric is a divergence from
+        `W0` (exact there), else None.
+        """
         if not isinstance(self.target.metric, FromStart):
             return None
         return {"directions": quadratic_forms(self.local, self.vectors, self.target.metric.measure)}
@@ -88,12 +98,13 @@ def directions(
     positions: Tensor | None = None,
     seed: int = 0,
 ) -> DirectionMechanisms:
-    """Find directions in the parameters that match a pattern, or take those in `found`, and bind them to a batch.
+    """Find directions in the parameters that match a pattern, or take those in `found`, and bind
+    them to a batch.
 
-    Gates scale the displacements `amount * u_k`. With `metric="divergence"` the target's metric is replaced by the divergence
-    from the untouched network, whose second order in the gates is exact and cheap; its gradient is zero.
-    Raises InputError for an unknown pattern, fused attention, NaN weights, or more directions than parameters.
-    """
+    Gates scale the displacements `amount * u_k`. With `metric="divergence"` the target's metric is
+    replaced by the divergence from the untouched network, whose second order in the gates is exact
+    and cheap; its gradient is zero. Raises InputError for an unknown pattern, fused attention, NaN
+    weights, or more directions than parameters."""
     if metric not in ("own", "divergence"):
         raise InputError(f"metric must be 'own' or 'divergence', got {metric!r}")
     measure = divergence(measure)
@@ -102,10 +113,15 @@ def directions(
     if found is None:
         generator = torch.Generator().manual_seed(seed)
         factors = choose_factors(local, measure, generator=generator)
-        decomposition = decompose(factors, decomposer or PowerIteration(min(k, local.space.size)), generator=generator)
+        decomposition = decompose(
+            factors, decomposer or PowerIteration(min(k, local.space.size)), generator=generator
+        )
     rows = decomposition.directions if decomposition is not None else found
     if not isinstance(rows, Tensor) or rows.ndim != 2 or rows.shape[1] != local.space.size:
-        raise InputError(f"found must hold directions (k, {local.space.size}) for {len(local.space.names)} chosen parameters")
+        raise InputError(
+            f"found must hold directions (k, {local.space.size}) for {len(local.space.names)}"
+            " chosen parameters"
+        )
     if metric == "divergence":
         whole = around(target.model, batch.inputs, parameters)
         with torch.no_grad():
@@ -115,8 +131,17 @@ def directions(
     return DirectionMechanisms(target, batch, local, (amount * rows).to(dtype), decomposition)
 
 
-def choose_factors(local: Local, measure: str | Divergence, *, generator: torch.Generator, draws: int = 8, budget: int = 2**29) -> Factors:
-    """Return exact Fisher factors where the Jacobian fits the budget, else per-token gradient sketches."""
+def choose_factors(
+    local: Local,
+    measure: str | Divergence,
+    *,
+    generator: torch.Generator,
+    draws: int = 8,
+    budget: int = 2**29,
+) -> Factors:
+    """Return exact Fisher factors where the Jacobian fits the budget, else per-token gradient
+    sketches.
+    """
     with torch.no_grad():
         outputs = local.take(slice(0, 1)).output().numel() * local.samples
     if outputs * local.space.size * 8 <= budget:

@@ -16,11 +16,11 @@ from assay.mechanisms.directions.factors import Factors
 class Decomposition:
     """Directions sorted by score.
 
-    `directions (k, size)` have unit norm; `activity (samples, k)` is each one's share of the curvature of each kept sample;
-    `scores (k,)` is the mean squared activity (or what the method says); `count` is where the scores fall off, with the 95 %
-    bootstrap interval `interval` over samples; `kept` are the samples' indices; `history` is the method's objective by step;
-    `encoder (k, size)` reads a coefficient off a gradient where it is not the direction itself.
-    """
+    `directions (k, size)` have unit norm; `activity (samples, k)` is each one's share of the
+    curvature of each kept sample; `scores (k,)` is the mean squared activity (or what the method
+    says); `count` is where the scores fall off, with the 95 % bootstrap interval `interval` over
+    samples; `kept` are the samples' indices; `history` is the method's objective by step; `encoder
+    (k, size)` reads a coefficient off a gradient where it is not the direction itself."""
 
     directions: Tensor
     scores: Tensor
@@ -52,7 +52,9 @@ class Decomposer(Protocol):
 
 
 def activities(factors: Factors, directions: Tensor) -> Tensor:
-    """Return `d_sk = ||G_s u_k||^2`, `(samples, k)`: for trace-normalised factors the share of the curvature along `u_k`."""
+    """Return `d_sk = ||G_s u_k||^2`, `(samples, k)`: for trace-normalised factors the share of
+    the curvature along `u_k`.
+    """
     return factors.dot(directions).square().sum(1)
 
 
@@ -72,32 +74,54 @@ def finish(
     activity, directions = activity[:, order], directions[order]
     count, interval = count_components(activity, generator=generator)
     encoder = None if encoder is None else encoder[order]
-    return Decomposition(directions, activity.square().mean(0), activity, kept, count, interval, method, history, encoder)
+    return Decomposition(
+        directions,
+        activity.square().mean(0),
+        activity,
+        kept,
+        count,
+        interval,
+        method,
+        history,
+        encoder,
+    )
 
 
 def count_components(
     activity: Tensor, *, generator: torch.Generator, resamples: int = 200, level: float = 0.95
 ) -> tuple[int, tuple[int, int]]:
-    """Return the number of directions before the largest gap in the scores, and its bootstrap interval over samples.
+    """Return the number of directions before the largest gap in the scores, and its bootstrap
+    interval over samples.
 
-    The gap is the largest ratio of neighbouring scores. It needs directions past the last true one (k above the true number,
-    below the parameter count): with none it falls between true ones.
-    """
+    The gap is the largest ratio of neighbouring scores. It needs directions past the last true one
+    (k above the true number, below the parameter count): with none it falls between true ones."""
     squares = activity.square()
     count = int(_gap(squares.mean(0)[None])[0])
-    draws = torch.randint(squares.shape[0], (resamples, squares.shape[0]), generator=generator).to(squares.device)
+    draws = torch.randint(squares.shape[0], (resamples, squares.shape[0]), generator=generator).to(
+        squares.device
+    )
     weights = torch.zeros(resamples, squares.shape[0], dtype=squares.dtype, device=squares.device)
     weights.scatter_add_(1, draws, torch.ones_like(draws, dtype=squares.dtype))
-    counts = _gap((weights @ squares / squares.shape[0]).sort(dim=1, descending=True).values).double()
+    counts = _gap(
+        (weights @ squares / squares.shape[0]).sort(dim=1, descending=True).values
+    ).double()
     tail = (1 - level) / 2
-    low, high = (int(value) for value in counts.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64, device=counts.device)))
+    low, high = (
+        int(value)
+        for value in counts.quantile(
+            torch.tensor([tail, 1 - tail], dtype=torch.float64, device=counts.device)
+        )
+    )
     return count, (low, high)
 
 
 def check_count(k: int, factors: Factors) -> None:
     """Raise InputError when more directions are asked for than there are parameters, or none."""
     if not 1 <= k <= factors.size:
-        raise InputError(f"k = {k} directions in {factors.size} parameters; k must lie between 1 and {factors.size}")
+        raise InputError(
+            f"k = {k} directions in {factors.size} parameters; k must lie between 1 and"
+            f" {factors.size}"
+        )
 
 
 def _gap(scores: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Divergences between the outputs at `W` and at `W0`, and the exact metric each one puts on output changes.
+"""Divergences between the outputs at `W` and at `W0`, and the exact metric each one puts on output
+changes.
 
-A divergence and its gradient vanish at `W0`, so its Hessian in the parameters is exactly `J^T M J` with `J = dz/dW`:
-no derivative of the network beyond the first is needed (the Gauss-Newton identity; arXiv 1412.1193).
-"""
+A divergence and its gradient vanish at `W0`, so its Hessian in the parameters is exactly `J^T M J`
+with `J = dz/dW`: no derivative of the network beyond the first is needed (the Gauss-Newton
+identity; arXiv 1412.1193)."""
 
 from __future__ import annotations
 
@@ -16,10 +17,14 @@ from assay.errors import unknown
 
 
 class Divergence(Protocol):
-    """The outputs' last axis is the class or coordinate axis; every method broadcasts over the axes before it."""
+    """The outputs' last axis is the class or coordinate axis; every method broadcasts over the
+    axes before it.
+    """
 
     def value(self, output: Tensor, reference: Tensor) -> Tensor:
-        """Return `D(output, reference)`, `(...)`; `reference` is the output at `W0` and takes no gradient."""
+        """Return `D(output, reference)`, `(...)`; `reference` is the output at `W0` and takes no
+        gradient.
+        """
 
     def metric(self, tangent: Tensor, reference: Tensor) -> Tensor:
         """Return `M t`, `(..., o)`."""
@@ -28,18 +33,23 @@ class Divergence(Protocol):
         """Return `t^T M t`, `(...)`."""
 
     def root(self, tangent: Tensor, reference: Tensor) -> Tensor:
-        """Return a square root of the metric applied to `t`, `(..., o)`: `||root(t)||^2 = form(t)`."""
+        """Return a square root of the metric applied to `t`, `(..., o)`: `||root(t)||^2 =
+        form(t)`.
+        """
 
     def pull(self, output: Tensor, other: Tensor) -> Tensor:
-        """Return the gradient of the divergence from another output, `d D(output, other) / d output`, `(..., o)`."""
+        """Return the gradient of the divergence from another output, `d D(output, other) / d
+        output`, `(..., o)`.
+        """
 
 
 @dataclass(frozen=True)
 class KL:
-    """`KL(p0 || p)` of softmax outputs, or `KL(p || p0)` with `reverse`; both have `M = diag(p0) - p0 p0^T`.
+    """`KL(p0 || p)` of softmax outputs, or `KL(p || p0)` with `reverse`; both have `M = diag(p0) -
+    p0 p0^T`.
 
-    `t^T M t` is the variance of the logit tangents under `p0`. Classes of probability zero never contribute.
-    """
+    `t^T M t` is the variance of the logit tangents under `p0`. Classes of probability zero never
+    contribute."""
 
     reverse: bool = False
 
@@ -71,15 +81,18 @@ class KL:
 
 @dataclass(frozen=True)
 class CrossEntropy(KL):
-    """Cross-entropy against the soft labels `p0`, less its value at `W0`: `H(p0, p) - H(p0)`, which is `KL(p0 || p)`.
+    """Cross-entropy against the soft labels `p0`, less its value at `W0`: `H(p0, p) - H(p0)`, which
+    is `KL(p0 || p)`.
 
-    Without the subtraction the cross-entropy is not zero at `W0`; its gradient and its Hessian are the same.
-    """
+    Without the subtraction the cross-entropy is not zero at `W0`; its gradient and its Hessian are
+    the same."""
 
     def value(self, output: Tensor, reference: Tensor) -> Tensor:
         then = reference.detach().log_softmax(-1)
         zero = torch.zeros_like(then)
-        return _expectation_of_difference(then.exp(), zero, output.log_softmax(-1)) - _expectation_of_difference(then.exp(), zero, then)
+        return _expectation_of_difference(
+            then.exp(), zero, output.log_softmax(-1)
+        ) - _expectation_of_difference(then.exp(), zero, then)
 
 
 @dataclass(frozen=True)
@@ -123,11 +136,15 @@ def _centred(tangent: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     p = reference.softmax(-1)
     if bool(torch.isinf(reference).any()):
         tangent = torch.where(p > 0, tangent, 0.0)
-    # Two passes: the variance as a difference of moments cancels when the tangents share a large mean.
+    # Two passes: the variance as a difference of moments cancels when the tangents share a large
+    # mean.
     return p, tangent - torch.einsum("...o,...o->...", tangent, p).unsqueeze(-1)
 
 
 def _expectation_of_difference(p: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    # The unused side of the outer `where` must be finite as well: its derivative is multiplied by zero, not skipped.
+    # The unused side of the outer `where` must be finite as well: its derivative is multiplied by
+    # zero, not skipped.
     live = p > 0
-    return torch.where(live, p * (torch.where(live, a, 0.0) - torch.where(live, b, 0.0)), 0.0).sum(-1)
+    return torch.where(live, p * (torch.where(live, a, 0.0) - torch.where(live, b, 0.0)), 0.0).sum(
+        -1
+    )

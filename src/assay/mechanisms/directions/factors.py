@@ -1,8 +1,8 @@
 """Per-sample gradient factors: what every decomposer reads.
 
-A sample's curvature is `H_s = G_s^T G_s` with factor rows `G_s (rows, size)`. Fisher factors `M^{1/2} J` and gradients towards
-other outputs are two sketches of the same object: with a label drawn from the model's own `p0`, `E[g g^T] = H_x` exactly.
-"""
+A sample's curvature is `H_s = G_s^T G_s` with factor rows `G_s (rows, size)`. Fisher factors
+`M^{1/2} J` and gradients towards other outputs are two sketches of the same object: with a label
+drawn from the model's own `p0`, `E[g g^T] = H_x` exactly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from assay.mechanisms.directions.local import Local
 
 
 class Factors(Protocol):
-    """A linear map `G (samples, rows, size)` used only through its action; `size` x `size` matrices are never formed."""
+    """A linear map `G (samples, rows, size)` used only through its action; `size` x `size`
+    matrices are never formed.
+    """
 
     @property
     def samples(self) -> int: ...
@@ -67,8 +69,12 @@ class DenseFactors:
         return DenseFactors(self.values[kept] * scales[:, None, None])
 
 
-def fisher_factors(local: Local, measure: str | Divergence = "kl", *, budget: int = BUDGET) -> DenseFactors:
-    """Return the exact factors `M^{1/2} J` in float64; rows are positions x outputs, and `H` is averaged over positions."""
+def fisher_factors(
+    local: Local, measure: str | Divergence = "kl", *, budget: int = BUDGET
+) -> DenseFactors:
+    """Return the exact factors `M^{1/2} J` in float64; rows are positions x outputs, and `H` is
+    averaged over positions.
+    """
     measure = divergence(measure)
     output, slopes = jacobian(local, budget=budget)
     output, slopes = output.double(), slopes.double()
@@ -85,31 +91,39 @@ def pair_gradients(
     generator: torch.Generator | None = None,
     budget: int = BUDGET,
 ) -> DenseFactors:
-    """Return `g(x_i, r) = grad_W D(f(x_i, W), y_r)` at `W0`, `(samples, references, size)`, in float64 (arXiv 2504.00194).
+    """Return `g(x_i, r) = grad_W D(f(x_i, W), y_r)` at `W0`, `(samples, references, size)`, in
+    float64 (arXiv 2504.00194).
 
-    `y_r` is the output on another sample, never the sample itself, `references` of them each; `references="zero"` takes the
-    zero output (uniform logits) as the one reference: for regressions without offset, where the difference of two samples
-    adds a direction of its own.
-    Raises InputError with fewer than two samples, or a reference count below one.
-    """
+    `y_r` is the output on another sample, never the sample itself, `references` of them each;
+    `references="zero"` takes the zero output (uniform logits) as the one reference: for regressions
+    without offset, where the difference of two samples adds a direction of its own. Raises
+    InputError with fewer than two samples, or a reference count below one."""
     measure = divergence(measure)
     if isinstance(references, str) and references != "zero":
         raise unknown("kind of reference", references, ["zero"])
     if not isinstance(references, str) and (local.samples < 2 or references < 1):
-        raise InputError(f"pair gradients need two samples and one reference, got {local.samples} and {references}")
+        raise InputError(
+            f"pair gradients need two samples and one reference, got {local.samples} and"
+            f" {references}"
+        )
     output, slopes = jacobian(local, budget=budget)
     output, slopes = output.double(), slopes.double()
     if isinstance(references, str):
         other = torch.zeros_like(output).unsqueeze(1)
     else:
-        drawn = torch.randint(1, local.samples, (local.samples, references), generator=generator).to(output.device)
-        other = output[(torch.arange(local.samples, device=output.device)[:, None] + drawn) % local.samples]
+        drawn = torch.randint(
+            1, local.samples, (local.samples, references), generator=generator
+        ).to(output.device)
+        other = output[
+            (torch.arange(local.samples, device=output.device)[:, None] + drawn) % local.samples
+        ]
     cotangents = measure.pull(output.unsqueeze(1), other) / output[0, ..., 0].numel()
     return DenseFactors(torch.einsum("srn,snp->srp", cotangents.flatten(2), slopes.flatten(1, -2)))
 
 
 def normalise(factors: Factors, tolerance: float = 1e-6) -> tuple[Factors, Tensor]:
-    """Scale every sample to trace one and drop those below `tolerance` times the largest trace; also return the kept indices.
+    """Scale every sample to trace one and drop those below `tolerance` times the largest trace;
+    also return the kept indices.
 
     Raises InputError when the factors hold NaN, or no sample has a trace above the tolerance.
     """
@@ -118,13 +132,18 @@ def normalise(factors: Factors, tolerance: float = 1e-6) -> tuple[Factors, Tenso
         raise InputError("the gradients hold NaN or infinity; look at the weights and the inputs")
     largest = float(traces.max()) if traces.numel() else 0.0
     if largest <= torch.finfo(traces.dtype).tiny:
-        raise InputError("no sample has curvature above the tolerance: the outputs do not depend on the chosen parameters there")
+        raise InputError(
+            "no sample has curvature above the tolerance: the outputs do not depend on the chosen"
+            " parameters there"
+        )
     kept = (traces > tolerance * largest).nonzero()[:, 0]
     return factors.scaled(kept, traces[kept].rsqrt()), kept
 
 
 def _without_empty_rows(values: Tensor) -> Tensor:
-    """Move each sample's zero rows (outputs whose unit is off) to the end and cut what is zero everywhere."""
+    """Move each sample's zero rows (outputs whose unit is off) to the end and cut what is zero
+    everywhere.
+    """
     norms, order = values.square().sum(2).sort(dim=1, descending=True)
     kept = max(1, int((norms > 0).any(0).sum()))
     return values.take_along_dim(order[:, :kept, None], dim=1)

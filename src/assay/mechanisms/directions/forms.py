@@ -1,4 +1,6 @@
-"""Second derivatives of a divergence along parameter directions, from one forward-mode derivative per direction."""
+"""Second derivatives of a divergence along parameter directions, from one forward-mode
+derivative per direction.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +15,25 @@ from assay.mechanisms.directions.local import Local
 
 BUDGET = 2**29
 CACHE = 2**26
-"""Bytes of intermediates worth having at once on a CPU: larger chunks leave its cache, and each of their results is fresh memory."""
+"""Bytes of intermediates worth having at once on a CPU: larger chunks leave its cache, and each of
+their results is fresh memory.
+"""
 
 
 def quadratic_forms(
-    local: Local, directions: Tensor, measure: str | Divergence = "kl", *, budget: int = BUDGET, per_position: bool = False
+    local: Local,
+    directions: Tensor,
+    measure: str | Divergence = "kl",
+    *,
+    budget: int = BUDGET,
+    per_position: bool = False,
 ) -> Tensor:
     """Return `d_u(x) = u^T H_x u` for every sample and direction, `(samples, k)`.
 
-    `H_x = J^T M J` is the Hessian at `W0` of the divergence between the outputs at `W` and at `W0`; with `t = J u` (one JVP)
-    it is `Var_{c ~ p0}[t_c]` for KL and `(2/o) ||t||^2` for MSE. Sequence outputs are averaged over positions, or kept with
-    `per_position`: `(samples, k, positions)`. `directions` is `(k, size)`; `budget` is the bytes that one chunk may take.
-    """
+    `H_x = J^T M J` is the Hessian at `W0` of the divergence between the outputs at `W` and at `W0`;
+    with `t = J u` (one JVP) it is `Var_{c ~ p0}[t_c]` for KL and `(2/o) ||t||^2` for MSE. Sequence
+    outputs are averaged over positions, or kept with `per_position`: `(samples, k, positions)`.
+    `directions` is `(k, size)`; `budget` is the bytes that one chunk may take."""
     measure = divergence(measure)
     directions = _checked(local, directions)
     some, many = _chunks(local, directions, budget)
@@ -41,8 +50,12 @@ def quadratic_forms(
     return torch.cat(found).movedim(0, 1)
 
 
-def products(local: Local, directions: Tensor, measure: str | Divergence = "kl", *, budget: int = BUDGET) -> Tensor:
-    """Return `H_x u = J^T (M J u)` for every sample and direction, `(samples, k, size)`: one JVP and one VJP each."""
+def products(
+    local: Local, directions: Tensor, measure: str | Divergence = "kl", *, budget: int = BUDGET
+) -> Tensor:
+    """Return `H_x u = J^T (M J u)` for every sample and direction, `(samples, k, size)`: one JVP
+    and one VJP each.
+    """
     measure = divergence(measure)
     directions = _checked(local, directions)
     some, _ = _chunks(local.take(slice(0, 1)), directions, budget // 4)
@@ -63,9 +76,8 @@ def products(local: Local, directions: Tensor, measure: str | Divergence = "kl",
 def jacobian(local: Local, *, budget: int = BUDGET) -> tuple[Tensor, Tensor]:
     """Return the outputs `(samples, ..., o)` and `J = dz/dW` at `W0`, `(samples, ..., o, size)`.
 
-    One JVP per parameter: for small parameter counts, where the weights are fixed and `J` is used many times.
-    Raises InputError when the result alone would not fit the budget.
-    """
+    One JVP per parameter: for small parameter counts, where the weights are fixed and `J` is used
+    many times. Raises InputError when the result alone would not fit the budget."""
     weights = next(iter(local.weights.values()))
     with torch.no_grad():
         output = local.output()
@@ -73,8 +85,9 @@ def jacobian(local: Local, *, budget: int = BUDGET) -> tuple[Tensor, Tensor]:
     needed = output.numel() * size * output.element_size()
     if needed > 4 * budget:
         raise InputError(
-            f"the Jacobian of {output.numel()} outputs in {size} parameters takes {needed / 2**30:.1f} GiB, over "
-            f"{4 * budget / 2**30:.1f}; use fewer samples, fewer parameters, or per-token gradients"
+            f"the Jacobian of {output.numel()} outputs in {size} parameters takes"
+            f" {needed / 2**30:.1f} GiB, over {4 * budget / 2**30:.1f}; use fewer samples, fewer"
+            " parameters, or per-token gradients"
         )
     basis = torch.eye(size, dtype=weights.dtype, device=weights.device)
     some, many = _chunks(local, basis, budget)
@@ -89,7 +102,9 @@ def jacobian(local: Local, *, budget: int = BUDGET) -> tuple[Tensor, Tensor]:
 
 def _checked(local: Local, directions: Tensor) -> Tensor:
     if directions.ndim != 2 or directions.shape[1] != local.space.size:
-        raise InputError(f"directions must be (k, {local.space.size}), got {tuple(directions.shape)}")
+        raise InputError(
+            f"directions must be (k, {local.space.size}), got {tuple(directions.shape)}"
+        )
     return directions
 
 
@@ -103,7 +118,9 @@ def _chunks(local: Local, directions: Tensor, budget: int) -> tuple[int, int]:
     per_direction = 4 * local.space.size * directions.element_size()
     pairs = max(1, (CACHE if directions.device.type == "cpu" else budget) // per_pair)
     some = max(1, min(directions.shape[0], pairs, budget // (per_direction + per_pair)))
-    return some, max(1, min(local.samples, pairs // some, (budget - some * per_direction) // (per_pair * some)))
+    return some, max(
+        1, min(local.samples, pairs // some, (budget - some * per_direction) // (per_pair * some))
+    )
 
 
 class _Largest(TorchDispatchMode):

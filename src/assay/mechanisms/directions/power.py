@@ -13,14 +13,16 @@ from assay.mechanisms.directions.factors import Factors, normalise
 
 @dataclass(frozen=True)
 class PowerIteration:
-    """Maximise `sum_sk d_sk^2`, `d_sk = ||G_s u_k||^2`, over orthonormal directions, on trace-normalised factors.
+    """Maximise `sum_sk d_sk^2`, `d_sk = ||G_s u_k||^2`, over orthonormal directions, on
+    trace-normalised factors.
 
-    Each step is `U <- polar(sum_s sum_o d_sk T_sko G_so)` with `T = G U^T`. The objective is convex in `U`, so the step is a
-    monotone ascent on the Stiefel manifold without a learning rate (generalised power method, arXiv 0811.4724). Ask for more
-    directions than there are circuits, fewer than parameters, and cut at the gap of the scores.
-    Without `normalised` the curvatures keep their size, and samples with several active circuits dominate (a fourth moment).
-    Raises InputError when `k` is larger than the parameter count, or no sample has a trace above `tolerance`.
-    """
+    Each step is `U <- polar(sum_s sum_o d_sk T_sko G_so)` with `T = G U^T`. The objective is convex
+    in `U`, so the step is a monotone ascent on the Stiefel manifold without a learning rate
+    (generalised power method, arXiv 0811.4724). Ask for more directions than there are circuits,
+    fewer than parameters, and cut at the gap of the scores. Without `normalised` the curvatures
+    keep their size, and samples with several active circuits dominate (a fourth moment). Raises
+    InputError when `k` is larger than the parameter count, or no sample has a trace above
+    `tolerance`."""
 
     k: int
     steps: int = 1000
@@ -40,9 +42,13 @@ class PowerIteration:
                 best, history = other, climb
         return finish(unit, kept, best, "power iteration", generator=generator, history=history)
 
-    def _climb(self, factors: Factors, generator: torch.Generator) -> tuple[Tensor, tuple[float, ...]]:
+    def _climb(
+        self, factors: Factors, generator: torch.Generator
+    ) -> tuple[Tensor, tuple[float, ...]]:
         like = factors.traces()
-        start = torch.randn(self.k, factors.size, generator=generator, dtype=like.dtype).to(like.device)
+        start = torch.randn(self.k, factors.size, generator=generator, dtype=like.dtype).to(
+            like.device
+        )
         directions, history = polar(start), []
         for _ in range(self.steps):
             tangents = factors.dot(directions)
@@ -57,7 +63,9 @@ class PowerIteration:
 
 
 def polar(rows: Tensor) -> Tensor:
-    """Return the nearest matrix with orthonormal rows, the polar factor `(X X^T)^{-1/2} X` of `(k, size)`."""
+    """Return the nearest matrix with orthonormal rows, the polar factor `(X X^T)^{-1/2} X` of
+    `(k, size)`.
+    """
     basis, triangle = torch.linalg.qr(rows.T)
     left, _, right = torch.linalg.svd(triangle)
     return (basis @ (left @ right)).T

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from assay.errors import InputError
 from assay.io.runs import Run
+from assay.learn.loop import cosine, fit
 from assay.mechanisms.directions.decomposition import Decomposition, check_count, finish
 from assay.mechanisms.directions.factors import DenseFactors, Factors, normalise
 from assay.mechanisms.directions.power import PowerIteration
@@ -19,13 +20,14 @@ from assay.mechanisms.directions.tucker import Tucker
 
 @dataclass(frozen=True)
 class PairGradientRefinement:
-    """Local loss landscape decomposition (arXiv 2504.00194): encode gradients, keep the largest coefficients, decode.
+    """Local loss landscape decomposition (arXiv 2504.00194): encode gradients, keep the largest
+    coefficients, decode.
 
-    `c = V_in g`, the largest share `kept` of `|c|` in the batch stays, `ghat = V_out^T c`, and `sum ||g - ghat||^2 / sum ||g||^2` is
-    minimised over low-rank `V_in` and unit-norm low-rank `V_out`, from the directions of the power iteration. The directions
-    of the result are `V_out`, which need not be orthogonal; its encoder is `V_in`.
-    Raises InputError for bad `k`, `kept` outside (0, 1], or factors that are not held densely.
-    """
+    `c = V_in g`, the largest share `kept` of `|c|` in the batch stays, `ghat = V_out^T c`, and `sum
+    ||g - ghat||^2 / sum ||g||^2` is minimised over low-rank `V_in` and unit-norm low-rank `V_out`,
+    from the directions of the power iteration. The directions of the result are `V_out`, which need
+    not be orthogonal; its encoder is `V_in`. Raises InputError for bad `k`, `kept` outside (0, 1],
+    or factors that are not held densely."""
 
     k: int
     space: Space
@@ -39,7 +41,6 @@ class PairGradientRefinement:
     name: str = "refinement"
 
     def __call__(self, factors: Factors, *, generator: torch.Generator) -> Decomposition:
-        from assay.learn.loop import cosine, fit  # training stands above the mechanisms
 
         check_count(self.k, factors)
         if not 0 < self.kept <= 1:
@@ -54,8 +55,12 @@ class PairGradientRefinement:
         history: list[float] = []
 
         def objective(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
-            chosen = torch.randint(gradients.shape[0], (self.batch,), generator=generator).to(gradients.device)
-            loss = reconstruction_loss(gradients[chosen], model.encoder(), model.decoder(), self.kept)
+            chosen = torch.randint(gradients.shape[0], (self.batch,), generator=generator).to(
+                gradients.device
+            )
+            loss = reconstruction_loss(
+                gradients[chosen], model.encoder(), model.decoder(), self.kept
+            )
             if step % 50 == 0:
                 history.append(float(loss.detach()))
             return loss, {}
@@ -73,14 +78,26 @@ class PairGradientRefinement:
         )
         with torch.no_grad():
             encoder, decoder = model.encoder(), model.decoder()
-        return finish(unit, kept, decoder, "pair-gradient refinement", generator=generator, history=tuple(history), encoder=encoder)
+        return finish(
+            unit,
+            kept,
+            decoder,
+            "pair-gradient refinement",
+            generator=generator,
+            history=tuple(history),
+            encoder=encoder,
+        )
 
 
 def reconstruction_loss(gradients: Tensor, encoder: Tensor, decoder: Tensor, kept: float) -> Tensor:
-    """Return `sum ||g - ghat||^2 / sum ||g||^2` with the largest share `kept` of all coefficients; gradients are `(rows, size)`."""
+    """Return `sum ||g - ghat||^2 / sum ||g||^2` with the largest share `kept` of all
+    coefficients; gradients are `(rows, size)`.
+    """
     coefficients = gradients @ encoder.T
     count = max(1, round(kept * coefficients.numel()))
-    threshold = coefficients.detach().abs().flatten().kthvalue(coefficients.numel() - count + 1).values
+    threshold = (
+        coefficients.detach().abs().flatten().kthvalue(coefficients.numel() - count + 1).values
+    )
     coefficients = coefficients * (coefficients.detach().abs() >= threshold)
     return (gradients - coefficients @ decoder).square().sum() / gradients.square().sum()
 

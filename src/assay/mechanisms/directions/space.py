@@ -16,7 +16,9 @@ from assay.io.files import require_finite
 
 @dataclass(frozen=True)
 class Space:
-    """An ordered choice of parameters; a direction is a vector of length `size`, the concatenation of their entries."""
+    """An ordered choice of parameters; a direction is a vector of length `size`, the
+    concatenation of their entries.
+    """
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -51,10 +53,11 @@ class Space:
 
 
 def choose(model: nn.Module, patterns: str | Sequence[str] = "*") -> Space:
-    """Choose the parameters whose dotted names match any of the shell patterns (`transformer.h.0.attn.*`).
+    """Choose the parameters whose dotted names match any of the shell patterns
+    (`transformer.h.0.attn.*`).
 
-    Raises InputError when a pattern matches nothing, or when a parameter of the model holds NaN or infinity.
-    """
+    Raises InputError when a pattern matches nothing, or when a parameter of the model holds NaN or
+    infinity."""
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     parameters = dict(model.named_parameters())
     if not parameters:

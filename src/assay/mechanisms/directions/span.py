@@ -17,26 +17,28 @@ from assay.mechanisms.directions.tokens import TokenFactors
 class Span:
     """Coordinates of all factor rows in an orthonormal basis of their span, and the way back.
 
-    `factors` are the rows in `(samples, rows, rank)`; `weights (rank, samples, rows)` write the basis as sums of rows.
-    """
+    `factors` are the rows in `(samples, rows, rank)`; `weights (rank, samples, rows)` write the
+    basis as sums of rows."""
 
     factors: DenseFactors
     weights: Tensor
     rows: TokenFactors
 
     def lift(self, directions: Tensor) -> Tensor:
-        """Turn directions in coordinates, `(k, rank)`, into directions in parameters, `(k, size)`, of unit norm."""
+        """Turn directions in coordinates, `(k, rank)`, into directions in parameters, `(k,
+        size)`, of unit norm.
+        """
         mixed = torch.einsum("kc,csr->srk", directions, self.weights)
         lifted = self.rows.add(mixed.to(self.rows.blocks[0].deltas.dtype)).to(directions.dtype)
         return lifted / lifted.norm(dim=1, keepdim=True)
 
 
 def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28) -> Span:
-    """Return the span of the rows, from their Gram matrix: with `n` rows the work after this is in `n` dimensions, not in `size`.
+    """Return the span of the rows, from their Gram matrix: with `n` rows the work after this is in
+    `n` dimensions, not in `size`.
 
-    Rows are formed a chunk at a time, within `budget` bytes. Basis directions below `tolerance` of the largest eigenvalue are
-    left out.
-    """
+    Rows are formed a chunk at a time, within `budget` bytes. Basis directions below `tolerance` of
+    the largest eigenvalue are left out."""
     samples, draws = factors.blocks[0].deltas.shape[:2]
     many = max(1, budget // (4 * draws * factors.size * factors.blocks[0].deltas.element_size()))
     chunks = list(torch.arange(samples).split(many))
@@ -52,10 +54,15 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
     values, vectors = torch.linalg.eigh(gram)
     kept = values > tolerance * values[-1]
     if not bool(torch.isfinite(values).all()) or float(values[-1]) <= 0:
-        raise InputError("no sample has curvature above the tolerance: the outputs do not depend on the chosen parameters there")
+        raise InputError(
+            "no sample has curvature above the tolerance: the outputs do not depend on the chosen"
+            " parameters there"
+        )
     values, vectors = values[kept], vectors[:, kept]
     coordinates = (vectors * values.sqrt()).reshape(samples, draws, -1)
-    return Span(DenseFactors(coordinates), (vectors * values.rsqrt()).T.reshape(-1, samples, draws), factors)
+    return Span(
+        DenseFactors(coordinates), (vectors * values.rsqrt()).T.reshape(-1, samples, draws), factors
+    )
 
 
 def decompose(
@@ -66,18 +73,21 @@ def decompose(
     against: TokenFactors | None = None,
     ridge: float = 0.1,
 ) -> Decomposition:
-    """Decompose factors by any method; per-token gradients go through the span of their rows. The default generator has seed 0.
+    """Decompose factors by any method; per-token gradients go through the span of their rows. The
+    default generator has seed 0.
 
-    With `against`, factors of outputs that should stay as they are, a direction's length is `u^T (A + ridge |A| I) u`, where
-    `A = mean_s G_s^T G_s` of those factors and `|A|` is its largest eigenvalue: directions then compete at equal disturbance
-    (the natural gradient's metric), and one that spills over into other outputs pays for it. They are orthogonal in that metric
-    and returned with unit Euclidean norm.
-    Raises InputError when `against` does not go with the factors, or the ridge is not positive.
-    """
+    With `against`, factors of outputs that should stay as they are, a direction's length is `u^T (A
+    + ridge |A| I) u`, where `A = mean_s G_s^T G_s` of those factors and `|A|` is its largest
+    eigenvalue: directions then compete at equal disturbance (the natural gradient's metric), and
+    one that spills over into other outputs pays for it. They are orthogonal in that metric and
+    returned with unit Euclidean norm. Raises InputError when `against` does not go with the
+    factors, or the ridge is not positive."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     if not isinstance(factors, TokenFactors):
         if against is not None:
-            raise InputError("against is for per-token gradients (token_gradients); these factors are dense")
+            raise InputError(
+                "against is for per-token gradients (token_gradients); these factors are dense"
+            )
         return method(factors, generator=generator)
     if not ridge > 0:
         raise InputError(f"ridge must be positive, got {ridge}")

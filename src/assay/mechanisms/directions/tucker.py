@@ -12,10 +12,11 @@ from assay.mechanisms.directions.space import Space
 
 
 class Tucker(nn.Module):
-    """`k` directions whose part in every parameter is a core of `rank` per mode times one factor matrix per mode.
+    """`k` directions whose part in every parameter is a core of `rank` per mode times one factor
+    matrix per mode.
 
-    A vector's part is free. Starts at the truncated higher-order SVD of given directions `(k, size)`.
-    """
+    A vector's part is free. Starts at the truncated higher-order SVD of given directions `(k,
+    size)`."""
 
     def __init__(self, space: Space, directions: Tensor, rank: int):
         super().__init__()
@@ -25,7 +26,11 @@ class Tucker(nn.Module):
         self.cores = nn.ParameterList()
         self.factors = nn.ModuleList()
         for part in space.split(directions).values():
-            bases = [] if part.ndim < 3 else [_leading(part, mode, rank) for mode in range(1, part.ndim)]
+            bases = (
+                []
+                if part.ndim < 3
+                else [_leading(part, mode, rank) for mode in range(1, part.ndim)]
+            )
             core = part
             for mode, basis in enumerate(bases, start=1):
                 core = _multiply(core, basis.mT, mode)
@@ -61,4 +66,6 @@ def _multiply(core: Tensor, matrix: Tensor, mode: int) -> Tensor:
     """Multiply mode `mode` of `(k, ...)` by `(k, new, old)`."""
     moved = core.movedim(mode, 1)
     shape = moved.shape
-    return (matrix @ moved.flatten(2)).reshape(shape[0], matrix.shape[1], *shape[2:]).movedim(1, mode)
+    return (
+        (matrix @ moved.flatten(2)).reshape(shape[0], matrix.shape[1], *shape[2:]).movedim(1, mode)
+    )

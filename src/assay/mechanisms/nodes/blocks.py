@@ -1,8 +1,9 @@
-"""One pre-norm transformer block of a Hugging Face model, in pieces that run on some positions only.
+"""One pre-norm transformer block of a Hugging Face model, in pieces that run on some positions
+only.
 
-Every norm, projection, MLP, rotation and softmax is the model's own function; only the order in which they are called is
-written here. What the pieces give is compared with the model's own forward pass before it is used (see `suffix`).
-"""
+Every norm, projection, MLP, rotation and softmax is the model's own function; only the order in
+which they are called is written here. What the pieces give is compared with the model's own forward
+pass before it is used (see `suffix`)."""
 
 from __future__ import annotations
 
@@ -15,8 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assay import hooks
-from assay.hooks import Seen
+from assay.core.sites import Edit, Seen, run_edited
 from assay.targets import names
 
 Heads = tuple[Tensor, Tensor, Tensor]
@@ -24,7 +24,9 @@ Heads = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Family:
-    """Where a family keeps what is no site: the attention module, the norms before it and the MLP, the norm behind the last block."""
+    """Where a family keeps what is no site: the attention module, the norms before it and the
+    MLP, the norm behind the last block.
+    """
 
     attention: str
     before_attention: str
@@ -35,7 +37,9 @@ class Family:
 _LLAMA = Family("self_attn", "input_layernorm", "post_attention_layernorm", "model.norm")
 FAMILIES: dict[str, Family] = {
     "gpt2": Family("attn", "ln_1", "ln_2", "transformer.ln_f"),
-    "gpt_neox": Family("attention", "input_layernorm", "post_attention_layernorm", "gpt_neox.final_layer_norm"),
+    "gpt_neox": Family(
+        "attention", "input_layernorm", "post_attention_layernorm", "gpt_neox.final_layer_norm"
+    ),
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
@@ -46,11 +50,11 @@ FAMILIES: dict[str, Family] = {
 
 @dataclass(frozen=True)
 class Block:
-    """The pieces of one block, for values (..., tokens, width) and heads (..., heads, tokens, head width).
+    """The pieces of one block, for values (..., tokens, width) and heads (..., heads, tokens, head
+    width).
 
-    `after_attention` and `after_mlp` are the output norms of families that have them. `parallel` blocks run attention and MLP
-    side by side on the same input.
-    """
+    `after_attention` and `after_mlp` are the output norms of families that have them. `parallel`
+    blocks run attention and MLP side by side on the same input."""
 
     attention: nn.Module
     before_attention: nn.Module
@@ -64,12 +68,16 @@ class Block:
     parallel: bool
 
     def raw(self, x: Tensor) -> dict[str, Tensor]:
-        """Return the outputs of the query, key and value projections by path: one entry where they are fused."""
+        """Return the outputs of the query, key and value projections by path: one entry where
+        they are fused.
+        """
         normed = self.before_attention(x)
         return {path: projection(normed) for path, projection in self.projections.items()}
 
     def heads(self, raw: Mapping[str, Tensor], rotation: tuple[Tensor, Tensor] | None) -> Heads:
-        """Return query, key and value heads, normed and rotated to their positions where the family does so."""
+        """Return query, key and value heads, normed and rotated to their positions where the
+        family does so.
+        """
         query, key, value = (_split(ref, raw[ref.site]) for ref in self.slices)
         own: Any = self.attention
         if hasattr(own, "q_norm"):
@@ -80,10 +88,18 @@ class Block:
         return query, key, value
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        """Return what the heads read, (jobs, queries, heads, head width), under an additive mask (jobs or 1, 1, queries, keys)."""
+        """Return what the heads read, (jobs, queries, heads, head width), under an additive mask
+        (jobs or 1, 1, queries, keys).
+        """
         own: Any = self.attention
-        options = {"softcap": own.attn_logit_softcapping} if hasattr(own, "attn_logit_softcapping") else {}
-        found: Tensor = _own(own, "eager_attention_forward")(own, query, key, value, mask, scaling=own.scaling, dropout=0.0, **options)[0]
+        options = (
+            {"softcap": own.attn_logit_softcapping}
+            if hasattr(own, "attn_logit_softcapping")
+            else {}
+        )
+        found: Tensor = _own(own, "eager_attention_forward")(
+            own, query, key, value, mask, scaling=own.scaling, dropout=0.0, **options
+        )[0]
         return found
 
     def mix(self, z: Tensor) -> Tensor:
@@ -91,10 +107,10 @@ class Block:
         out = self.output(z)
         return out if self.after_attention is None else self.after_attention(out)
 
-    def mlp(self, x: Tensor, mid: Tensor, edits: Mapping[str, hooks.Edit] | None = None) -> Tensor:
+    def mlp(self, x: Tensor, mid: Tensor, edits: Mapping[str, Edit] | None = None) -> Tensor:
         """Return what the MLP adds to the residual stream, with edits at sites inside it."""
         normed = self.before_mlp(x if self.parallel else mid)
-        out = hooks.run(self.mlp_module, normed, edits) if edits else _mlp(self.mlp_module, normed)
+        out = run_edited(self.mlp_module, normed, edits) if edits else _mlp(self.mlp_module, normed)
         return out if self.after_mlp is None else self.after_mlp(out)
 
     def finish(self, x: Tensor, attention: Tensor) -> Tensor:
@@ -105,18 +121,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Query:
-    """Attention of one query a job without keys and values: with no rotation between them, their matrices move to the query.
+    """Attention of one query a job without keys and values: with no rotation between them, their
+    matrices move to the query.
 
-    softmax(q (h W_k)^T) (h W_v) = (softmax((q W_k^T) h^T) h) W_v for the normed inputs h of the block. The key bias adds the
-    same to every score of a query and drops out.
-    """
+    softmax(q (h W_k)^T) (h W_v) = (softmax((q W_k^T) h^T) h) W_v for the normed inputs h of the
+    block. The key bias adds the same to every score of a query and drops out."""
 
     weights: tuple[Tensor, Tensor, Tensor]
     biases: tuple[Tensor, Tensor]
     scaling: float
 
     def __call__(self, query: Tensor, normed: Tensor, mask: Tensor) -> Tensor:
-        """Return what the heads read, (jobs, heads, head width), for normed queries (jobs, width) and inputs (jobs, keys, width)."""
+        """Return what the heads read, (jobs, heads, head width), for normed queries (jobs,
+        width) and inputs (jobs, keys, width).
+        """
         ask, key, value = self.weights
         asked = (query @ ask + self.biases[0][:, None]) @ key.transpose(1, 2)
         scores = asked.transpose(0, 1) @ normed.transpose(1, 2) * self.scaling + mask[:, :, 0]
@@ -126,20 +144,26 @@ class Query:
 
 @dataclass(frozen=True)
 class Call:
-    """What the model handed to a block beside its input: the additive mask and the rotation of every position."""
+    """What the model handed to a block beside its input: the additive mask and the rotation of
+    every position.
+    """
 
     mask: Tensor
     rotation: tuple[Tensor, Tensor] | None
 
     def turn(self, examples: Tensor, positions: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return the rotation of single tokens, given their example and position: (1, tokens, width)."""
+        """Return the rotation of single tokens, given their example and position: (1, tokens,
+        width).
+        """
         if self.rotation is None:
             return None
         cos, sin = (entry[_rows(entry, examples), positions][None] for entry in self.rotation)
         return cos, sin
 
     def masks(self, examples: Tensor, first: int, stop: int) -> Tensor:
-        """Return the masks of the queries from `first` to `stop`, (examples or 1, 1, queries, keys)."""
+        """Return the masks of the queries from `first` to `stop`, (examples or 1, 1, queries,
+        keys).
+        """
         mask = self.mask[:, :, first:stop]
         return mask if len(mask) == 1 else mask[examples]
 
@@ -158,13 +182,17 @@ def build(model: nn.Module) -> list[Block] | None:
     found = []
     for layer, block in enumerate(blocks):
         path = f"{layout.blocks}.{layer}"
-        query, key, value = (names.resolve(model, f"blocks.{layer}.attn.hook_{letter}") for letter in "qkv")
+        query, key, value = (
+            names.resolve(model, f"blocks.{layer}.attn.hook_{letter}") for letter in "qkv"
+        )
         found.append(
             Block(
                 attention=block.get_submodule(family.attention),
                 before_attention=block.get_submodule(family.before_attention),
                 before_mlp=block.get_submodule(family.before_mlp),
-                after_attention=None if layout.attention == family.attention else block.get_submodule(layout.attention),
+                after_attention=None
+                if layout.attention == family.attention
+                else block.get_submodule(layout.attention),
                 after_mlp=None if layout.mlp == "mlp" else block.get_submodule(layout.mlp),
                 mlp_module=block.get_submodule("mlp"),
                 output=block.get_submodule(layout.attention_projection),
@@ -177,17 +205,26 @@ def build(model: nn.Module) -> list[Block] | None:
 
 
 def last_query(block: Block) -> Query | None:
-    """Return the cheap attention of a block to one query, None where a rotation or another kind of score forbids it."""
+    """Return the cheap attention of a block to one query, None where a rotation or another kind
+    of score forbids it.
+    """
     own: Any = block.attention
     if type(own).__name__ != "GPT2Attention":
         return None
     weight, bias = own.c_attn.weight, own.c_attn.bias
-    weights, biases = zip(*((weight[:, ref.columns()].transpose(0, 1), bias[ref.columns()]) for ref in block.slices), strict=True)
-    return Query(tuple(entry.contiguous() for entry in weights), (biases[0], biases[2]), own.scaling)
+    weights, biases = zip(
+        *((weight[:, ref.columns()].transpose(0, 1), bias[ref.columns()]) for ref in block.slices),
+        strict=True,
+    )
+    return Query(
+        tuple(entry.contiguous() for entry in weights), (biases[0], biases[2]), own.scaling
+    )
 
 
 def call(block: nn.Module, seen: Seen) -> Call:
-    """Return what a block was called with; the mask becomes additive whatever the attention implementation takes."""
+    """Return what a block was called with; the mask becomes additive whatever the attention
+    implementation takes.
+    """
     given = inspect.signature(block.forward).bind(*seen.inputs, **seen.kwargs).arguments
     given = {**given, **given.get("kwargs", {})}
     mask, positions, x = given.get("attention_mask"), seen.value.shape[1], seen.value
@@ -211,7 +248,9 @@ def _split(ref: names.SiteRef, value: Tensor) -> Tensor:
     if ref.heads is None or ref.head_dim is None or ref.stride not in (None, ref.head_dim):
         return ref.split(value)
     first = ref.slice[0] if ref.slice else 0
-    return value[..., first : first + ref.heads * ref.head_dim].unflatten(-1, (ref.heads, ref.head_dim))
+    return value[..., first : first + ref.heads * ref.head_dim].unflatten(
+        -1, (ref.heads, ref.head_dim)
+    )
 
 
 def _own(module: nn.Module, name: str) -> Callable[..., Any]:

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from assay.parts import Parts, Whole
+from assay.core.parts import Parts, Whole
 
 
 @dataclass(frozen=True)
 class Columns(Parts):
-    """Parts that live in some columns of the site's value: `vectors` is (*gate axes, columns a part).
+    """Parts that live in some columns of the site's value: `vectors` is (*gate axes, columns a
+    part).
 
-    `columns` (*last gate axis, columns a part) says which columns they are, of `width` in all; the others are untouched.
-    """
+    `columns` (*last gate axis, columns a part) says which columns they are, of `width` in all; the
+    others are untouched."""
 
     vectors: Tensor
     shape: tuple[int, ...]
@@ -39,7 +40,8 @@ class Columns(Parts):
         return self._inner.norm()
 
     def _place(self, chosen: Tensor) -> Tensor:
-        # A gather with one column of zeros for the rest: it batches under vmap, a scatter into zeros does not.
+        # A gather with one column of zeros for the rest: it batches under vmap, a scatter into
+        # zeros does not.
         source = torch.full((self.width,), self.columns.numel(), device=chosen.device)
         source[self.columns.flatten()] = torch.arange(self.columns.numel(), device=chosen.device)
         return torch.cat([chosen, torch.zeros_like(chosen[..., :1])], dim=-1)[..., source]

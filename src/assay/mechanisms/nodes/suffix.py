@@ -1,10 +1,11 @@
-"""Exact patching of single nodes in causal language models: only what a patch can change is computed again.
+"""Exact patching of single nodes in causal language models: only what a patch can change is
+computed again.
 
-A change at position p of layer l leaves earlier layers, and positions before p, as they are. So a run starts at the patched
-value; keys and values before p are those of the clean run; in the first block only position p is projected anew; and the
-last block computes the position that the metric reads and no other. Jobs with suffixes of different lengths run side by
-side: everything but attention works on a flat list of the tokens that may have changed.
-"""
+A change at position p of layer l leaves earlier layers, and positions before p, as they are. So a
+run starts at the patched value; keys and values before p are those of the clean run; in the first
+block only position p is projected anew; and the last block computes the position that the metric
+reads and no other. Jobs with suffixes of different lengths run side by side: everything but
+attention works on a flat list of the tokens that may have changed."""
 
 from __future__ import annotations
 
@@ -16,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assay import hooks
-from assay.hooks import Seen
+from assay.core.sites import Edit, Seen, run_edited
+from assay.core.target import Batch, Target
 from assay.mechanisms.nodes import blocks
 from assay.mechanisms.nodes.blocks import Block, Call
 from assay.memory import rows_within
 from assay.targets import names
-from assay.targets.base import Batch, Target
 from assay.targets.metrics import AtLast, logit_difference
 
 _TOKENS = 2048  # tokens whose activations stay in a core's cache: larger chunks are slower on a CPU
@@ -30,7 +30,9 @@ _TOKENS = 2048  # tokens whose activations stay in a core's cache: larger chunks
 
 @dataclass(frozen=True)
 class Layer:
-    """The clean run at one block: its input, its heads (examples, heads, positions, head width), what they read, and the call."""
+    """The clean run at one block: its input, its heads (examples, heads, positions, head width),
+    what they read, and the call.
+    """
 
     block: Block
     call: Call
@@ -67,18 +69,25 @@ class Suffix:
 
     @cached_property
     def base(self) -> Tensor:
-        """The metric of the clean run, (examples,), by the same functions as that of the changed ones."""
+        """The metric of the clean run, (examples,), by the same functions as that of the changed
+        ones.
+        """
         everyone = torch.arange(len(self.batch), device=self.end.device)
         return self.metric_of(self.end[everyone, self.last], everyone)
 
     def effects(
-        self, site: str, difference: Tensor, who: Tensor, positions: Tensor, columns: Tensor | None, budget: int | None = None
+        self,
+        site: str,
+        difference: Tensor,
+        who: Tensor,
+        positions: Tensor,
+        columns: Tensor | None,
+        budget: int | None = None,
     ) -> Tensor:
         """Return F - F(one value less its part) for jobs, in float64.
 
-        Job j changes example `who[j]` at position `positions[j]` by the columns `columns[j]` of the site's `difference`
-        (examples, positions, width), all of them without columns.
-        """
+        Job j changes example `who[j]` at position `positions[j]` by the columns `columns[j]` of the
+        site's `difference` (examples, positions, width), all of them without columns."""
         stage, last = self._stage(site, columns), self.last[who]
         found = torch.zeros(len(who), dtype=torch.float64, device=who.device)
         # Behind the last block's keys and values nothing moves between positions any more.
@@ -93,7 +102,8 @@ class Suffix:
         return found
 
     def _stage(self, site: str, columns: Tensor | None) -> Stage:
-        # The columns of a fused projection that are queries move their own position only, as a query projection does.
+        # The columns of a fused projection that are queries move their own position only, as a
+        # query projection does.
         stage = self.sites[site]
         query = self.layers[stage.layer].block.slices[0]
         if columns is None or stage.piece != "keys" or query.site != site:
@@ -101,15 +111,20 @@ class Suffix:
         asks = torch.isin(columns, query.columns().to(columns.device)).all()
         return replace(stage, piece="query") if asks else stage
 
-    def _chunks(self, jobs: Tensor, positions: Tensor, last: Tensor, budget: int | None) -> list[Tensor]:
-        # Neighbours in position share a chunk, so that attention is computed for few queries that have not changed.
+    def _chunks(
+        self, jobs: Tensor, positions: Tensor, last: Tensor, budget: int | None
+    ) -> list[Tensor]:
+        # Neighbours in position share a chunk, so that attention is computed for few queries that
+        # have not changed.
         jobs = jobs[positions[jobs].argsort(stable=True)]
         if not len(jobs):
             return []
         spans = last[jobs] + 1 - positions[jobs]
         tokens = _TOKENS if jobs.device.type == "cpu" else 1 << 16
         counts = ((spans.cumsum(0) - 1) // tokens).unique_consecutive(return_counts=True)[1]
-        rows = rows_within(self.bytes_per_job(int(spans.max())), budget, device=jobs.device, most=len(jobs))
+        rows = rows_within(
+            self.bytes_per_job(int(spans.max())), budget, device=jobs.device, most=len(jobs)
+        )
         return [part for chunk in jobs.split(counts.tolist()) for part in chunk.split(rows)]
 
     @property
@@ -119,7 +134,9 @@ class Suffix:
         return last
 
     def run(self, stage: Stage, part: Tensor, who: Tensor, position: Tensor) -> Tensor:
-        """Return the final residual stream (jobs, width) at the metric's position, with one value less its part."""
+        """Return the final residual stream (jobs, width) at the metric's position, with one
+        value less its part.
+        """
         depth, layer, block = stage.layer, self.layers[stage.layer], self.layers[stage.layer].block
         x, part = _pick(layer.x, who, position)[None], part[None]
         match stage.piece:
@@ -141,12 +158,25 @@ class Suffix:
                 if stage.piece == "keys":
                     return self._onward(depth, x, who, position, changed)
                 query = changed[0][0].transpose(0, 1)[:, :, None]
-                z = block.attend(query, layer.key.index_select(0, who), layer.value.index_select(0, who), layer.call.mask_at(who, position))
+                z = block.attend(
+                    query,
+                    layer.key.index_select(0, who),
+                    layer.value.index_select(0, who),
+                    layer.call.mask_at(who, position),
+                )
                 x = block.finish(x, block.mix(z.flatten(2).transpose(0, 1)))
         return self._onward(depth + 1, x, who, position)
 
-    def _onward(self, depth: int, x: Tensor, who: Tensor, position: Tensor, heads: blocks.Heads | None = None) -> Tensor:
-        # x (1, tokens, width) holds the changed tokens that enter block `depth`: at first one a job, later its whole suffix.
+    def _onward(
+        self,
+        depth: int,
+        x: Tensor,
+        who: Tensor,
+        position: Tensor,
+        heads: blocks.Heads | None = None,
+    ) -> Tensor:
+        # x (1, tokens, width) holds the changed tokens that enter block `depth`: at first one a
+        # job, later its whole suffix.
         last, jobs = self.last[who], torch.arange(len(who), device=who.device)
         low, stop = int(position.min()), int(last.max()) + 1
         grid = torch.arange(low, stop, device=who.device)
@@ -154,7 +184,11 @@ class Suffix:
         job, at = suffix[0], suffix[1] + low
         now, here = jobs, position
         for number in range(depth, len(self.layers)):
-            layer, block, call = self.layers[number], self.layers[number].block, self.layers[number].call
+            layer, block, call = (
+                self.layers[number],
+                self.layers[number].block,
+                self.layers[number].call,
+            )
             if number + 1 == len(self.layers):
                 z = self._read_at_last(layer, x, heads, who, now, here)
                 end = here == last[now]
@@ -162,7 +196,10 @@ class Suffix:
                 return block.finish(x_last, block.mix(z.flatten(1)[None]))[0]
             query, key, value = heads or block.heads(block.raw(x), call.turn(who[now], here))
             heads = None
-            keys, values = _put(layer.key.index_select(0, who), key, now, here), _put(layer.value.index_select(0, who), value, now, here)
+            keys, values = (
+                _put(layer.key.index_select(0, who), key, now, here),
+                _put(layer.value.index_select(0, who), value, now, here),
+            )
             queries = _put(layer.query[:, :, low:stop].index_select(0, who), query, now, here - low)
             if number == depth:
                 x_all = _pick(layer.x, who[job], at)
@@ -172,18 +209,35 @@ class Suffix:
             x = block.finish(x, block.mix(_pick(z, now, here - low).flatten(1)[None]))
         return x[0]
 
-    def _read_at_last(self, layer: Layer, x: Tensor, heads: blocks.Heads | None, who: Tensor, now: Tensor, here: Tensor) -> Tensor:
+    def _read_at_last(
+        self,
+        layer: Layer,
+        x: Tensor,
+        heads: blocks.Heads | None,
+        who: Tensor,
+        now: Tensor,
+        here: Tensor,
+    ) -> Tensor:
         # What the heads of the last block read at the metric's position, (jobs, heads, head width).
         last, block = self.last[who], layer.block
         mask = layer.call.mask_at(who, last)
         if heads is None and self.last_query is not None:
             normed = self.last_normed.index_select(0, who)
-            normed.flatten(0, 1).index_copy_(0, now * normed.shape[1] + here, block.before_attention(x[0]))
-            return self.last_query(_pick(normed, torch.arange(len(who), device=who.device), last), normed, mask)
+            normed.flatten(0, 1).index_copy_(
+                0, now * normed.shape[1] + here, block.before_attention(x[0])
+            )
+            return self.last_query(
+                _pick(normed, torch.arange(len(who), device=who.device), last), normed, mask
+            )
         query, key, value = heads or block.heads(block.raw(x), layer.call.turn(who[now], here))
-        keys, values = _put(layer.key.index_select(0, who), key, now, here), _put(layer.value.index_select(0, who), value, now, here)
+        keys, values = (
+            _put(layer.key.index_select(0, who), key, now, here),
+            _put(layer.value.index_select(0, who), value, now, here),
+        )
         end = here == last[now]
-        queries = layer.query[who, :, last].index_copy_(0, now[end], query[0, :, end].transpose(0, 1))
+        queries = layer.query[who, :, last].index_copy_(
+            0, now[end], query[0, :, end].transpose(0, 1)
+        )
         return block.attend(queries[:, :, None], keys, values, mask)[:, 0]
 
     @cached_property
@@ -200,11 +254,17 @@ class Suffix:
     def metric_of(self, x: Tensor, who: Tensor) -> Tensor:
         """Return the metric (jobs,) of final residual streams (jobs, width), in float64."""
         labels: Any = {
-            name: value[who] if isinstance(value, Tensor) and value.ndim and len(value) == len(self.batch) else value
+            name: (
+                value[who]
+                if isinstance(value, Tensor) and value.ndim and len(value) == len(self.batch)
+                else value
+            )
             for name, value in self.batch.labels.items()
         }
         x = self.final_norm(x)
-        if self.metric is logit_difference and type(self.head) is nn.Linear:  # two logits of a large vocabulary are enough
+        if (
+            self.metric is logit_difference and type(self.head) is nn.Linear
+        ):  # two logits of a large vocabulary are enough
             answers = labels["answers"]
             logits = (self.head.weight[answers] * x[:, None]).sum(-1)
             logits = logits if self.head.bias is None else logits + self.head.bias[answers]
@@ -217,12 +277,16 @@ class Suffix:
         return self.metric.function(logits, labels).double()
 
     def bytes_per_job(self, span: int) -> int:
-        """Return about what one job holds at once: keys, values and scores of its positions, and the activations of an MLP."""
+        """Return about what one job holds at once: keys, values and scores of its positions, and
+        the activations of an MLP.
+        """
         layer = self.layers[0]
         keys = 2 * layer.key[0].numel() * (layer.query.shape[1] // layer.key.shape[1] + 1)
         scores = 3 * span * layer.query.shape[1] * layer.key.shape[2]
         hidden = max(max(parameter.shape) for parameter in layer.block.mlp_module.parameters())
-        return layer.x.element_size() * (keys + scores + span * (4 * hidden + 8 * layer.x.shape[-1]) + self.head_width)
+        return layer.x.element_size() * (
+            keys + scores + span * (4 * hidden + 8 * layer.x.shape[-1]) + self.head_width
+        )
 
     @property
     def head_width(self) -> int:
@@ -235,18 +299,27 @@ class Suffix:
 
 
 def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
-    """Run the batch once and return where changed runs can start, or the reason why they cannot in this model.
+    """Run the batch once and return where changed runs can start, or the reason why they cannot in
+    this model.
 
     `sites` that do not lie where a run can start are left out of the answer's `sites`.
     """
     model, metric = target.model, target.metric
     if not isinstance(metric, AtLast):
-        return "the metric is not one of the logits at the last position (assay.targets.metrics.AtLast)"
-    if any(m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules()):
+        return (
+            "the metric is not one of the logits at the last position"
+            " (assay.targets.metrics.AtLast)"
+        )
+    if any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules()
+    ):
         return "modules of the model carry hooks or a forward of their own"
     built = blocks.build(model)
     if built is None:
-        return f"no description of a block of family {names.family(model)!r} (there are for {', '.join(blocks.FAMILIES)})"
+        return (
+            f"no description of a block of family {names.family(model)!r} (there are for"
+            f" {', '.join(blocks.FAMILIES)})"
+        )
     if not isinstance(batch.labels, Mapping) or "last" not in batch.labels:
         return "the batch has no label 'last'"
     layout = names.layout(model)
@@ -256,11 +329,13 @@ def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
     stages = {site: stage for site, stage in _stages(model, layout, paths).items() if site in sites}
     seen: dict[str, Seen] = {}
 
-    def keep(site: str) -> hooks.Edit:
+    def keep(site: str) -> Edit:
         return lambda now: seen.setdefault(site, now).written
 
     inputs = [f"{path}:input" for path in paths]
-    output = hooks.run(model, batch.inputs, {site: keep(site) for site in [*stages, *inputs, paths[-1]]})
+    output = run_edited(
+        model, batch.inputs, {site: keep(site) for site in [*stages, *inputs, paths[-1]]}
+    )
     layers = []
     for path, block in zip(paths, built, strict=True):
         now = seen[f"{path}:input"]
@@ -268,22 +343,39 @@ def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
         future = torch.ones_like(called.mask, dtype=torch.bool).triu(1)
         if bool((future & (called.mask > torch.finfo(called.mask.dtype).min / 2)).any()):
             return "attention is not causal"
-        query, key, value = (entry.contiguous() for entry in block.heads(block.raw(now.value), called.rotation))
+        query, key, value = (
+            entry.contiguous() for entry in block.heads(block.raw(now.value), called.rotation)
+        )
         z = block.attend(query, key, value, called.mask).flatten(2)
         layers.append(Layer(block, called, now.value, query, key, value, z))
     head, norm = model.get_output_embeddings(), model.get_submodule(family.final_norm)  # type: ignore[operator]
     end = seen[paths[-1]].value
     values = {site: seen[site].value for site in stages}
-    clean = Suffix(model, batch, metric, layers, end, stages, values, metric(output, batch), norm, head)
-    return clean if _reproduces(clean) else "the model's blocks compute something else than their family's"
+    clean = Suffix(
+        model, batch, metric, layers, end, stages, values, metric(output, batch), norm, head
+    )
+    return (
+        clean
+        if _reproduces(clean)
+        else "the model's blocks compute something else than their family's"
+    )
 
 
 def _reproduces(found: Suffix) -> bool:
-    """Whether the pieces give the model's own block outputs, in the first two examples, and all its metrics, up to rounding."""
+    """Whether the pieces give the model's own block outputs, in the first two examples, and all
+    its metrics, up to rounding.
+    """
     tolerance = min(1e3 * torch.finfo(found.end.dtype).eps, 0.1)
-    real = found.batch.inputs.get("attention_mask") if isinstance(found.batch.inputs, Mapping) else None
+    real = (
+        found.batch.inputs.get("attention_mask")
+        if isinstance(found.batch.inputs, Mapping)
+        else None
+    )
     for depth, layer in enumerate(found.layers):
-        own, theirs = layer.block.finish(layer.x[:2], layer.block.mix(layer.z[:2])), found.after(depth)[:2]
+        own, theirs = (
+            layer.block.finish(layer.x[:2], layer.block.mix(layer.z[:2])),
+            found.after(depth)[:2],
+        )
         wrong = (own - theirs).abs().amax(-1) > tolerance * theirs.abs().amax(-1)
         if bool((wrong if real is None else wrong & real[:2].bool()).any()):
             return False
@@ -302,8 +394,12 @@ def _stages(model: nn.Module, layout: names.Layout, paths: list[str]) -> dict[st
             f"{attention} + {path}:input": Stage("attention", layer, ""),
             f"{path}.{layout.mlp}": Stage("mlp", layer, ""),
             f"{path}.{layout.attention_projection}:input": Stage("z", layer, ""),
-            f"{path}.{layout.neurons_in}": Stage("neurons", layer, layout.neurons_in.removeprefix("mlp.")),
-            f"{path}.{layout.neurons_out}:input": Stage("neurons", layer, layout.neurons_out.removeprefix("mlp.") + ":input"),
+            f"{path}.{layout.neurons_in}": Stage(
+                "neurons", layer, layout.neurons_in.removeprefix("mlp.")
+            ),
+            f"{path}.{layout.neurons_out}:input": Stage(
+                "neurons", layer, layout.neurons_out.removeprefix("mlp.") + ":input"
+            ),
         }
         for number, name in enumerate(layout.qkv):
             alone = len(layout.qkv) == 3 and number == 0
@@ -313,11 +409,15 @@ def _stages(model: nn.Module, layout: names.Layout, paths: list[str]) -> dict[st
 
 def _pick(values: Tensor, who: Tensor, at: Tensor) -> Tensor:
     """Return single tokens (tokens, ...) of values (examples, positions, ...)."""
-    return values.flatten(0, 1).index_select(0, who * values.shape[1] + at)  # rows are copied whole; indexing goes by entries
+    return values.flatten(0, 1).index_select(
+        0, who * values.shape[1] + at
+    )  # rows are copied whole; indexing goes by entries
 
 
 def _put(clean: Tensor, new: Tensor, job: Tensor, at: Tensor) -> Tensor:
-    """Put the heads of new tokens (1, heads, tokens, width) into heads (jobs, heads, positions, width) gathered for these jobs."""
+    """Put the heads of new tokens (1, heads, tokens, width) into heads (jobs, heads, positions,
+    width) gathered for these jobs.
+    """
     _, heads, positions, width = clean.shape
     rows = (job * heads + torch.arange(heads, device=job.device)[:, None]) * positions + at
     clean.view(-1, width).index_copy_(0, rows.flatten(), new.reshape(-1, width))

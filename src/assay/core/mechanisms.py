@@ -1,0 +1,180 @@
+"""A mechanism kind bound to a batch: which gate groups act at which sites, and the parts there."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from assay.core.parts import Gates, Group, Parts, mix
+from assay.core.sites import Edit, Record, Seen, read_sites, record_outputs
+from assay.core.target import Batch, Target
+from assay.errors import AssayError, InputError, unknown
+
+
+class Projection(NamedTuple):
+    """Where a group of query or key heads lies: `slot` is "q" or "k", `attention` the path of the
+    module that makes the pattern, `path` that of the projection.
+    """
+
+    slot: Literal["q", "k"]
+    attention: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Mechanisms(ABC):
+    """Gated parts of one target on one batch; the kinds are its subclasses.
+
+    A kind sets `groups` and implements `parts`, computed from the *current* value so that gates at
+    several sites compose. It may override `second_rule` and `ablate_rule` where it knows an exact
+    rule that is cheaper than the general one."""
+
+    target: Target
+    batch: Batch
+
+    kind = "mechanisms"
+    reference = "zero"
+    convention = "pass_through"
+
+    @property
+    @abstractmethod
+    def groups(self) -> Mapping[str, Group]:
+        """The gate groups by name, in the order of the network."""
+
+    @abstractmethod
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        """Return the parts of every group that acts at `site`, given what is seen there now."""
+
+    def second_rule(self) -> Mapping[str, Tensor] | None:
+        """Return d2F/dgate2 for every gate, (examples, *axes) by group, or None for the general
+        rule.
+        """
+        return None
+
+    def ablate_rule(self, name: str, index: Tensor, budget: int | None = None) -> Tensor | None:
+        """Return F(ones) - F(one gate at 0) for rows of parts of one group, or None for the general
+        rule.
+
+        `index` is (rows, examples, axes), or (rows, axes) for gates shared over the batch; the
+        answer is (rows, examples)."""
+        return None
+
+    def query_key_groups(self) -> Mapping[str, Projection]:
+        """Return the groups whose parts are query or key heads of an attention pattern; none by
+        default.
+        """
+        return {}
+
+    def describe(self, group: str, index: tuple[int, ...]) -> str:
+        """Return a short name of one part for tables."""
+        return f"{group}[{', '.join(map(str, index))}]"
+
+    @property
+    def sites(self) -> dict[str, list[str]]:
+        """The sites, each with the names of the groups that act there."""
+        found: dict[str, list[str]] = {}
+        for name, group in self.groups.items():
+            for site in group.sites:
+                found.setdefault(site, []).append(name)
+        return found
+
+    def group(self, name: str) -> Group:
+        if name not in self.groups:
+            raise unknown("gate group", name, self.groups)
+        return self.groups[name]
+
+    def ones(self, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return gates of one for the named groups (all by default)."""
+        return self.full(1.0, names)
+
+    def full(self, value: float, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Return gates of one value for the named groups (all by default)."""
+        dtype = torch.promote_types(next(self.target.model.parameters()).dtype, torch.float32)
+        chosen = self.groups if names is None else list(names)
+        return {
+            name: torch.full(self.group(name).shape, value, dtype=dtype, device=self.target.device)
+            for name in chosen
+        }
+
+    def check(self, gates: Gates) -> None:
+        """Raise InputError when gates are of an unknown group or do not broadcast to their
+        shape.
+        """
+        for name, gate in gates.items():
+            shape = self.group(name).shape
+            try:
+                fits = torch.broadcast_shapes(gate.shape, shape) == shape
+            except RuntimeError:
+                fits = False
+            if not fits:
+                raise InputError(
+                    f"gates of {name!r} have shape {tuple(gate.shape)}; they must broadcast to"
+                    f" {shape}"
+                )
+
+    def edits(self, gates: Gates) -> dict[str, Edit]:
+        """Return the edits that apply the gates at every site where one of their groups acts."""
+
+        def edit(site: str) -> Edit:
+            return lambda seen: mix(seen, self.parts(site, seen), gates)
+
+        return {
+            site: edit(site)
+            for site, names in self.sites.items()
+            if any(name in gates for name in names)
+        }
+
+    def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:
+        """Return the metric of every example under the gates; groups that are not given stay at
+        one.
+
+        With `record` the part of the network before the first gated site is not computed again.
+        """
+        gates = gates or {}
+        self.check(gates)
+        edits = self.edits(gates)
+        return self.target.values(self.batch, edits, record=record, resume=tuple(edits))
+
+    def record(self) -> Record:
+        """Run the target once on the batch and keep every module's output."""
+        return record_outputs(self.target.model, self.batch.inputs)
+
+    @torch.no_grad()
+    def norms(self) -> dict[str, Tensor]:
+        """Return the norm of every part on the untouched network, (examples, *axes) by group
+        (over sites: root of the summed squares).
+        """
+        squares: dict[str, Tensor] = {}
+        for site, seen in read_sites(self.target.model, self.batch.inputs, self.sites).items():
+            for name, parts in self.parts(site, seen).items():
+                squares[name] = squares.get(name, torch.zeros(())) + parts.norm().square()
+        return {name: self.per_example(name, squares[name].sqrt()) for name in self.groups}
+
+    def per_example(self, name: str, values: Tensor) -> Tensor:
+        """Give values of a group its example axis."""
+        group = self.group(name)
+        return values if group.per_example else values.expand(len(self.batch), *group.axes)
+
+
+def differentiable(function: Callable[[], Tensor]) -> Tensor:
+    """Call a function that takes forward-mode derivatives, and turn the refusal of fused
+    attention into advice.
+    """
+    try:
+        return function()
+    except (NotImplementedError, RuntimeError) as error:
+        if "forward" in str(error).lower() and ("AD" in str(error) or "attention" in str(error)):
+            raise InputError(
+                "fused attention has no forward-mode derivative; load the model with"
+                " attn_implementation='eager'"
+            ) from error
+        if "in-place" in str(error) or "vmap" in str(error):
+            raise AssayError(
+                f"the model cannot run under torch.func transforms: {str(error).splitlines()[0]}"
+            ) from error
+        raise

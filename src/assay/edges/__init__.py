@@ -1,0 +1,8 @@
+"""Edges: what is scored between two parts, by estimates and by exact patching."""
+
+from __future__ import annotations
+
+from assay.edges.patching import exact_edges, patch_edges
+from assay.edges.scores import EdgeScores, edges
+
+__all__ = ["EdgeScores", "edges", "exact_edges", "patch_edges"]

@@ -1,0 +1,183 @@
+"""An upper bound of the mean cross-entropy over all inputs, from the margins of the cubic strategy
+per competitor.
+
+In the cell (q, m, c) the margin over x of a sequence whose smaller tokens all equal k is at most
+
+    F_x(k) = max_s (s e^{a_qm} B_m + e^{a_qq + b_q} B_q + (T - s) e^{a_qk} B_k) / (the same with B =
+    1), B_t = EV[t,x] - EV[t,m] + p_x + D[q,x] - D[q,m],
+
+s at its ends as in `assay.proofs.max_of_k.strategies.cubic`; a mixture of tokens has no larger one
+than the worst of them. Ordering the tokens by how bad they are, (r^c - (r-1)^c) C(K-1, c) sequences
+have token number r as their worst, and each of them loses at most log(1 + sum_x exp(max over the
+first r of F_x))."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from math import comb
+
+import numpy as np
+from flint import arb, ctx
+
+from assay.bounds import rounding
+from assay.bounds.rounding import Array, Interval
+from assay.errors import AssayError
+from assay.proofs.max_of_k.strategies.base import Problem
+from assay.proofs.max_of_k.strategies.cubic import shares
+from assay.proofs.max_of_k.tables import Tables, over
+from assay.targets.max_of_k import Weights
+
+_SCALE = 40  # losses are summed as integers in units of 2^-40 nats, rounded up
+_REACH = 600.0  # margins beyond lead to no bound
+_GRID = 64.0
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """A proved upper bound of the mean loss in nats (at level float64: not proved), and the CPU
+    seconds it took.
+    """
+
+    bound: Fraction
+    level: str
+    seconds: float
+
+
+def bound_cross_entropy(
+    weights: Weights, level: str = "real", *, exp_ulp: float = 2.0
+) -> CrossEntropy:
+    """Bound the mean cross-entropy at the last position over all V^K inputs from above.
+
+    Raises AssayError when a margin's bound is too large for a loss in float64.
+    """
+    began = time.process_time()
+    tables = Problem(weights, level, exp_ulp).tables
+    total = 0
+    for m in range(tables.vocabulary):
+        for c in range(tables.positions):
+            total += _cell_losses(tables, m, c)
+    bound = Fraction(total, tables.vocabulary**tables.positions << _SCALE)
+    return CrossEntropy(bound, level, time.process_time() - began)
+
+
+def _cell_losses(tables: Tables, m: int, c: int) -> int:
+    """Return the summed losses, in units of 2^-40, of the cells (q, m, c) for all q."""
+    K = tables.positions
+    queries = slice(0, m + 1) if c < K - 1 else slice(m, m + 1)
+    if c and not m:
+        return 0
+    worst = _margins(tables, m, c, queries)  # (Q, tokens, X); one pretended token for c = 0
+    order = np.argsort(worst.max(-1, initial=-np.inf), axis=1, kind="stable")
+    worst = np.maximum.accumulate(np.take_along_axis(worst, order[:, :, None], 1), axis=1)
+    loss = _softplus(tables, worst)
+    if not np.isfinite(loss).all() or loss.max() > 1e5:
+        raise AssayError("the cross-entropy has no useful bound: a margin is too large")
+    units = (
+        np.ceil(loss * 2.0**_SCALE).astype(np.int64).astype(object)
+    )  # the product is exact, so that ceil rounds up
+    ranks = range(1, units.shape[1] + 1)
+    ways = [1] if c == 0 else [r**c - (r - 1) ** c for r in ranks]
+    return comb(K - 1, c) * sum(
+        int(column.sum()) * count for column, count in zip(units.T, ways, strict=True)
+    )
+
+
+def _margins(tables: Tables, m: int, c: int, queries: slice) -> Array:
+    """Return upper bounds of F_x(k), (queries, k < m, x != m); for c = 0 of the one sequence,
+    (queries, 1, x != m).
+    """
+    up, rows, keys = (
+        tables.up,
+        np.arange(tables.vocabulary)[queries],
+        np.arange(m) if c else np.array([m]),
+    )
+    written = np.delete(up(tables.ov(m, slice(m + 1)) + tables.position_ov(m).max(0)), m, axis=1)
+    direct = np.delete(tables.direct(m)[queries], m, axis=1)
+    values = [
+        up(written[m] + direct)[:, None],
+        up(written[rows] + direct)[:, None],
+        up(written[keys] + direct[:, None]),
+    ]
+    at_max = over(tables.ea, lambda end: end[queries, m][:, None])
+    own = tables.product(
+        over(tables.ea, lambda end: end[rows, rows]), over(tables.eb, lambda end: end[queries, -1])
+    )
+    others = over(tables.ea, lambda end: end[queries][:, keys])
+    largest = np.full(values[2].shape, -np.inf)
+    for copies, rest in shares(tables, c, queries):
+        places = [
+            tables.product(over(copies, _column), at_max),
+            over(own, _column),
+            tables.product(over(rest, _column), others),
+        ]
+        ratio = _mean(
+            tables, [over(place, lambda end: end[:, :, None]) for place in places], values
+        )
+        largest = np.maximum(largest, ratio)
+    return np.where(np.isnan(largest), np.inf, largest)
+
+
+def _mean(tables: Tables, weights: list[Interval], values: list[Array]) -> Array:
+    """Return upper bounds of the means of values with non-negative weights."""
+    top, low, high = np.zeros(()), np.zeros(()), np.zeros(())
+    for weight, value in zip(weights, values, strict=True):
+        top = tables.up(top + tables.times(weight, value))
+        low, high = np.maximum(tables.down(low + weight.lo), 0.0), tables.up(high + weight.hi)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return tables.up(np.maximum(top / low, top / high))
+
+
+def _column(end: Array) -> Array:
+    return end[:, None]
+
+
+def _softplus(tables: Tables, margins: Array) -> Array:
+    """Return upper bounds of log(1 + sum_x exp(margin_x))."""
+    if tables.level == "float64":
+        return np.log1p(np.exp(np.minimum(margins, 700.0)).sum(-1))
+    return _log_up(rounding.up(1.0 + rounding.sum_up(_exp_up(margins), axis=-1)))
+
+
+def _exp_up(x: Array) -> Array:
+    """Return upper bounds of exp: balls at an integer and at a 64th, times 1 + r + r^2 >= e^r
+    for the rest r.
+    """
+    near = np.clip(x, -_REACH, _REACH)
+    whole = np.floor(near)
+    part = np.floor((near - whole) * _GRID).clip(0, _GRID - 1)
+    rest = np.maximum(rounding.up(rounding.up(near - whole) - part / _GRID), 0.0)
+    wholes, parts = _exponentials()
+    value = rounding.up(wholes[(whole + _REACH).astype(int)] * parts[part.astype(int)])
+    value = rounding.up(value * rounding.up(1.0 + rounding.up(rest + rounding.up(rest * rest))))
+    return np.where(x <= _REACH, value, np.inf)
+
+
+def _log_up(z: Array) -> Array:
+    """Return upper bounds of log z for z >= 1: with z = 2^e f, the tangent of log at a 256th
+    below f in [1, 2).
+    """
+    fraction, exponent = np.frexp(np.where(np.isfinite(z), z, 1.0))
+    f, e = 2.0 * fraction, exponent - 1.0
+    index = np.floor((f - 1.0) * 256.0).astype(int)
+    point = 1.0 + index / 256.0
+    logs, two = _logarithms()
+    value = rounding.up(
+        rounding.up(e * two) + rounding.up(logs[index] + rounding.up((f - point) / point))
+    )
+    return np.where(np.isfinite(z), value, np.inf)
+
+
+@cache
+def _exponentials() -> tuple[Array, Array]:
+    wholes, parts = np.arange(-_REACH, _REACH + 1.0), np.arange(_GRID) / _GRID
+    return rounding.exp_interval(wholes, wholes).hi, rounding.exp_interval(parts, parts).hi
+
+
+@cache
+def _logarithms() -> tuple[Array, float]:
+    with ctx.workprec(128):
+        logs = [rounding.ball_interval((1 + arb(i) / 256).log())[1] for i in range(256)]
+        return np.array(logs), rounding.ball_interval(arb(2).log())[1]

@@ -1,0 +1,212 @@
+"""The max-of-K study: train a small transformer, prove how often it is right with every
+strategy, certify and check.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from pydantic import Field
+
+import assay_check
+from assay.errors import AssayError, InputError
+from assay.io.files import existing
+from assay.io.runs import Run
+from assay.learn.max_of_k import train_max_of_k
+from assay.proofs.max_of_k import cross_entropy
+from assay.proofs.max_of_k.cells import Measure
+from assay.proofs.max_of_k.circuits import circuits, margin_shares, sampled_accuracy
+from assay.proofs.max_of_k.prove import ProofResult, prove, prove_all, true_count
+from assay.proofs.max_of_k.strategies import STRATEGIES, named
+from assay.studies import runner
+from assay.studies.max_of_k.page import headline, sections
+from assay.targets import max_of_k
+from assay.targets.max_of_k import Weights
+
+__all__ = ["Config", "check", "headline", "run", "sections"]
+
+CERTIFICATE = "certificate.json"
+
+
+class ModelConfig(runner.Config):
+    """`path` is a safetensors file with the tensors of TransformerLens; without it a network of
+    these sizes is trained.
+    """
+
+    path: str | None = None
+    vocabulary: int = Field(64, ge=2)
+    positions: int = Field(4, ge=2)
+    width: int = Field(32, ge=1)
+
+
+class TrainingConfig(runner.Config):
+    steps: int = Field(3000, ge=1)
+    batch: int = Field(128, ge=1)
+    rate: float = Field(1e-3, gt=0)
+    decay: float = Field(0.01, ge=0)
+
+
+class ProofsConfig(runner.Config):
+    """`strategies` are names, or none for all; `certified` writes the certificate; `float32`
+    also proves the network as executed.
+    """
+
+    level: str = "real"
+    strategies: tuple[str, ...] = ()
+    certified: str = "best"
+    float32: bool = True
+
+
+class Config(runner.StudyConfig):
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    proofs: ProofsConfig = ProofsConfig()
+
+
+def check(config: Config) -> None:
+    """Refuse unknown strategies and levels, and weights that cannot be proved about."""
+    for name in (*config.proofs.strategies, config.proofs.certified):
+        named(name)
+    if config.proofs.level not in ("real", "float32"):
+        raise InputError(
+            "proofs.level must be real or float32 (float64 proves nothing), got"
+            f" {config.proofs.level!r}"
+        )
+    if config.model.path is not None:
+        max_of_k.load(existing(config.model.path))
+
+
+def run(config: Config, run: Run) -> dict[str, Any]:
+    """Train or load, prove, certify and check; everything the report shows is saved."""
+    weights = _weights(config, run)
+    path = max_of_k.save(run.path("weights.safetensors"), weights)
+    results = _prove(config, weights)
+    truth = true_count(weights)
+    run.save_table("proofs.parquet", _table(results, truth))
+    best = prove(
+        weights,
+        config.proofs.certified,
+        config.proofs.level,
+        certificate_path=run.path(CERTIFICATE),
+        normalise=False,
+    )
+    verdict = assay_check.check(run.path(CERTIFICATE), path)
+    if not verdict.accepted:
+        raise AssayError(f"the independent checker refuses the certificate: {verdict.reason}")
+    found = circuits(weights)
+    run.save_tensors(
+        "circuits.safetensors",
+        {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in vars(found).items()},
+    )
+    shares = margin_shares(weights, seed=config.seed)
+    run.save_table(
+        "shares.parquet", pl.DataFrame({"path": list(shares), "margin": list(shares.values())})
+    )
+    run.save_table("measures.parquet", _measures(config, weights))
+    executed = (
+        prove(weights, config.proofs.certified, "float32", count_operations=False, normalise=False)
+        if config.proofs.float32
+        else None
+    )
+    return {
+        "total": best.total,
+        "right": truth,
+        "accuracy": truth / best.total if truth is not None else None,
+        "sampled_accuracy": sampled_accuracy(weights, seed=config.seed) if truth is None else None,
+        "certified": {
+            "strategy": best.strategy,
+            "count": best.count,
+            "bound": float(best.bound),
+            "seconds": best.seconds,
+        },
+        "checked": verdict.reason,
+        "executed": float(executed.bound) if executed else None,
+        "cross_entropy": _cross_entropy(config, weights),
+        "bounds": {result.strategy: float(result.bound) for result in results},
+        "operations": {result.strategy: result.operations for result in results},
+        "vocabulary": weights.vocabulary,
+        "positions": weights.positions,
+        "level": config.proofs.level,
+    }
+
+
+def _weights(config: Config, run: Run) -> Weights:
+    if config.model.path is not None:
+        return max_of_k.load(existing(Path(config.model.path)))
+    model, training = config.model, config.training
+    trained = train_max_of_k(
+        model.vocabulary,
+        model.positions,
+        model.width,
+        seed=config.seed,
+        steps=training.steps,
+        batch=training.batch,
+        rate=training.rate,
+        decay=training.decay,
+        run=run,
+    )
+    return max_of_k.weights_of(trained)
+
+
+def _prove(config: Config, weights: Weights) -> list[ProofResult]:
+    level = config.proofs.level
+    if not config.proofs.strategies:
+        return list(prove_all(weights, level, normalise=False))
+    return [prove(weights, name, level, normalise=False) for name in config.proofs.strategies]
+
+
+def _table(results: list[ProofResult], truth: int | None) -> pl.DataFrame:
+    rows = [
+        {
+            "strategy": result.strategy,
+            "bound": float(result.bound),
+            "normalised": result.count / truth if truth else None,
+            "certified sequences": str(result.count),
+            "operations": result.operations,
+            "unexplained dimensions": float(result.unexplained),
+            "CPU seconds": result.seconds,
+            "about": STRATEGIES[result.strategy].about,
+        }
+        for result in results
+    ]
+    return pl.DataFrame(rows)
+
+
+def _measures(config: Config, weights: Weights) -> pl.DataFrame:
+    """Return the certified value of some predicates of the input, from the certified strategy."""
+    V, K = weights.vocabulary, weights.positions
+    q, m, c = np.ogrid[:V, :V, :K]
+    predicates = {
+        "all inputs": None,
+        "the query is the largest token": (q == m) & (c >= 0),
+        "the query is not the largest token": (q != m) & (c >= 0),
+        "the largest token appears once": c + (q != m) == K - 1,
+        "the largest token is below half of the vocabulary": (m < V // 2) & (q >= 0) & (c >= 0),
+    }
+    rows = []
+    for name, cells in predicates.items():
+        chosen = None if cells is None else np.broadcast_to(cells, (V, V, K)).copy()
+        measure = Measure(name, None, chosen)
+        result = prove(
+            weights, "box_exact", config.proofs.level, measure=measure, count_operations=False
+        )
+        rows.append(
+            {
+                "inputs": name,
+                "share of all": result.total / V**K,
+                "bound": float(result.bound),
+                "normalised": result.normalised,
+            }
+        )
+    return pl.DataFrame(rows, schema_overrides={"normalised": pl.Float64})
+
+
+def _cross_entropy(config: Config, weights: Weights) -> float | None:
+    try:
+        return float(cross_entropy.bound_cross_entropy(weights, config.proofs.level).bound)
+    except AssayError:
+        return None  # a margin without a useful bound: a network far from trained

@@ -1,0 +1,51 @@
+"""The proof verbs: prove a bound from a file of weights, and check a certificate with the
+independent checker.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import assay_check
+from assay.errors import InputError, unknown
+from assay.io.files import existing
+from assay.proofs.max_of_k.prove import prove, prove_all
+from assay.targets import max_of_k
+
+TASKS = ("max-of-k",)
+
+
+def prove_task(
+    task: str,
+    weights: Path | str,
+    *,
+    strategy: str = "best",
+    level: str = "real",
+    certificate: Path | str | None = None,
+) -> dict[str, Any]:
+    """Return what a strategy proves of the weights in a file, or, with "all", what every strategy
+    does, by name.
+
+    Raises InputError for an unknown task, strategy or level, and for "all" with a certificate.
+    """
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    if strategy != "all":
+        return prove(weights, strategy, level, certificate_path=certificate).to_json()
+    if certificate is not None:
+        raise InputError("--strategy all writes no certificate; name one strategy with -o")
+    return {
+        result.strategy: result.to_json() for result in prove_all(max_of_k.load(weights), level)
+    }
+
+
+def check_certificate(certificate: Path | str, weights: Path | str) -> dict[str, Any]:
+    """Return the verdict of the independent checker; InputError for files that are not what they
+    should be.
+    """
+    try:
+        verdict = assay_check.check(existing(certificate), existing(weights))
+    except (assay_check.InputError, OSError) as error:
+        raise InputError(str(error)) from error
+    return {**vars(verdict), "bound": str(verdict.bound)}

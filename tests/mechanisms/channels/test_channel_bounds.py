@@ -1,0 +1,168 @@
+"""Certificates: no draw may violate them, and what they do not cover is refused."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from channel_oracle import ablated, batch, network
+from torch import Tensor
+
+from assay.errors import InputError
+from assay.mechanisms.channels.ablation import ablate_channels
+from assay.mechanisms.channels.attribution import attribute_channels
+from assay.mechanisms.channels.certify import certify_channels, certify_relative
+from assay.mechanisms.channels.clean import run_clean
+from assay.mechanisms.channels.second_order import half_curvatures
+from assay.mechanisms.channels.weights import read_weights
+
+SETTINGS = list(
+    itertools.product(("logit", "cross_entropy"), ("plain", "frozen", "live"), (False, True))
+)
+
+
+@torch.no_grad()
+def _check_draw(seed: int, *, brute: bool = False) -> float:
+    """Draw a network and a batch, and return the largest violation of any certificate relative
+    to the rounding allowed (1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    functional, norm, patches = SETTINGS[seed % len(SETTINGS)]
+    pick = torch.rand(3, generator=generator)
+    scale = float(10 ** (3 * pick[0] - 1.5))
+    blocks = 2 + int(4 * pick[1])
+    model = network(
+        seed, blocks=blocks, width=4, hidden=3, scale=scale, norm=norm != "plain", patches=patches
+    )
+    x, y = batch(seed, examples=2)
+    x = x * float(10 ** (2 * pick[2] - 1))
+    clean = run_clean(read_weights(model), x, y, functional, frozen=norm == "frozen")  # type: ignore[arg-type]
+    if not all(bool(torch.isfinite(g).all()) for g in (*clean.gradients, clean.logits)):
+        return 0.0
+    found = certify_channels(clean, tight=norm != "live")
+    assert found.ablation == norm
+    attribution = attribute_channels(clean)
+    errors = (
+        attribution - ablated(model, x, y, functional, norm == "frozen")
+        if brute
+        else ablate_channels(clean).errors
+    )
+    # Certificates are about exact arithmetic. What the scan sums rounds relative to the sizes in
+    # the scalar bound; brute force and live norms subtract whole values of the functional.
+    size = 1e-12 * found.first
+    if brute or norm == "live":
+        size = size + 1e-9 * (1 + clean.logits.abs().max() + attribution.abs())
+    worst = _excess(errors, found.first, size)
+    if found.second is not None and found.curvature is not None:
+        worst = max(worst, _excess(errors - found.curvature, found.second, size))
+        worst = max(worst, _excess(errors, found.first_tight, size))
+        assert torch.equal(found.curvature, half_curvatures(clean))
+    return worst
+
+
+def _excess(error: Tensor, bound: Tensor, size: Tensor) -> float:
+    assert bool((bound >= 0).all())
+    known = torch.isfinite(error) & torch.isfinite(bound)
+    return (
+        float(((error.abs() - bound) / (size + 1e-300))[known].amax()) if bool(known.any()) else 0.0
+    )
+
+
+def test_no_certificate_is_violated() -> None:
+    draws = [_check_draw(seed) for seed in range(240)]
+    print([(i, d) for i, d in enumerate(draws) if d > 1])
+    assert max(draws) <= 1
+
+
+def test_no_certificate_is_violated_against_brute_force() -> None:
+    assert max(_check_draw(seed, brute=True) for seed in range(1000, 1036)) <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("thousand", range(2, 12))
+def test_no_certificate_is_violated_in_ten_thousand_draws(thousand: int) -> None:
+    assert max(_check_draw(seed) for seed in range(1000 * thousand, 1000 * (thousand + 1))) <= 1
+
+
+def test_certificates_are_of_the_right_order() -> None:
+    """As a channel's step shrinks by 10, the scalar bound shrinks by 100 and the tight one by
+    1000 or more, like the errors they bound.
+    """
+    model = network(5, blocks=4, width=6, hidden=5, scale=2.0)
+    x, y = batch(5)
+    bounds = []
+    for factor in (1e-2, 1e-3):
+        with torch.no_grad():
+            shrunk = network(5, blocks=4, width=6, hidden=5, scale=2.0)
+            shrunk.load_state_dict(model.state_dict())
+            for block in shrunk.blocks:
+                block.down.weight[:, 0] *= factor
+        found = certify_channels(run_clean(read_weights(shrunk), x, y))
+        assert found.second is not None
+        bounds.append((found.first[:, 0, 0], found.second[:, 0, 0]))
+    assert torch.allclose(
+        bounds[0][0] / bounds[1][0], torch.full((4,), 100.0, dtype=torch.float64), rtol=0.2
+    )
+    assert bool((bounds[0][1] / bounds[1][1] > 900).all())
+
+
+def test_the_last_block_is_certified_exact_and_the_one_before_in_second_order() -> None:
+    found = certify_channels(run_clean(read_weights(network(1, blocks=3)), *batch(1)))
+    assert found.second is not None
+    assert torch.equal(found.first[:, 2], torch.zeros_like(found.first[:, 2]))
+    assert torch.equal(found.second[:, 1:], torch.zeros_like(found.second[:, 1:]))
+    assert bool((found.second[:, 0] > 0).all())
+
+
+def test_frobenius_norms_bound_the_spectral_ones_and_chunks_do_not_matter() -> None:
+    clean = run_clean(read_weights(network(2, blocks=4)), *batch(2, examples=6))
+    spectral, frobenius = certify_channels(clean), certify_channels(clean, norms="frobenius")
+    assert bool((frobenius.first >= spectral.first).all())
+    small = certify_channels(clean, budget=8000)
+    assert torch.allclose(small.first, spectral.first, rtol=1e-12)
+    assert torch.allclose(small.first_tight, spectral.first_tight, rtol=1e-10)
+
+
+def test_the_relative_certificate_implies_the_relative_error() -> None:
+    clean = run_clean(read_weights(network(3, blocks=4, scale=0.6)), *batch(3, examples=20))
+    found, attribution, effects = (
+        certify_channels(clean),
+        attribute_channels(clean),
+        ablate_channels(clean).effects,
+    )
+    for tolerance in (0.01, 0.1, 1.0):
+        for bound in (found.first, found.first_tight):
+            proved = certify_relative(bound, attribution, tolerance)
+            assert bool(
+                ((attribution - effects).abs() <= tolerance * effects.abs() * (1 + 1e-9))[
+                    proved
+                ].all()
+            )
+        assert bool(certify_relative(found.first_tight, attribution, tolerance)[:, :-1].any())
+
+
+def test_an_overflowing_network_has_infinite_bounds() -> None:
+    model = network(4, blocks=5, scale=1e30)
+    with pytest.raises(InputError):
+        run_clean(read_weights(model), batch(4)[0] * float("inf"), batch(4)[1])
+    found = certify_channels(run_clean(read_weights(model), *batch(4)))
+    assert not bool(torch.isnan(found.first).any())
+    assert bool(torch.isinf(found.first[:, 0]).all())
+
+
+def test_what_is_not_covered_is_refused() -> None:
+    x, y = batch(0)
+    with pytest.raises(InputError, match="gate 'silu'"):
+        certify_channels(run_clean(read_weights(network(0, gate="silu")), x, y))
+    live = run_clean(read_weights(network(0, norm=True)), x, y)
+    with pytest.raises(InputError, match="frozen"):
+        certify_channels(live)
+    with pytest.raises(InputError, match="tight"):
+        _ = certify_channels(live, tight=False).first_tight
+    with pytest.raises(InputError, match="float64"):
+        certify_channels(run_clean(read_weights(network(0), torch.float32), x, y))
+    with pytest.raises(InputError, match="did you mean spectral"):
+        certify_channels(run_clean(read_weights(network(0)), x, y), norms="spektral")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="tolerance"):
+        certify_relative(torch.ones(1), torch.ones(1), 0.0)

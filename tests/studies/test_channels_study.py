@@ -1,0 +1,248 @@
+"""The channels study end to end: the user's data, the verbs over a saved run, kill -9 and bad
+input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from assay import cli
+from assay.io import files
+from assay.studies import runner
+
+SMALL = ["training.steps=120", "audit.examples=60", "audit.exact=8"]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+
+
+def assay(*words, check=True):
+    done = subprocess.run(
+        [sys.executable, "-m", "assay.cli", *words],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    for seed in (0, 1):
+        runner.execute(runner.load("digits-channels", [*SMALL, f"seed={seed}"]), folder / str(seed))
+    return folder
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["assay", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr()
+
+
+def test_summary_and_files(runs):
+    summary = files.read_json(runs / "0" / "summary.json")
+    assert summary["accuracy"] > 0.8
+    assert 0 <= summary["certified_share"]["B1"] <= summary["certified_share"]["q+B3"] + 0.05
+    assert summary["agreement"]["second"]["mae"] < summary["agreement"]["first"]["mae"]
+    assert (
+        summary["bars"]["second"]["mean_width"]
+        <= summary["bars"]["second"]["constant_first_order_width"] / 4
+    )
+    page = (runs / "0" / "report.html").read_text()
+    assert "What can be proved" in page
+    assert len(page) < 2_000_000
+    for name in (
+        "config.json",
+        "versions.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "scores.parquet",
+        "channels.parquet",
+    ):
+        assert (runs / "0" / name).exists()
+
+
+@pytest.mark.parametrize("method", ["gradient", "second-order", "exact"])
+def test_attribute_audit_and_explain(runs, monkeypatch, capsys, method):
+    code, out = command(
+        monkeypatch, capsys, "attribute", str(runs / "0"), "--method", method, "--json"
+    )
+    assert code == 0
+    part = json.loads(out.out)["rows"][0]["part"]
+    code, out = command(
+        monkeypatch, capsys, "explain", str(runs / "0"), part, "--method", method, "--json"
+    )
+    assert code == 0
+    rows = json.loads(out.out)["rows"]
+    assert {"example", "label", "prediction", "score"} <= set(rows[0])
+    assert abs(rows[0]["score"]) >= abs(rows[-1]["score"])
+    code, out = command(
+        monkeypatch, capsys, "ablate", str(runs / "0"), "--part", part, "--method", method, "--json"
+    )
+    row = json.loads(out.out)["rows"][0]
+    assert row["mean_abs_error"] == pytest.approx(0, abs=1e-9 if method == "exact" else 0.1)
+    assert (runs / "0" / f"scores-{method}.parquet").exists()
+
+
+def test_audit_table_and_compare(runs, monkeypatch, capsys):
+    code, out = command(monkeypatch, capsys, "audit", str(runs / "0"), "--exact", "4")
+    assert code == 0
+    assert "agreement.pearson" in out.out
+    code, out = command(monkeypatch, capsys, "compare", str(runs / "0"), str(runs / "0"), "--json")
+    assert json.loads(out.out)["stability"] == pytest.approx(1)
+    code, out = command(monkeypatch, capsys, "compare", str(runs / "0"), str(runs / "1"), "--json")
+    assert 0 < json.loads(out.out)["stability"] < 0.999
+    code, out = command(monkeypatch, capsys, "report", str(runs / "0"), "--json")
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["attribute", "{run}", "--method", "gradiant"], "did you mean gradient"),
+        (["explain", "{run}", "blocks.0"], "a part is written group"),
+        (["explain", "{run}", "blocks.9[0]"], "unknown gate group"),
+        (["explain", "{run}", "blocks.0[64]"], "within"),
+        (["audit", "{run}", "--exact", "1"], "give at least 4"),
+        (["attribute", "{run}/nothing"], "no run in"),
+        (["run", "digits-channels", "-o", "{run}"], "already exists"),
+        (["run", "digits-channels", "-o", "{run}", "--resume"], "another config"),
+        (["run", "digits-chanels"], "did you mean digits-channels"),
+        (
+            ["run", "digits-channels", "-o", "{run}x", "--set", "model.gate=gelo"],
+            "did you mean gelu",
+        ),
+        (
+            ["run", "digits-channels", "-o", "{run}x", "--set", "training.step=2"],
+            "did you mean training.steps",
+        ),
+        (["run", "channels", "-o", "{run}x", "--set", "data.path=none.npz"], "no file"),
+    ],
+)
+def test_bad_words_exit_with_two_and_one_line(runs, monkeypatch, capsys, words, message):
+    code, out = command(
+        monkeypatch, capsys, *[word.replace("{run}", str(runs / "0")) for word in words]
+    )
+    assert code == 2
+    assert message in out.err
+    assert len(out.err.strip().splitlines()) == 1
+    assert not out.out
+
+
+def test_a_damaged_model_is_refused(runs, monkeypatch, capsys, tmp_path):
+    import shutil
+
+    shutil.copytree(runs / "0", tmp_path / "run")
+    tensors = files.load_tensors(tmp_path / "run" / "model.safetensors")
+    tensors["head.weight"][0, 0] = float("nan")
+    files.save_tensors(tmp_path / "run" / "model.safetensors", tensors)
+    code, out = command(monkeypatch, capsys, "attribute", str(tmp_path / "run"))
+    assert code == 2
+    assert "head.weight" in out.err
+
+
+@pytest.fixture
+def table(tmp_path):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(240, 5)).astype(np.float32)
+    np.savez(tmp_path / "mine.npz", x=x, y=(x[:, 0] * x[:, 1] > 0).astype(np.int64) + 3)
+    return tmp_path / "mine.npz"
+
+
+@pytest.mark.parametrize(
+    "extra", [[], ["model.norm=true"], ["model.gate=gelu"], ["audit.functional=cross_entropy"]]
+)
+def test_the_users_own_data(table, tmp_path, extra):
+    overrides = [
+        f"data.path={table}",
+        "training.steps=40",
+        "model.hidden=8",
+        "model.width=6",
+        "model.blocks=2",
+        "audit.exact=4",
+    ]
+    summary = runner.execute(runner.load("channels", [*overrides, *extra]), tmp_path / "run")
+    assert summary["examples"] == 60
+    assert "gate" not in str(extra) or "quadratic" in summary["not_available"]["certificates"]
+    assert "Channels of a bilinear network" in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"x": np.zeros((4, 2))}, "y missing"),
+        ({"x": np.zeros((0, 2)), "y": np.zeros(0, int)}, "not empty"),
+        ({"x": np.ones((8, 2)), "y": np.zeros(8, int)}, "one class only"),
+        ({"x": np.full((8, 2), np.nan), "y": np.arange(8) % 2}, "NaN"),
+        ({"x": np.ones((8, 2)), "y": np.arange(7) % 2}, "one class per example"),
+    ],
+)
+def test_bad_data_is_refused_before_any_work(tmp_path, monkeypatch, capsys, arrays, message):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    code, out = command(
+        monkeypatch,
+        capsys,
+        "run",
+        "channels",
+        "-o",
+        str(tmp_path / "run"),
+        "--set",
+        f"data.path={tmp_path / 'bad.npz'}",
+    )
+    assert code == 2
+    assert message in out.err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_kill_nine_in_the_middle_of_training_and_resume_gives_the_same_numbers(tmp_path):
+    words = [
+        "run",
+        "digits-channels",
+        "--json",
+        "--set",
+        "training.steps=1500",
+        "--set",
+        "audit.examples=60",
+        "--set",
+        "audit.exact=8",
+    ]
+    whole = assay(*words, "-o", str(tmp_path / "whole")).stdout
+    process = subprocess.Popen(
+        [sys.executable, "-m", "assay.cli", *words, "-o", str(tmp_path / "killed")],
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    checkpoint = tmp_path / "killed" / "training.pt"
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert torch.load(checkpoint, weights_only=True)["step"] < 1500
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resumed = assay(*words, "-o", str(tmp_path / "killed"), "--resume").stdout
+    assert resumed == whole
+    first, second = (
+        files.load_tensors(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
+    )
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    other = assay(*words[:-2], "-o", str(tmp_path / "killed"), "--resume", check=False)
+    assert other.returncode == 2
+    assert "another config" in other.stderr
