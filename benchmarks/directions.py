@@ -19,7 +19,7 @@ from assay.mechanisms.directions import (
     pair_gradients,
 )
 from assay.mechanisms.directions.evaluation import recover
-from assay.targets.toys import tms
+from assay.learn.toys import tms
 
 NETWORKS = 5
 
