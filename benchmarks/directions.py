@@ -8,6 +8,7 @@ import time
 
 import torch
 
+from assay.learn.toys import tms
 from assay.mechanisms.directions import (
     BiLevel,
     Decomposer,
@@ -19,7 +20,6 @@ from assay.mechanisms.directions import (
     pair_gradients,
 )
 from assay.mechanisms.directions.evaluation import recover
-from assay.learn.toys import tms
 
 NETWORKS = 5
 

@@ -139,9 +139,13 @@ class RankOne(Mechanisms):
     def groups(self) -> Mapping[str, Group]:
         examples = len(self.batch)
         return {
-            "components": Group("components", (self.site,), (examples, 1, 3), low=0.2),
+            "components": Group("components", (self.site,), (examples, 1, 3)),
             "delta": Group("delta", (self.site,), (examples, 1)),
         }
+
+    def box(self, name: str) -> tuple[Tensor, Tensor]:
+        low, high = super().box(name)
+        return (torch.full_like(low, 0.2), high) if name == "components" else (low, high)
 
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
         inner, outer, delta = self._factors

@@ -23,11 +23,24 @@ _HOMES = {
     "assay.audit.budgeted": ("budgeted",),
     "assay.audit.totals": ("top_recall", "totals"),
     "assay.audit.faithfulness": ("curve", "faithfulness", "keep_top"),
+    "assay.core": (
+        "Atoms",
+        "Batch",
+        "Group",
+        "Kind",
+        "Mechanisms",
+        "Parts",
+        "Reference",
+        "Seen",
+        "Shifts",
+        "Target",
+        "Whole",
+        "target",
+    ),
     "assay.errors": ("AssayError", "InputError"),
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
-    "assay.core.target": ("Batch", "Target", "target"),
     "assay.targets.load": ("load", "pairs"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
@@ -35,17 +48,26 @@ _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = [
     "AssayError",
     "AtPStar",
+    "Atoms",
     "Audit",
     "Batch",
     "Exact",
     "Gradient",
+    "Group",
     "InputError",
     "IntegratedGradients",
+    "Kind",
+    "Mechanisms",
+    "Parts",
     "ProbedSecondOrder",
+    "Reference",
     "RelP",
     "Scores",
     "SecondOrder",
+    "Seen",
+    "Shifts",
     "Target",
+    "Whole",
     "ablate",
     "attribute",
     "budgeted",
@@ -82,7 +104,20 @@ if TYPE_CHECKING:
     from assay.audit.budgeted import budgeted
     from assay.audit.faithfulness import curve, faithfulness, keep_top
     from assay.audit.totals import top_recall, totals
-    from assay.core.target import Batch, Target, target
+    from assay.core import (
+        Atoms,
+        Batch,
+        Group,
+        Kind,
+        Mechanisms,
+        Parts,
+        Reference,
+        Seen,
+        Shifts,
+        Target,
+        Whole,
+        target,
+    )
     from assay.edges import edges
     from assay.errors import AssayError, InputError
     from assay.mechanisms.channels import channels

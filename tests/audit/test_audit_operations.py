@@ -122,7 +122,7 @@ def test_worst_case_reaches_the_exhaustive_maximum(kind, seed):
             mechanisms.values() - mechanisms.values(found.gates), found.damage, rtol=1e-9, atol=1e-9
         )
     for name, gates in found.gates.items():
-        assert (gates >= mechanisms.groups[name].low).all()
+        assert (gates >= mechanisms.box(name)[0]).all()
         assert (gates <= 1).all()
 
 

@@ -32,23 +32,16 @@ def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
     """Return the scores of `attribute`, with the examples split over the processes of `torchrun`.
 
     Every process binds the whole batch, so that references are those of the whole, and calls this
-    with equal arguments. The kind must be able to keep some of its examples (a method `take`).
-    `cpu_seconds` is the sum over processes; the gap of a path is the worst of theirs, since every
-    process refines the path for its own examples.
+    with equal arguments. `cpu_seconds` is the sum over processes; the gap of a path is the worst of
+    theirs, since every process refines the path for its own examples.
 
-    Raises InputError when the kind has no `take` and when there are fewer examples than processes,
-    AssayError when another process failed."""
+    Raises InputError when there are fewer examples than processes, AssayError when another process
+    failed."""
     method = Gradient() if method is None else method
     rank, world = start()
     if world == 1:
         found: Scores = method.scores(mechanisms)
         return found
-    take = getattr(mechanisms, "take", None)
-    if take is None:
-        raise InputError(
-            f"mechanisms of kind {mechanisms.kind!r} cannot be split over processes: they have no"
-            " method 'take'"
-        )
     if len(mechanisms.batch) < world:
         raise InputError(
             f"{len(mechanisms.batch)} examples cannot be split over {world} processes; start fewer"
@@ -57,7 +50,7 @@ def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
     first = sum(shares[:rank])
     own, failure = None, ""
     try:
-        own = method.scores(take(slice(first, first + shares[rank])))
+        own = method.scores(mechanisms.take(slice(first, first + shares[rank])))
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
     # Tell the others before waiting for them: a process that is alone in failing would leave them
@@ -88,6 +81,12 @@ def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:
 
 
 def _gather(values: Tensor, shares: list[int], rank: int) -> Tensor:
+    # Sparse in one process and dense in another: all must take part in the same transfers.
+    kinds = _tell({"sparse": values.is_sparse}, len(shares))
+    if any(entry["sparse"] for entry in kinds):
+        held = (values if values.is_sparse else values.to_sparse()).coalesce().cpu()
+        parts = [entry["part"] for entry in _tell({"part": held}, len(shares))]
+        return torch.cat(parts).coalesce().to(values.device)
     parts = []
     for source, share in enumerate(shares):
         part = (

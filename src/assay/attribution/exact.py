@@ -14,7 +14,8 @@ from torch import Tensor
 
 from assay.attribution.method import Estimate, Method
 from assay.core.mechanisms import Mechanisms
-from assay.core.sites import Edit, Record, Seen
+from assay.core.sites import Record, Seen
+from assay.core.values import active_rows, scatter
 from assay.errors import InputError
 from assay.memory import rows_within
 
@@ -33,11 +34,16 @@ class Exact(Method):
     def estimate(self, mechanisms: Mechanisms) -> Estimate:
         values: dict[str, Tensor] = {}
         record = cache(mechanisms.record)  # made by the first group that needs it
+        norms = mechanisms.norms()
         for name, group in mechanisms.groups.items():
-            effects = ablate(
-                mechanisms, name, every(mechanisms, name), record=record, budget=self.budget
-            )
-            values[name] = effects.T.reshape(len(mechanisms.batch), *group.axes)
+            if group.per_example:  # a part of norm zero has no effect
+                index, active = active_rows(norms[name])
+                effects = ablate(mechanisms, name, index, record=record, budget=self.budget)
+                values[name] = scatter(group.shape, index, active, effects)
+            else:
+                index = every(mechanisms, name)
+                effects = ablate(mechanisms, name, index, record=record, budget=self.budget)
+                values[name] = effects.T.reshape(len(mechanisms.batch), *group.axes)
         with torch.no_grad():
             return Estimate(mechanisms.values().double(), values)
 
@@ -88,24 +94,19 @@ def ablate(
         return known.double()
     made = record if isinstance(record, Record) else (record or mechanisms.record)()
 
+    touched = mechanisms.touched([name])
+
     def row(place: Tensor, weight: Tensor) -> Tensor:
-        def edit(site: str) -> Edit:
-            def remove(seen: Seen) -> Tensor:
-                part = mechanisms.parts(site, seen)[name].one(place)
-                wide = torch.promote_types(seen.written.dtype, torch.float32)
-                return (seen.written.to(wide) - weight * part.to(wide)).to(seen.written.dtype)
+        def remove(site: str, seen: Seen) -> Tensor:
+            wide = torch.promote_types(seen.written.dtype, torch.float32)
+            part = mechanisms.parts(site, seen)[name].one(place).to(wide)
+            return (seen.written.to(wide) - weight * part).to(seen.written.dtype)
 
-            return remove
-
-        return mechanisms.target.values(
-            mechanisms.batch,
-            {site: edit(site) for site in group.sites},
-            record=made,
-            resume=group.sites,
-        )
+        edits = mechanisms.edits_of([name], remove)
+        return mechanisms.target.values(mechanisms.batch, edits, record=made, resume=touched)
 
     chunk = rows_within(
-        4 * made.size_from(mechanisms.target.model, group.sites),
+        4 * made.size_from(mechanisms.target.model, touched),
         budget,
         device=mechanisms.target.device,
     )

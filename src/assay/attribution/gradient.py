@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from assay.attribution.method import Estimate, Method
 from assay.core.mechanisms import Mechanisms, differentiable
 from assay.core.parts import Gates, mix
-from assay.core.sites import Edit, Seen
+from assay.core.sites import Seen
+from assay.core.values import add, compact
 
 
 @dataclass(frozen=True)
@@ -52,25 +53,18 @@ def _reverse(
     mechanisms: Mechanisms, gates: Gates, names: set[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     tape: dict[str, tuple[Seen, Tensor]] = {}
-
-    def watch(site: str, present: bool) -> Edit:
-        def edit(seen: Seen) -> Tensor:
-            mixed = mix(seen, mechanisms.parts(site, seen), gates) if present else seen.written
-            tracked = mixed if mixed.requires_grad else mixed.detach().requires_grad_()
-            tape[site] = (
-                Seen(seen.value.detach(), seen.written.detach(), seen.inputs, seen.kwargs),
-                tracked,
-            )
-            return (
-                tracked.clone()
-            )  # a later in-place change must not reach the tensor that is differentiated
-
-        return edit
-
     sites = mechanisms.sites
-    watched = {
-        site: watch(site, any(name in gates for name in acting)) for site, acting in sites.items()
-    }
+
+    def watch(site: str, seen: Seen) -> Tensor:
+        present = any(name in gates for name in sites[site])
+        mixed = mix(seen, mechanisms.parts(site, seen), gates) if present else seen.written
+        tracked = mixed if mixed.requires_grad else mixed.detach().requires_grad_()
+        earlier = {place: entry.detach() for place, entry in seen.earlier.items()}
+        tape[site] = (replace(seen.detach(), earlier=earlier), tracked)
+        # A later in-place change must not reach the tensor that is differentiated.
+        return tracked.clone()
+
+    watched = mechanisms.edits_of(mechanisms.groups, watch)
     with torch.enable_grad():
         values = mechanisms.target.values(mechanisms.batch, watched)
         reached = [site for site in tape if names & set(sites[site])]
@@ -91,7 +85,8 @@ def _reverse(
                         if cotangent is None
                         else parts.dot(cotangent).double()
                     )
-                    found[name] = found[name] + gradient if name in found else gradient
+                    gradient = compact(gradient)
+                    found[name] = add(found[name], gradient) if name in found else gradient
     return values.detach(), found
 
 

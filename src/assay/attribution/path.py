@@ -5,6 +5,7 @@ along it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -14,6 +15,7 @@ from assay.attribution.gradient import gate_gradient
 from assay.attribution.method import Estimate, Method
 from assay.attribution.scores import Gap
 from assay.core.mechanisms import Mechanisms
+from assay.core.values import add, totals
 from assay.errors import InputError
 
 
@@ -58,11 +60,9 @@ class IntegratedGradients(Method):
         self, mechanisms: Mechanisms, names: list[str]
     ) -> tuple[Tensor, dict[str, Tensor], Gap]:
         def node(place: float) -> _Node:
-            gates = mechanisms.full(place, names)
+            gates = mechanisms.full(place, names, broadcast=True)
             metric, gradients = gate_gradient(mechanisms, gates, names)
-            slope = sum(
-                (gradient.flatten(1).sum(1) for gradient in gradients.values()), torch.zeros(())
-            )
+            slope = sum(map(totals, gradients.values()), torch.zeros(()))
             return _Node(place, metric, gradients, slope)
 
         panels = [_Panel(node(0.0), node(0.5), node(1.0))]
@@ -80,12 +80,7 @@ class IntegratedGradients(Method):
             panels.remove(worst)
             panels += worst.split(node)
             nodes += 2
-        scores = {
-            name: torch.zeros_like(gradient) for name, gradient in panels[0].left.gradients.items()
-        }
-        for panel in panels:
-            for name in scores:
-                scores[name] += panel.integral(name)
+        scores = {name: reduce(add, (panel.integral(name) for panel in panels)) for name in names}
         gap = float(sum((panel.gap for panel in panels), torch.zeros(())).abs().mean())
         relative = gap / scale if scale > 0 else (0.0 if gap == 0 else float("inf"))
         one = max((panel.right for panel in panels), key=lambda edge: edge.place)
@@ -120,8 +115,8 @@ class _Panel:
         return float(self.gap.abs().mean())
 
     def integral(self, name: str) -> Tensor:
-        ends = self.left.gradients[name] + self.right.gradients[name]
-        return (ends + 4 * self.middle.gradients[name]) * (self.width / 6)
+        ends = add(self.left.gradients[name], self.right.gradients[name])
+        return add(ends, 4 * self.middle.gradients[name]) * (self.width / 6)
 
     def split(self, node) -> list[_Panel]:  # type: ignore[no-untyped-def]
         low = replace(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from assay.charts.tables import notebook_html
 from assay.core.mechanisms import Mechanisms
-from assay.core.parts import at
+from assay.core.values import at, columns, data, mean, unravel
 from assay.errors import AssayError, InputError
 
 Estimand = Literal["single removal", "share of joint removal", "size of single removal"]
@@ -38,6 +38,7 @@ class Scores:
     """Scores of every part: `values[group]` is (examples, *axes), an estimate of F(ones) - F(gate
     at 0) with the sign of a removal.
 
+    Values of large groups are sparse tensors that hold the active entries (`assay.core.values`).
     The estimand says whether a score stands for the removal of one part, for its share of the joint
     removal, or for the size of its removal without the sign; `convention` names how gradients pass
     the site, or by which rules they pass the whole network where those are not its derivatives
@@ -65,13 +66,18 @@ class Scores:
         return self.mechanisms.reference
 
     @property
+    def sources(self) -> dict[str, str]:
+        """Where the parts of each group come from, in words."""
+        return {name: group.source for name, group in self.mechanisms.groups.items()}
+
+    @property
     def unsigned(self) -> bool:
         """Whether the scores say how large an effect is and not which way it goes."""
         return self.estimand == "size of single removal"
 
     def mean(self) -> dict[str, Tensor]:
         """Return the mean over examples by group, accumulated in float64."""
-        return {name: values.mean(0) for name, values in self.values.items()}
+        return {name: mean(values) for name, values in self.values.items()}
 
     def table(self, *, nonzero: bool = True) -> pl.DataFrame:
         """Return one row a part: group, part, index, mean score, standard deviation over
@@ -79,18 +85,8 @@ class Scores:
         """
         frames = []
         for name, values in self.values.items():
-            flat = values.flatten(1)
-            keep = (
-                (flat != 0).any(0).nonzero().flatten()
-                if nonzero
-                else torch.arange(flat.shape[1], device=flat.device)
-            )
-            flat = flat[:, keep]
-            places = (
-                torch.stack(torch.unravel_index(keep, values.shape[1:]), dim=1).tolist()
-                if values.ndim > 1
-                else [[]] * len(keep)
-            )
+            flat, keep = columns(values, nonzero=nonzero)
+            places = unravel(keep, tuple(values.shape[1:])).tolist()
             frames.append(
                 pl.DataFrame(
                     {
@@ -153,7 +149,7 @@ class Scores:
 def require_scores(values: Mapping[str, Tensor]) -> None:
     """Raise InputError when a score is NaN or infinite."""
     for name, entry in values.items():
-        bad = int((~torch.isfinite(entry)).sum())
+        bad = int((~torch.isfinite(data(entry))).sum())
         if bad:
             raise InputError(
                 f"{bad} scores of {name!r} are NaN or infinite: the model's activations or"

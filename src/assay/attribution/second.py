@@ -76,7 +76,9 @@ def curvature(
         )[1]
 
     chunk = rows_within(
-        12 * record.size_from(mechanisms.target.model, group.sites), budget, device=ones.device
+        12 * record.size_from(mechanisms.target.model, mechanisms.touched([name])),
+        budget,
+        device=ones.device,
     )
     rows = differentiable(lambda: torch.func.vmap(row, chunk_size=chunk)(index.to(ones.device)))
     return rows.detach().double()

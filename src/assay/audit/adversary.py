@@ -17,7 +17,8 @@ from assay.errors import InputError
 
 @dataclass(frozen=True)
 class WorstCase:
-    """The largest damage F(ones) - F(gates) found over boxes [low, 1] of the unimportant gates.
+    """The largest damage found over the boxes of the unimportant gates: how far the metric falls
+    from F(ones) where higher is right, or rises where lower is (`Target.higher_is_right`).
 
     `damage` (examples,) is a LOWER bound of the true worst case: a search found it, and
     `evaluations` forward passes were spent. `exhaustive` marks the maximum over all corners of the
@@ -41,8 +42,8 @@ def worst_case(
     flips: int = 32,
     seed: int = 0,
 ) -> WorstCase:
-    """Search the gates that are not kept for the combination that lowers the metric most, per
-    example.
+    """Search the gates that are not kept, in the kind's boxes, for the combination that loses most
+    of the right answer, per example.
 
     Ascends by the sign of the gradient with a shrinking step from the all-low corner, the corner
     that the gradient points to and random corners; then flips single gates of the best corner
@@ -98,26 +99,29 @@ class _Search:
         self.mechanisms = mechanisms
         self.high = mechanisms.ones()
         kept = kept_gates(mechanisms, keep)
-        lows = {name: group.low for name, group in mechanisms.groups.items()}
-        self.low = {
-            name: torch.where(
-                kept[name] > 0, self.high[name], torch.full_like(self.high[name], lows[name])
-            )
-            for name in kept
-        }
+        self.low = {}
+        for name, ones in self.high.items():
+            low, high = (bound.to(ones).expand(ones.shape) for bound in mechanisms.box(name))
+            if not bool((low <= high).all()):  # false for NaN too
+                raise InputError(f"the box of {name!r} has a lowest gate above its highest, or NaN")
+            free = kept[name] == 0
+            self.low[name] = torch.where(free, low, ones)
+            self.high[name] = torch.where(free, high, ones)
         self.shared = not all(group.per_example for group in mechanisms.groups.values())
         self.full = mechanisms.values().double()
-        self.best = torch.zeros_like(self.full)
+        self.best = torch.full_like(self.full, float("-inf"))
         self.gates = {name: gate.clone() for name, gate in self.high.items()}
         self.evaluations = 1
+        self.offer(self.high)
 
     def slope(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return dF/dgate, summed over examples for shared gates."""
+        """Return minus the slope of the damage, summed over examples for shared gates."""
         self.evaluations += 1
         found = gate_gradient(self.mechanisms, gates)[1]
         groups = self.mechanisms.groups
+        sign = 1.0 if self.mechanisms.target.higher_is_right else -1.0
         return {
-            name: slope if groups[name].per_example else slope.sum(0)
+            name: sign * (slope if groups[name].per_example else slope.sum(0))
             for name, slope in found.items()
         }
 
@@ -145,7 +149,7 @@ class _Search:
     def offer(self, gates: Mapping[str, Tensor]) -> None:
         """Keep the gates where they beat the best so far."""
         self.evaluations += 1
-        damage = self.full - self.mechanisms.values(gates).double()
+        damage = self.mechanisms.target.damage(self.full, self.mechanisms.values(gates).double())
         better = damage > self.best
         if self.shared:
             better = (damage.mean() > self.best.mean()).expand_as(damage)

@@ -23,7 +23,7 @@ from assay.audit.agreement import Agreement, agreement, agreement_table
 from assay.audit.bars import Bars, Rows, calibrate, split
 from assay.audit.sampling import sample
 from assay.charts.tables import notebook_html
-from assay.core.parts import at
+from assay.core.values import at
 from assay.errors import InputError
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from assay.core.mechanisms import Mechanisms
+from assay.core.values import active_rows, data, unravel
 from assay.errors import InputError
 
 
@@ -30,23 +31,14 @@ def sample(
     norms = mechanisms.norms()
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for place, (name, group) in enumerate(groups.items()):
-        size = norms[name][0].numel()
-        share = min(rows // len(groups) + (place < rows % len(groups)), size)
-        active = norms[name].flatten(1).cpu() > 0
+        sizes = norms[name].cpu()
+        share = rows // len(groups) + (place < rows % len(groups))
         if group.per_example:
-            keys = torch.rand(active.shape, generator=generator, dtype=torch.float64).masked_fill(
-                ~active, -1.0
-            )
-            best = keys.topk(share, dim=1)
-            flat, mask = best.indices.T, (best.values >= 0).T
+            keys = torch.rand(data(sizes).shape, generator=generator, dtype=torch.float64)
+            index, mask = active_rows(sizes, keys)
+            found[name] = (index[:share], mask[:share])
         else:
-            flat = torch.randperm(size, generator=generator)[:share]
-            mask = active[:, flat].T
-        axes = group.axes
-        index = (
-            torch.stack(torch.unravel_index(flat, axes), dim=-1)
-            if axes
-            else torch.zeros(*flat.shape, 0, dtype=torch.long)
-        )
-        found[name] = (index, mask)
+            count = sizes[0].numel()
+            flat = torch.randperm(count, generator=generator)[:share]
+            found[name] = (unravel(flat, group.axes), (sizes.flatten(1)[:, flat] > 0).T)
     return found

@@ -4,6 +4,7 @@ what is kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from assay.audit.faithfulness import Keep, kept_gates
 from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Parts, mix
-from assay.core.sites import Edit, Seen, read_sites
+from assay.core.sites import Seen
 from assay.errors import InputError
 
 
@@ -61,8 +62,7 @@ def scrub(
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
     generator = torch.Generator().manual_seed(seed)
-    clean = read_sites(mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites)
-    donors = {site: dict(mechanisms.parts(site, seen)) for site, seen in clean.items()}
+    donors = mechanisms.clean_parts()
     kept = kept_gates(mechanisms, keep)
     none = mechanisms.full(0.0)
     full = float(mechanisms.values().double().mean())
@@ -94,27 +94,23 @@ def derangement(classes: Tensor, generator: torch.Generator) -> Tensor:
 
 def _swap(
     mechanisms: Mechanisms,
-    donors: dict[str, dict[str, Parts]],
+    donors: Mapping[str, Mapping[str, Parts]],
     kept: dict[str, Tensor],
     anyone: Tensor,
     same: Tensor | None,
 ) -> Tensor:
     gates = {name: mask if same is None else torch.zeros_like(mask) for name, mask in kept.items()}
 
-    def edit(site: str) -> Edit:
-        def act(seen: Seen) -> Tensor:
-            total = mix(seen, mechanisms.parts(site, seen), gates)
-            for name, parts in donors[site].items():
-                total = total + _from(parts, 1 - kept[name], anyone).to(total.dtype)
-                if same is not None:
-                    total = total + _from(parts, kept[name], same).to(total.dtype)
-            return total
+    def change(site: str, seen: Seen) -> Tensor:
+        total = mix(seen, mechanisms.parts(site, seen), gates)
+        for name, parts in donors[site].items():
+            total = total + _from(parts, 1 - kept[name], anyone).to(total.dtype)
+            if same is not None:
+                total = total + _from(parts, kept[name], same).to(total.dtype)
+        return total
 
-        return act
-
-    return mechanisms.target.values(
-        mechanisms.batch, {site: edit(site) for site in mechanisms.sites}
-    )
+    edits = mechanisms.edits_of(mechanisms.groups, change)
+    return mechanisms.target.values(mechanisms.batch, edits)
 
 
 def _from(parts: Parts, weights: Tensor, donor: Tensor) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,7 +14,11 @@ from torch import Tensor
 from assay.core.parts import Gates, Group, Parts, mix
 from assay.core.sites import Edit, Record, Seen, read_sites, record_outputs
 from assay.core.target import Batch, Target
+from assay.core.values import add, compact
 from assay.errors import AssayError, InputError, unknown
+
+Change = Callable[[str, Seen], Tensor]
+"""What is written at a site, from its name and what is seen there."""
 
 
 class Projection(NamedTuple):
@@ -70,6 +75,25 @@ class Mechanisms(ABC):
         """
         return {}
 
+    def box(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return the lowest and the highest value that each gate of a group may take when the part
+        does not matter: [0, 1] by default. Both broadcast to the gates' shape.
+        """
+        ones = self.ones([name])[name]
+        return torch.zeros_like(ones), ones
+
+    def take(self, index: Tensor | slice) -> Self:
+        """Return the mechanisms of some of the examples, with the references of all of them.
+
+        The batches among the fields are cut. A kind that holds anything else per example overrides
+        this method."""
+        cut: dict[str, Any] = {
+            entry.name: value.take(index)
+            for entry in fields(self)
+            if isinstance(value := getattr(self, entry.name), Batch)
+        }
+        return replace(self, **cut)
+
     def describe(self, group: str, index: tuple[int, ...]) -> str:
         """Return a short name of one part for tables."""
         return f"{group}[{', '.join(map(str, index))}]"
@@ -92,13 +116,23 @@ class Mechanisms(ABC):
         """Return gates of one for the named groups (all by default)."""
         return self.full(1.0, names)
 
-    def full(self, value: float, names: Iterable[str] | None = None) -> dict[str, Tensor]:
-        """Return gates of one value for the named groups (all by default)."""
+    def full(
+        self, value: float, names: Iterable[str] | None = None, *, broadcast: bool = False
+    ) -> dict[str, Tensor]:
+        """Return gates of one value for the named groups (all by default); with `broadcast` one
+        entry stands for all gates of a group per example, which takes no memory.
+        """
         dtype = torch.promote_types(next(self.target.model.parameters()).dtype, torch.float32)
         chosen = self.groups if names is None else list(names)
+        shapes = {name: self.group(name).shape for name in chosen}
+        if broadcast:
+            shapes = {
+                name: (1,) * len(shape) if self.group(name).per_example else shape
+                for name, shape in shapes.items()
+            }
         return {
-            name: torch.full(self.group(name).shape, value, dtype=dtype, device=self.target.device)
-            for name in chosen
+            name: torch.full(shape, value, dtype=dtype, device=self.target.device)
+            for name, shape in shapes.items()
         }
 
     def check(self, gates: Gates) -> None:
@@ -117,17 +151,46 @@ class Mechanisms(ABC):
                     f" {shape}"
                 )
 
-    def edits(self, gates: Gates) -> dict[str, Edit]:
-        """Return the edits that apply the gates at every site where one of their groups acts."""
+    def touched(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return the sites where the groups act, with those that must be read for it, readings
+        first.
+        """
+        chosen = set(names)
+        acting = [site for site, groups in self.sites.items() if chosen & set(groups)]
+        needed = (self.group(name).reads for site in acting for name in self.sites[site])
+        return tuple(dict.fromkeys([*chain.from_iterable(needed), *acting]))
+
+    def edits_of(self, names: Iterable[str], change: Change) -> dict[str, Edit]:
+        """Return edits, for one forward pass, that put `change(site, seen)` at every site where one
+        of the groups acts; what the groups read earlier in the pass is in `seen.earlier`.
+        """
+        chosen = list(names)
+        touched = self.touched(chosen)
+        acting = {site for site in touched if set(chosen) & set(self.sites.get(site, ()))}
+        memory: dict[str, Seen] = {}
 
         def edit(site: str) -> Edit:
-            return lambda seen: mix(seen, self.parts(site, seen), gates)
+            def act(seen: Seen) -> Tensor:
+                memory[site] = seen
+                if site not in acting:
+                    return seen.written
+                return change(site, replace(seen, earlier=memory))
 
-        return {
-            site: edit(site)
-            for site, names in self.sites.items()
-            if any(name in gates for name in names)
-        }
+            return act
+
+        return {site: edit(site) for site in touched}
+
+    def edits(self, gates: Gates) -> dict[str, Edit]:
+        """Return the edits that apply the gates at every site where one of their groups acts, for
+        one forward pass.
+        """
+        return self.edits_of(gates, lambda site, seen: mix(seen, self.parts(site, seen), gates))
+
+    @torch.no_grad()
+    def clean_parts(self) -> dict[str, Mapping[str, Parts]]:
+        """Return the parts at every site of the untouched network, by site and group."""
+        seen = read_sites(self.target.model, self.batch.inputs, self.touched(self.groups))
+        return {site: self.parts(site, replace(seen[site], earlier=seen)) for site in self.sites}
 
     def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:
         """Return the metric of every example under the gates; groups that are not given stay at
@@ -146,13 +209,14 @@ class Mechanisms(ABC):
 
     @torch.no_grad()
     def norms(self) -> dict[str, Tensor]:
-        """Return the norm of every part on the untouched network, (examples, *axes) by group
-        (over sites: root of the summed squares).
+        """Return the norm of every part on the untouched network, (examples, *axes) by group (over
+        sites: the root of the summed squares).
         """
         squares: dict[str, Tensor] = {}
-        for site, seen in read_sites(self.target.model, self.batch.inputs, self.sites).items():
-            for name, parts in self.parts(site, seen).items():
-                squares[name] = squares.get(name, torch.zeros(())) + parts.norm().square()
+        for groups in self.clean_parts().values():
+            for name, parts in groups.items():
+                square = compact(parts.norm().square())
+                squares[name] = add(squares[name], square) if name in squares else square
         return {name: self.per_example(name, squares[name].sqrt()) for name in self.groups}
 
     def per_example(self, name: str, values: Tensor) -> Tensor:

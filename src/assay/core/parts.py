@@ -25,18 +25,27 @@ class Group:
     """A family of gates that acts at one or more sites.
 
     `shape` is the shape of the gates: (examples, *axes) when `per_example`, else (*axes), shared
-    over the batch. An axis of length one broadcasts. `low` is the lowest value that an adversary
-    may give an unimportant gate."""
+    over the batch. An axis of length one broadcasts. The parts are computed from the current value
+    at the sites where they act, unless the group `reads` earlier sites of the same forward pass
+    (their values are in `Seen.earlier`), or its parts were `fixed` when the kind was bound."""
 
     name: str
     sites: tuple[str, ...]
     shape: tuple[int, ...]
     per_example: bool = True
-    low: float = 0.0
+    reads: tuple[str, ...] = ()
+    fixed: bool = False
 
     @property
     def axes(self) -> tuple[int, ...]:
         return self.shape[1:] if self.per_example else self.shape
+
+    @property
+    def source(self) -> str:
+        """Where the parts come from, in words: results say it of every group."""
+        if self.fixed:
+            return "fixed when bound"
+        return f"read at {', '.join(self.reads)}" if self.reads else "read where they act"
 
 
 class Parts(ABC):
@@ -165,14 +174,6 @@ def mix(seen: Seen, parts: Mapping[str, Parts], gates: Gates) -> Tensor:
                 gates[name].to(torch.promote_types(gates[name].dtype, wide)) - 1
             ).to(wide)
     return total.to(seen.written.dtype)
-
-
-def at(
-    values: Float[Tensor, "examples ..."], index: Int[Tensor, "rows examples axes"]
-) -> Float[Tensor, "rows examples"]:
-    """Return the entries of per-example values at rows of part indices."""
-    examples = torch.arange(values.shape[0], device=values.device).expand(index.shape[:2])
-    return values[(examples, *index.unbind(-1))]
 
 
 def _sum_to(values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,19 +21,33 @@ from assay.errors import InputError, unknown
 
 @dataclass(frozen=True)
 class Seen:
-    """What an edit sees at a site: the current value, the tensor that its result replaces, and
-    the module's inputs.
+    """What an edit sees at a site: the current value, the tensor that its result replaces, and the
+    module's inputs; `earlier` holds what was seen in the same forward pass at the sites that the
+    gate groups here read.
     """
 
     value: Tensor
     written: Tensor
     inputs: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    earlier: Mapping[str, Seen] = field(default_factory=dict)
 
     @property
     def input(self) -> Tensor:
         """The module's first tensor input."""
         return _first(self.inputs, self.kwargs)
+
+    def read(self, site: str) -> Seen:
+        """Return what was seen earlier at a site that a gate group reads.
+
+        Raises InputError when the site does not come before this one in the forward pass."""
+        if site not in self.earlier:
+            raise InputError(f"site {site!r} is not reached before the site that reads it")
+        return self.earlier[site]
+
+    def detach(self) -> Seen:
+        """Return the same values outside the autograd graph; the module's inputs stay."""
+        return replace(self, value=self.value.detach(), written=self.written.detach())
 
 
 Edit = Callable[[Seen], Tensor]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -27,8 +27,11 @@ class Batch:
 
     inputs: Any
     labels: Any = None
+    checked: bool = field(default=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        if self.checked:  # cut from a batch that was
+            return
         sizes = {
             leaf.shape[0]
             for leaf in tree_flatten(self.inputs)[0]
@@ -60,21 +63,31 @@ class Batch:
                 else leaf
             )
 
-        return Batch(tree_map(pick, self.inputs), tree_map(pick, self.labels))
+        found = Batch(tree_map(pick, self.inputs), tree_map(pick, self.labels), checked=True)
+        if not len(found):
+            raise InputError("the batch is empty")
+        return found
 
 
 @dataclass(frozen=True)
 class Target:
     """A network in evaluation mode and a metric `(output, batch) -> (examples,)`.
 
+    `higher_is_right` says in which direction the metric moves as the network's answer gets better:
+    damage, worst cases and certificates are about the loss of the right answer. By default it is
+    the metric's own attribute of that name, or true where the metric has none.
     Raises InputError when a parameter is NaN or infinite.
     """
 
     model: nn.Module
     metric: Metric
     name: str = "model"
+    higher_is_right: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.higher_is_right is None:
+            stated = bool(getattr(self.metric, "higher_is_right", True))
+            object.__setattr__(self, "higher_is_right", stated)
         for name, parameter in self.model.named_parameters():
             require_finite(parameter, f"the model's parameter {name!r}")
         self.model.eval()
@@ -85,6 +98,12 @@ class Target:
             (entry.device for entry in chain(self.model.parameters(), self.model.buffers())),
             torch.device("cpu"),
         )
+
+    def damage(self, full: Tensor, values: Tensor) -> Tensor:
+        """Return how much of the right answer is lost from metric values `full` to `values`:
+        `full - values` where higher is right, else `values - full`.
+        """
+        return full - values if self.higher_is_right else values - full
 
     def values(
         self,
@@ -113,8 +132,16 @@ class Target:
         return values
 
 
-def target(model: nn.Module, metric: Metric, name: str = "model") -> Target:
-    """Make a target of any torch module and a metric `(output, batch) -> (examples,)`."""
+def target(
+    model: nn.Module,
+    metric: Metric,
+    name: str = "model",
+    *,
+    higher_is_right: bool | None = None,
+) -> Target:
+    """Make a target of any torch module and a metric `(output, batch) -> (examples,)`; see `Target`
+    for `higher_is_right`.
+    """
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch module, got {type(model).__name__}")
-    return Target(model, metric, name)
+    return Target(model, metric, name, higher_is_right)

@@ -34,7 +34,7 @@ def load(
     function `(output, batch) -> (examples,)`. Attention runs unfused, so that every method applies.
     Raises InputError as `load_language_model`."""
     model = load_language_model(path, dtype=dtype)
-    return LanguageTarget(model.model, choose_metric(metric), model.path, model.tokenizer)
+    return LanguageTarget(model.model, choose_metric(metric), model.path, tokenizer=model.tokenizer)
 
 
 def pairs(

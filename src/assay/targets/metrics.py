@@ -27,11 +27,13 @@ class AtLast:
     vocabulary), labels)`.
 
     A run that computes the last position only calls `function` itself. `needs` names the labels it
-    reads."""
+    reads, `formula` says what the number is wherever it is printed."""
 
     name: str
     function: Callable[[Tensor, Labels], Tensor]
     needs: tuple[str, ...] = ()
+    formula: str = ""
+    higher_is_right: bool = True
 
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         labels = require_labels(batch, self.name, "last", *self.needs)
@@ -108,32 +110,67 @@ def _greater_than(logits: Tensor, labels: Labels) -> Tensor:
     return (probabilities * (2.0 * wrong - 1.0)).sum(-1)
 
 
-logit_difference = AtLast("logit_difference", _logit_difference, ("answers",))
-"""logit(patch answer) - logit(clean answer): negative where the model gives the clean answer."""
-probability = AtLast("probability", _probability, ("answers",))
-"""The probability of the patch answer."""
-answer_loss = AtLast("answer_loss", _answer_loss, ("answers",))
-"""-log p(clean answer), in nats."""
-kl = AtLast("kl", _kl, ("clean_log_probs",))
-"""KL(clean run || this run) of the next-token distribution, in nats; needs `with_clean_run`."""
-greater_than = AtLast("greater_than", _greater_than, ("years", "digits"))
-"""p(end year <= start year) - p(end year > start year), over the two digits 00 to 99 (arXiv
-2305.00586, sign turned).
-"""
+logit_difference = AtLast(
+    "logit_difference",
+    _logit_difference,
+    ("answers",),
+    "logit(patch answer) - logit(clean answer); the clean answer is right, so lower is better",
+    higher_is_right=False,
+)
+probability = AtLast(
+    "probability",
+    _probability,
+    ("answers",),
+    "probability of the patch answer; the clean answer is right, so lower is better",
+    higher_is_right=False,
+)
+answer_loss = AtLast(
+    "answer_loss",
+    _answer_loss,
+    ("answers",),
+    "-log p(clean answer), in nats; lower is better",
+    higher_is_right=False,
+)
+kl = AtLast(
+    "kl",
+    _kl,
+    ("clean_log_probs",),
+    "KL(clean run || this run) of the next-token distribution, in nats; lower is better",
+    higher_is_right=False,
+)
+"""Needs `with_clean_run`."""
+greater_than = AtLast(
+    "greater_than",
+    _greater_than,
+    ("years", "digits"),
+    "p(end year <= start year) - p(end year > start year) over the digits 00 to 99; a later end"
+    " year is right, so lower is better",
+    higher_is_right=False,
+)
+"""The task of arXiv 2305.00586, with the opposite sign."""
 
 
-def loss(output: Any, batch: Batch) -> Tensor:
-    """Return the mean next-token cross-entropy over the tokens of every example, in nats;
-    padding is left out.
+@dataclass(frozen=True)
+class TextLoss:
+    """The mean next-token cross-entropy over the tokens of every example, in nats; padding is left
+    out.
     """
-    ids, mask = batch.inputs["input_ids"], batch.inputs.get("attention_mask")
-    log_probs = _logits(output)[..., :-1, :].log_softmax(-1)
-    each = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
-    if mask is None:
-        return each.mean(-1)
-    weights = mask[:, 1:].to(each.dtype)
-    return (each * weights).sum(-1) / weights.sum(-1).clamp(min=1)
 
+    name: str = "loss"
+    formula: str = "mean next-token cross-entropy, in nats; lower is better"
+    higher_is_right: bool = False
+
+    def __call__(self, output: Any, batch: Batch) -> Tensor:
+        ids, mask = batch.inputs["input_ids"], batch.inputs.get("attention_mask")
+        log_probs = _logits(output)[..., :-1, :].log_softmax(-1)
+        each = -log_probs.gather(-1, ids[:, 1:, None])[..., 0]
+        if mask is None:
+            return each.mean(-1)
+        weights = mask[:, 1:].to(each.dtype)
+        return (each * weights).sum(-1) / weights.sum(-1).clamp(min=1)
+
+
+loss = TextLoss()
 
 METRICS: dict[str, Metric] = {
     "logit_difference": logit_difference,

@@ -2,6 +2,6 @@
 does.
 """
 
-from assay.mechanisms.channels.bind import ChannelMechanisms, channels
+from assay.mechanisms.channels.bind import ChannelMechanisms, Channels, channels
 
-__all__ = ["ChannelMechanisms", "channels"]
+__all__ = ["ChannelMechanisms", "Channels", "channels"]

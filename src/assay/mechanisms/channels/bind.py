@@ -11,11 +11,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as f
 
+from assay.core.kind import Kind, Reference
 from assay.core.mechanisms import Mechanisms
-from assay.core.parts import Atoms, Group, Parts, at
+from assay.core.parts import Atoms, Group, Parts
 from assay.core.sites import Seen
 from assay.core.target import Batch, Target
-from assay.errors import InputError
+from assay.core.values import at
+from assay.errors import InputError, unknown
 from assay.mechanisms.channels.ablation import Ablation, ablate_channels
 from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.clean import Clean, Functional, run_clean
@@ -92,6 +94,44 @@ class ChannelMechanisms(Mechanisms):
         }
 
 
+@dataclass(frozen=True)
+class Channels(Kind):
+    """The channels of a residual bilinear network that no batch is bound to; `functional` is what
+    they are attributed to: the logit of the class, or the cross-entropy.
+    """
+
+    functional: Functional = "logit"
+
+    name = "channels"
+
+    def bind(
+        self, target: Target, batch: Batch, reference: Reference | None = None
+    ) -> ChannelMechanisms:
+        """Return the channels as gates on a batch of inputs and classes; see `channels`. The
+        target's metric is replaced by the functional."""
+        self.refuse_reference(reference)
+        network, x, functional = target.model, batch.inputs, self.functional
+        weights = read_weights(network)
+        # One pass in the model's own precision validates the batch before it is bound.
+        with torch.no_grad():
+            logits = run_clean(weights, x.to(weights.head.dtype), batch.labels, functional).logits
+            output = network(x.to(weights.head.dtype))
+        if not isinstance(output, Tensor) or output.shape != logits.shape:
+            raise InputError(f"model must return logits of shape {tuple(logits.shape)}")
+        gap, size = float((output - logits).abs().max()), float(logits.abs().max())
+        if not gap <= 1e-3 * (size + 1e-3):
+            raise InputError(
+                "model computes something else than its embedding, bilinear blocks and head: its"
+                f" logits differ by {gap:.3g} (largest logit {size:.3g})"
+            )
+        metric, higher = _METRICS[functional], functional == "logit"
+        return ChannelMechanisms(
+            Target(network, metric, target.name, higher_is_right=higher),
+            Batch(x.to(weights.head.dtype), batch.labels),
+            functional,
+        )
+
+
 def channels(
     model: nn.Module | Target, x: Tensor, y: Tensor, functional: Functional = "logit"
 ) -> ChannelMechanisms:
@@ -106,26 +146,11 @@ def channels(
     out of range."""
     if not isinstance(model, nn.Module | Target):
         raise InputError(f"model must be a torch module or a target, got {type(model).__name__}")
-    network, name = (
-        (model.model, model.name) if isinstance(model, Target) else (model, "bilinear network")
-    )
-    weights = read_weights(network)
-    # One pass in the model's own precision validates the batch before anything is bound to it.
-    with torch.no_grad():
-        logits = run_clean(weights, x.to(weights.head.dtype), y, functional).logits
-        output = network(x.to(weights.head.dtype))
-    if not isinstance(output, Tensor) or output.shape != logits.shape:
-        raise InputError(f"model must return logits of shape {tuple(logits.shape)}")
-    gap, size = float((output - logits).abs().max()), float(logits.abs().max())
-    if not gap <= 1e-3 * (size + 1e-3):
-        raise InputError(
-            "model computes something else than its embedding, bilinear blocks and head: its"
-            f" logits differ by {gap:.3g} (largest logit {size:.3g})"
-        )
-    metric = _METRICS[functional]
-    return ChannelMechanisms(
-        Target(network, metric, name), Batch(x.to(weights.head.dtype), y), functional
-    )
+    if functional not in _METRICS:
+        raise unknown("functional", str(functional), _METRICS)
+    read_weights(model.model if isinstance(model, Target) else model)  # refused before anything
+    whole = model if isinstance(model, Target) else Target(model, logit, "bilinear network")
+    return Channels(functional).bind(whole, Batch(x, y))
 
 
 def logit(output: Tensor, batch: Batch) -> Tensor:

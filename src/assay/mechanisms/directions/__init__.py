@@ -3,7 +3,12 @@ parameter vector.
 """
 
 from assay.mechanisms.directions.bilevel import BiLevel
-from assay.mechanisms.directions.bind import DirectionMechanisms, choose_factors, directions
+from assay.mechanisms.directions.bind import (
+    DirectionMechanisms,
+    Directions,
+    choose_factors,
+    directions,
+)
 from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
 from assay.mechanisms.directions.factors import fisher_factors, pair_gradients
 from assay.mechanisms.directions.forms import jacobian, products, quadratic_forms
@@ -19,6 +24,7 @@ __all__ = [
     "Decomposer",
     "Decomposition",
     "DirectionMechanisms",
+    "Directions",
     "Local",
     "NonNegativeFisher",
     "PairGradientRefinement",

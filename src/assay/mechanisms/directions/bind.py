@@ -5,13 +5,14 @@ space.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from assay.core.kind import Kind, Reference
 from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Group, Parts, Shifts
 from assay.core.sites import Seen
@@ -36,6 +37,7 @@ class FromStart:
 
     measure: Divergence
     reference: Tensor
+    higher_is_right = False
 
     def __call__(self, output: Any, batch: Batch) -> Tensor:
         values = self.measure.value(logits_or_vector(output), self.reference)
@@ -75,6 +77,14 @@ class DirectionMechanisms(Mechanisms):
     def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
         return {"directions": Shifts(self._shifts[site])}
 
+    def take(self, index: Tensor | slice) -> DirectionMechanisms:
+        target, metric = self.target, self.target.metric
+        if isinstance(metric, FromStart):
+            target = replace(target, metric=replace(metric, reference=metric.reference[index]))
+        return replace(
+            self, target=target, batch=self.batch.take(index), local=self.local.take(index)
+        )
+
     def second_rule(self) -> Mapping[str, Tensor] | None:
         """Return `u^T H_x u` from one JVP per direction where the metric is a divergence from
         `W0` (exact there), else None.
@@ -82,6 +92,36 @@ class DirectionMechanisms(Mechanisms):
         if not isinstance(self.target.metric, FromStart):
             return None
         return {"directions": quadratic_forms(self.local, self.vectors, self.target.metric.measure)}
+
+
+@dataclass(frozen=True)
+class Directions(Kind):
+    """Directions that no batch is bound to: `vectors` (k, size) in the space of the parameters that
+    match the patterns. See `directions` for `amount`, `metric` and `measure`.
+    """
+
+    vectors: Tensor
+    parameters: str | Sequence[str] = "*"
+    amount: float = 1.0
+    metric: str = "own"
+    measure: str | Divergence = "kl"
+
+    name = "directions"
+
+    def bind(
+        self, target: Target, batch: Batch, reference: Reference | None = None
+    ) -> DirectionMechanisms:
+        """Return the displacements as gates, shared over a batch."""
+        self.refuse_reference(reference)
+        return directions(
+            target,
+            batch,
+            parameters=self.parameters,
+            measure=self.measure,
+            found=self.vectors,
+            amount=self.amount,
+            metric=self.metric,
+        )
 
 
 def directions(

@@ -1,7 +1,6 @@
-"""Nodes of any network: neurons, heads, MLPs and residual streams, patched with a
-counterfactual, a mean or zero.
-"""
+"""Nodes: activations of any network, gated between their value and a reference."""
 
-from assay.mechanisms.nodes.kind import Nodes, Reference, Spot, nodes
+from assay.mechanisms.nodes.bind import NodeSites, nodes
+from assay.mechanisms.nodes.kind import Nodes, Spot
 
-__all__ = ["Nodes", "Reference", "Spot", "nodes"]
+__all__ = ["NodeSites", "Nodes", "Spot", "nodes"]

@@ -4,25 +4,20 @@ now and a reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from assay.core.mechanisms import Mechanisms, Projection
 from assay.core.parts import Gates, Group, Parts, Whole
-from assay.core.sites import Record, Seen, read_sites, resolve_site
-from assay.core.target import Batch, Target
-from assay.errors import InputError, unknown
-from assay.io.files import require_finite
+from assay.core.sites import Record, Seen
 from assay.mechanisms.nodes.parts import Columns
 from assay.mechanisms.nodes.suffix import Suffix, plan
 from assay.targets import names
-
-Reference = Literal["counterfactual", "zero", "mean"]
 
 
 @dataclass(frozen=True)
@@ -183,171 +178,3 @@ class Nodes(Mechanisms):
         """
         spots = {name: spot.take(index) for name, spot in self.spots.items()}
         return replace(self, batch=self.batch.take(index), spots=spots)
-
-
-def nodes(
-    target: Target,
-    clean: Batch,
-    patch: Batch | None = None,
-    sites: Sequence[str] = (),
-    reference: Reference = "counterfactual",
-    *,
-    neurons: Iterable[str] = (),
-) -> Nodes:
-    """Bind the nodes at named sites to a batch; one group of gates a site, named as it was asked
-    for.
-
-    `sites` are TransformerLens names or module paths. Names of heads (`attn.hook_q|k|v|z`) get
-    gates (examples, positions, heads), names of neurons (`mlp.hook_pre|post`) and sites listed in
-    `neurons` one gate a column, all others one gate a vector. A gate of zero puts there the value
-    of the patch run ("counterfactual", at the same position), the mean of the patch run (or,
-    without one, of the clean run) over the examples at the same position ("mean"), or zero
-    ("zero"). All are read once, here. Padding (attention mask 0) and positions where clean and
-    reference agree have zero parts.
-
-    Raises InputError for unknown sites (with the nearest names), for two names of the same value,
-    for a patch batch of another shape or padding, and for activations that are NaN or infinite."""
-    if reference not in get_args(Reference):
-        raise unknown("reference", str(reference), get_args(Reference))
-    if reference == "counterfactual" and patch is None:
-        raise InputError(
-            "reference 'counterfactual' needs a patch batch; give patch=, or use reference='zero'"
-            " or 'mean'"
-        )
-    if isinstance(sites, str) or not sites:
-        raise InputError(f"sites must be a list of at least one site name, got {sites!r}")
-    refs = {name: names.resolve(target.model, name) for name in sites}
-    if len(refs) < len(sites):
-        raise InputError(
-            "sites are named twice:"
-            f" {', '.join(sorted({name for name in sites if list(sites).count(name) > 1}))}"
-        )
-    for ref in refs.values():
-        if ref.kind == "module" and resolve_site(target.model, ref.site)[0].kind == "parameter":
-            raise InputError(f"{ref.site!r} is a parameter; nodes are activations: name a module")
-    for name in neurons:
-        if name not in refs:
-            raise unknown("site in neurons", name, refs)
-        if refs[name].kind == "head":
-            raise InputError(
-                f"{name!r} names heads; for its single columns name the module instead,"
-                f" {refs[name].site!r}"
-            )
-    # A sum of two sites is written at the first of them and must see that one's own edit: it is
-    # read, and later gated, after it.
-    wanted = sorted({ref.site for ref in refs.values()}, key=lambda site: "+" in site)
-    values = _values(target, clean, wanted, "the clean run's")
-    mask = _mask(clean)
-    others = values if patch is None else _patched(target, clean, patch, values)
-    split = set(neurons)
-    found = {}
-    for site, value in values.items():  # in the order in which the network reaches them
-        base = _base(others[site], mask, reference)
-        for name, ref in refs.items():
-            if ref.site == site:
-                found[name] = _spot(
-                    name, ref, value, base, mask, neuron=name in split or ref.kind == "neurons"
-                )
-    _refuse_overlap(found)
-    return Nodes(target, clean, found, reference)
-
-
-def _values(target: Target, batch: Batch, sites: Sequence[str], what: str) -> dict[str, Tensor]:
-    values, examples = {}, len(batch)
-    for site, seen in read_sites(target.model, batch.inputs, sites).items():
-        if (
-            not seen.value.sum().isfinite()
-        ):  # one cheap pass; the exact count only where something is wrong
-            require_finite(seen.value, f"{what} activation at {site!r}")
-        if seen.value.ndim < 2 or len(seen.value) != examples:
-            raise InputError(
-                f"the value at {site!r} has shape {tuple(seen.value.shape)}; a node needs"
-                f" (examples, ..., width) with {examples} examples"
-            )
-        values[site] = seen.value
-    return values
-
-
-def _patched(
-    target: Target, clean: Batch, patch: Batch, values: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    ours, theirs = _mask(clean), _mask(patch)
-    if len(clean) != len(patch):
-        raise InputError(
-            f"clean has {len(clean)} examples and patch {len(patch)}; they must be paired"
-        )
-    if (
-        ours is not None
-        and theirs is not None
-        and (ours.shape != theirs.shape or not torch.equal(ours, theirs))
-    ):
-        raise InputError(
-            "clean and patch prompts must be of equal length, example by example: their attention"
-            " masks differ"
-        )
-    others = _values(target, patch, list(values), "the patch run's")
-    for site, value in values.items():
-        if others[site].shape != value.shape:
-            came, wanted = tuple(others[site].shape), tuple(value.shape)
-            raise InputError(
-                f"the patch run's value at {site!r} has shape {came}, the clean run's {wanted};"
-                " they must be equal"
-            )
-    return others
-
-
-def _mask(batch: Batch) -> Tensor | None:
-    mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def _base(value: Tensor, mask: Tensor | None, reference: Reference) -> Tensor:
-    match reference:
-        case "zero":
-            return torch.zeros_like(value[:1])
-        case "mean":
-            wide = value.double()
-            if mask is None or mask.shape != value.shape[:2]:
-                return wide.mean(0, keepdim=True).to(value.dtype)
-            weights = mask.double().reshape(*mask.shape, *[1] * (value.ndim - 2))
-            return (
-                (wide * weights).sum(0, keepdim=True) / weights.sum(0, keepdim=True).clamp_min(1)
-            ).to(value.dtype)
-        case "counterfactual":
-            return value
-
-
-def _spot(
-    name: str, ref: names.SiteRef, value: Tensor, base: Tensor, mask: Tensor | None, *, neuron: bool
-) -> Spot:
-    # Two runs agree where they differ by no more than rounding: a part of rounding errors would
-    # count as an active node.
-    distance, size = (value - base).abs().amax(-1), value.abs().amax(-1)
-    active = distance > 8 * torch.finfo(value.dtype).eps * size
-    if mask is not None and mask.shape == value.shape[:2]:
-        active &= mask.reshape(*mask.shape, *[1] * (active.ndim - 2))
-    width = value.shape[-1]
-    if ref.heads is not None:
-        return Spot(ref, base, active, width, "head", ref.columns().to(value.device))
-    if neuron:
-        return Spot(
-            ref, base, active, width, "neuron", torch.arange(width, device=value.device)[:, None]
-        )
-    return Spot(ref, base, active, width, "vector")
-
-
-def _refuse_overlap(spots: Mapping[str, Spot]) -> None:
-    owners: dict[tuple[str, int], str] = {}
-    sites = [spot.ref.site for spot in spots.values()]
-    for name, spot in spots.items():
-        if sites.count(spot.ref.site) == 1:
-            continue
-        for column in (
-            range(spot.width) if spot.columns is None else spot.columns.flatten().tolist()
-        ):
-            other = owners.setdefault((spot.ref.site, column), name)
-            if other != name:
-                raise InputError(
-                    f"{other!r} and {name!r} name the same value, {spot.ref.site!r}; gates there"
-                    " would be applied twice"
-                )
