@@ -112,7 +112,7 @@ def ablate(
     )
     found = []
     with torch.no_grad():
-        for rows in index.split(chunk):
+        for rows in index.split(chunk) if len(index) else ():
             places = torch.cat([rows[:1], rows])
             weights = torch.ones(len(places), device=index.device)
             weights[0] = 0
