@@ -4,10 +4,12 @@ it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any
 
+import node_models
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +17,12 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Shifts, Whole
 from assay.core.sites import Seen, read_sites
 from assay.core.target import Batch, Target, target
+from assay.mechanisms.channels import channels
+from assay.mechanisms.directions import directions
+from assay.mechanisms.nodes import nodes
+from assay.targets.bilinear import BilinearNetwork
+from assay.targets.metrics import logit_difference
+from assay.targets.toys import MLP
 
 DIRECTIONS = 0.2 * torch.randn(
     5, 4, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64
@@ -214,9 +222,142 @@ def two_sites(examples: int = 5, dtype: torch.dtype = torch.float64) -> TwoSites
     return TwoSites(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype))
 
 
+@dataclass(frozen=True)
+class Earlier(Mechanisms):
+    """Parts read at one site that act at two later ones, as those of a cross-layer transcoder,
+    behind a group whose gates move what is read.
+    """
+
+    kind = "earlier"
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        examples, positions = self.batch.inputs.shape[:2]
+        later = ("blocks.1.down", "blocks.2.down")
+        return {
+            "before": Group("before", ("blocks.0.down",), (examples, positions)),
+            "written": Group("written", later, (examples, positions, 2), reads=("blocks.0",)),
+        }
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        if site == "blocks.0.down":
+            return {"before": Whole(seen.value, self.groups["before"].shape, seen.value.shape)}
+        readers = READERS.to(seen.value.dtype)
+        codes = torch.tanh(seen.read("blocks.0").value @ readers.T)
+        atoms = readers if site == "blocks.1.down" else readers.flip(1) / 2
+        return {"written": Atoms(codes, atoms, self.groups["written"].shape)}
+
+
+@dataclass(frozen=True)
+class Fixed(Mechanisms):
+    """Parts whose coefficients were read when the kind was bound, in front of a current group."""
+
+    codes: Tensor = None  # type: ignore[assignment]
+
+    kind = "fixed"
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        examples, positions = self.batch.inputs.shape[:2]
+        return {
+            "before": Group("before", ("blocks.0.down",), (examples, 1)),
+            "fixed": Group("fixed", ("blocks.1",), (examples, positions, 2), fixed=True),
+        }
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        if site == "blocks.0.down":
+            return {"before": Whole(seen.value, self.groups["before"].shape, seen.value.shape)}
+        readers = READERS.to(seen.value.dtype)
+        return {"fixed": Atoms(self.codes, readers, self.groups["fixed"].shape)}
+
+    def take(self, index: Tensor | slice) -> Fixed:
+        return replace(self, batch=self.batch.take(index), codes=self.codes[index])
+
+
+def earlier(examples: int = 5, dtype: torch.dtype = torch.float64) -> Earlier:
+    return Earlier(tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype))
+
+
+def fixed(examples: int = 5, dtype: torch.dtype = torch.float64) -> Fixed:
+    target, batch = tiny_target(dtype=dtype), tiny_batch(examples, dtype=dtype)
+    value = read_sites(target.model, batch.inputs, ["blocks.1"])["blocks.1"].value
+    return Fixed(target, batch, torch.tanh(value @ READERS.to(dtype).T))
+
+
 KINDS = {
     "counterfactual": dictionary,
     "weight site": rank_one,
     "parameter shift": displacements,
     "two sites": two_sites,
+    "reads earlier": earlier,
+    "fixed": fixed,
 }
+
+
+def bound_channels(
+    examples: int = 4, dtype: torch.dtype = torch.float64, functional: str = "logit", **options: Any
+) -> Mechanisms:
+    """The channels of a small bilinear network."""
+    generator = torch.Generator().manual_seed(0)
+    network = BilinearNetwork(
+        16, 3, width=5, hidden=6, blocks=3, generator=generator, **options
+    ).to(dtype)
+    x = torch.randn(examples, 16, generator=generator, dtype=torch.float64).to(dtype)
+    return channels(network, x, torch.arange(examples) % 3, functional)  # type: ignore[arg-type]
+
+
+def bound_nodes(
+    examples: int = 3,
+    dtype: torch.dtype = torch.float64,
+    family: str = "gpt2",
+    sites: Sequence[str] = ("blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"),
+    reference: str = "counterfactual",
+    fast: bool = True,
+) -> Mechanisms:
+    """Heads and an MLP of a tiny language model on padded pairs of prompts."""
+    clean, patch = (batch.take(slice(0, examples)) for batch in node_models.batches())
+    model = Target(node_models.build(family, dtype), logit_difference)
+    found = nodes(model, clean, patch, sites, reference)  # type: ignore[arg-type]
+    return replace(found, fast=fast)
+
+
+def bound_directions(
+    examples: int = 6, dtype: torch.dtype = torch.float64, metric: str = "own"
+) -> Mechanisms:
+    """Directions in the parameters of a small MLP."""
+    generator = torch.Generator().manual_seed(0)
+    model = MLP([3, 5, 4], generator, torch.tanh).to(dtype)
+    batch = Batch(torch.randn(6, 3, generator=generator, dtype=torch.float64).to(dtype))
+    found = directions(
+        target(model, lambda output, batch: output[:, 0]),
+        batch,
+        parameters="layers.*",
+        k=4,
+        amount=0.3,
+        metric=metric,
+    )
+    return found.take(slice(0, examples))
+
+
+CASES: dict[str, Callable[..., Mechanisms]] = {
+    **KINDS,
+    "channels": bound_channels,
+    "channels, cross-entropy": partial(bound_channels, functional="cross_entropy"),
+    "channels, norms": partial(bound_channels, norm=True),
+    "channels, gate": partial(bound_channels, gate="gelu"),
+    "channels, patches": partial(bound_channels, image=(4, 4), patch=2),
+    "nodes": bound_nodes,
+    "nodes, general rule": partial(bound_nodes, fast=False),
+    "nodes, zero": partial(bound_nodes, reference="zero"),
+    "nodes, residual": partial(
+        bound_nodes, sites=("blocks.0.hook_resid_mid", "blocks.1.hook_resid_post")
+    ),
+    "nodes, neurons": partial(
+        bound_nodes,
+        family="gpt_neox sequential",
+        sites=("blocks.1.attn.hook_q", "blocks.2.mlp.hook_post"),
+    ),
+    "directions": bound_directions,
+    "directions, divergence": partial(bound_directions, metric="divergence"),
+}
+"""Every case by name; a kind's cases begin with the kind's name in `assay.mechanisms.KINDS`."""

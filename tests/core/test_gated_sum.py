@@ -49,10 +49,10 @@ def test_all_zeros_of_a_weight_is_the_network_without_it():
 def test_adjoint_single_and_norm_agree_with_add(kind):
     mechanisms = kind()
     generator = torch.Generator().manual_seed(0)
-    for site, seen in read_sites(
-        mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites
-    ).items():
-        for name, parts in mechanisms.parts(site, seen).items():
+    clean = read_sites(mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites)
+    for site, groups in mechanisms.clean_parts().items():
+        seen = clean[site]
+        for name, parts in groups.items():
             group = mechanisms.group(name)
             assert parts.shape == group.shape
             weights = torch.randn(group.shape, generator=generator, dtype=torch.float64)

@@ -119,7 +119,8 @@ class Channels(Kind):
         if not isinstance(output, Tensor) or output.shape != logits.shape:
             raise InputError(f"model must return logits of shape {tuple(logits.shape)}")
         gap, size = float((output - logits).abs().max()), float(logits.abs().max())
-        if not gap <= 1e-3 * (size + 1e-3):
+        tolerance = max(1e-3, 16 * torch.finfo(weights.head.dtype).eps)
+        if not gap <= tolerance * (size + 1e-3):
             raise InputError(
                 "model computes something else than its embedding, bilinear blocks and head: its"
                 f" logits differ by {gap:.3g} (largest logit {size:.3g})"
