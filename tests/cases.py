@@ -354,7 +354,6 @@ CASES: dict[str, Callable[..., Mechanisms]] = {
     ),
     "nodes, neurons": partial(
         bound_nodes,
-        family="gpt_neox sequential",
         sites=("blocks.1.attn.hook_q", "blocks.2.mlp.hook_post"),
     ),
     "directions": bound_directions,

@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from assay.core.sites import Edit, read_sites, run_edited
 from assay.errors import InputError
-from assay.targets import names
+from assay.targets import families, names
 
 SMALL = {"vocab_size": 31, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -79,7 +79,7 @@ def block_input(model: nn.Module, layer: int) -> Tensor:
     """The block's first input by a plain torch hook: independent of the names and of the hook
     layer.
     """
-    found = names.layout(model)
+    found = families.find_family(model)
     assert found is not None
     kept: list[Tensor] = []
     block = model.get_submodule(f"{found.blocks}.{layer}")
@@ -119,7 +119,7 @@ def test_parallel_blocks_add_up_without_a_middle() -> None:
 
 def test_first_residual_is_the_embedding(model: nn.Module) -> None:
     embedded = read(model, "hook_embed")["hook_embed"]
-    if names.family(model) == "gpt2":
+    if families.model_type(model) == "gpt2":
         embedded = embedded + model.get_submodule("transformer.wpe")(torch.arange(6))
     torch.testing.assert_close(embedded, block_input(model, 0))
 
@@ -145,7 +145,7 @@ def test_heads_give_the_attention_output(model: nn.Module) -> None:
     """The projection of the flattened heads is the attention module's output, and every head is
     one slice of it.
     """
-    found = names.layout(model)
+    found = families.find_family(model)
     assert found is not None
     z = read(model, "blocks.0.attn.hook_z")["blocks.0.attn.hook_z"]
     assert z.shape[2] == 4
@@ -191,7 +191,7 @@ def test_fused_query_and_key(name: str) -> None:
 
 
 def test_neurons_give_the_mlp(model: nn.Module) -> None:
-    found = names.layout(model)
+    found = families.find_family(model)
     assert found is not None
     values = read(model, "blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_post")
     pre, post = values["blocks.0.mlp.hook_pre"], values["blocks.0.mlp.hook_post"]
@@ -212,7 +212,9 @@ def test_every_name_can_be_read_and_is_in_order(model: nn.Module) -> None:
     listed = names.site_names(model)
     refs = [names.resolve(model, name) for name in listed]
     assert len(listed) == 1 + 2 * (
-        10 if names.family(model) == "gpt_neox" and model.config.use_parallel_residual else 11
+        10
+        if families.model_type(model) == "gpt_neox" and model.config.use_parallel_residual
+        else 11
     )
     read_sites(model, ids(), {ref.site for ref in refs})
     assert [ref.layer for ref in refs] == sorted(ref.layer for ref in refs)
@@ -295,6 +297,6 @@ def test_other_families_keep_module_paths() -> None:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with pytest.raises(InputError, match=r"family 'opt'.*module paths work"):
         names.resolve(model, "blocks.0.hook_resid_post")
-    assert names.layout(model) is None
+    assert families.find_family(model) is None
     site = names.resolve(model, "model.decoder.layers.0.fc2").site
     assert read_sites(model, ids(), [site])[site].value.shape[-1] == 16

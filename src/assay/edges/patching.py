@@ -14,7 +14,7 @@ from torch import Tensor
 from assay.core.sites import Edit, Seen
 from assay.core.target import Batch, Target
 from assay.edges.scores import EdgeScores, read_sources, require_pair
-from assay.edges.wiring import Block, Reader, Wiring, separate_heads, wire
+from assay.edges.wiring import BlockEnds, Reader, Wiring, separate_heads, wire
 from assay.errors import InputError
 
 
@@ -132,7 +132,7 @@ class _Run:
 
         return edit
 
-    def _source_heads(self, layer: int, block: Block) -> Edit:
+    def _source_heads(self, layer: int, block: BlockEnds) -> Edit:
         def edit(seen: Seen) -> Tensor:
             difference = block.heads.split(self._other(block.z) - seen.written)
             carried = torch.einsum("bphk,hkd->bphd", difference, self.writes[layer])
@@ -141,7 +141,7 @@ class _Run:
 
         return edit
 
-    def _through(self, block: Block) -> Edit:
+    def _through(self, block: BlockEnds) -> Edit:
         # Behind attention stands a norm: heads add up in front of it, so their differences pass it
         # together.
         def edit(seen: Seen) -> Tensor:
@@ -151,7 +151,7 @@ class _Run:
 
         return edit
 
-    def _stream(self, block: Block) -> Edit:
+    def _stream(self, block: BlockEnds) -> Edit:
         def edit(seen: Seen) -> Tensor:
             self.streams[block.path] = seen.written
             return seen.written
@@ -188,7 +188,7 @@ class _Run:
 
         return edit
 
-    def _read_heads(self, block: Block, readers: list[tuple[Reader, slice]]) -> Edit:
+    def _read_heads(self, block: BlockEnds, readers: list[tuple[Reader, slice]]) -> Edit:
         def edit(seen: Seen) -> Tensor:
             value = seen.written
             for reader, receivers in readers:

@@ -20,7 +20,7 @@ from assay.attribution.transformer.norms import read_norm
 from assay.core.sites import Edit, Seen
 from assay.core.target import Batch, Target
 from assay.edges.graph import EdgeGraph
-from assay.edges.wiring import Block, Wiring, separate_heads, wire
+from assay.edges.wiring import BlockEnds, Wiring, separate_heads, wire
 from assay.errors import InputError, unknown
 from assay.io.circuits import Circuit
 from assay.memory import rows_within
@@ -290,7 +290,7 @@ class _Run:
             found[0, :, :, graph.from_heads(layer).stop] = self.theirs[block.mlp] - ours[block.mlp]
         self.differences = found
 
-    def _write(self, layer: int, block: Block, tape: Mapping[str, Tensor], count: int) -> None:
+    def _write(self, layer: int, block: BlockEnds, tape: Mapping[str, Tensor], count: int) -> None:
         """Carry the heads' differences through the norm behind attention, whose derivative
         differs from input to input.
         """
@@ -308,7 +308,7 @@ class _Run:
     def _read_heads(
         self,
         layer: int,
-        block: Block,
+        block: BlockEnds,
         tape: Mapping[str, Tensor],
         gradients: Mapping[str, Tensor | None],
         count: int,

@@ -14,22 +14,11 @@ from torch import Tensor, nn
 
 from assay.edges.graph import SLOTS, EdgeGraph
 from assay.errors import InputError
-from assay.targets import names
-
-# The norms in front of attention and MLP; those behind them are in the layout of the family.
-_NORMS = {
-    "gpt2": ("ln_1", "ln_2"),
-    "gpt_neox": ("input_layernorm", "post_attention_layernorm"),
-    "llama": ("input_layernorm", "post_attention_layernorm"),
-    "mistral": ("input_layernorm", "post_attention_layernorm"),
-    "qwen2": ("input_layernorm", "post_attention_layernorm"),
-    "qwen3": ("input_layernorm", "post_attention_layernorm"),
-    "gemma2": ("input_layernorm", "pre_feedforward_layernorm"),
-}
+from assay.targets import families, names
 
 
 @dataclass(frozen=True)
-class Heads:
+class HeadColumns:
     """Where heads lie in a row of columns: head h owns the `size` columns from `start + h *
     stride` on.
     """
@@ -54,7 +43,7 @@ class Reader:
     """
 
     path: str
-    heads: Heads
+    heads: HeadColumns
     repeats: int
 
     def weight(self, model: nn.Module) -> Float[Tensor, "heads size width"]:
@@ -70,17 +59,17 @@ class Reader:
         )
 
     @property
-    def separate(self) -> Heads:
+    def separate(self) -> HeadColumns:
         """Where the heads lie in the projection's output once every query head has its own."""
         return (
             self.heads
             if self.repeats == 1
-            else Heads(self.heads.count * self.repeats, self.heads.size)
+            else HeadColumns(self.heads.count * self.repeats, self.heads.size)
         )
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockEnds:
     """The ends of edges in one block, as sites and module paths; `post` is the norm behind
     attention where there is one.
     """
@@ -90,7 +79,7 @@ class Block:
     mlp_norm: str
     readers: tuple[Reader, ...]
     output: str
-    heads: Heads
+    heads: HeadColumns
     post: str | None
     mlp: str
     attention: str
@@ -110,7 +99,7 @@ class Wiring:
     """The edge graph of a model and its blocks."""
 
     graph: EdgeGraph
-    blocks: tuple[Block, ...]
+    blocks: tuple[BlockEnds, ...]
 
     @property
     def start(self) -> str:
@@ -123,12 +112,11 @@ def wire(model: nn.Module) -> Wiring:
 
     Raises InputError for a family without names of heads, and for projections that are not plain
     linear layers."""
-    family = names.family(model)
-    found = names.layout(model)
-    if found is None or family not in _NORMS:
+    found = families.find_family(model)
+    if found is None:
         raise InputError(
-            f"edges need a family whose heads are known ({', '.join(_NORMS)}); this model is of"
-            f" family {family!r}"
+            f"edges need a family whose heads are known ({', '.join(families.FAMILIES)}); this"
+            f" model is of family {families.model_type(model)!r}"
         )
     blocks = []
     queries = _heads(names.resolve(model, "blocks.0.attn.hook_q"))
@@ -142,13 +130,13 @@ def wire(model: nn.Module) -> Wiring:
             readers.append(Reader(ref.site, heads, queries.count // heads.count))
             _matrix(model.get_submodule(ref.site))
         output = f"{path}.{found.attention_projection}"
-        attention = output.rsplit(".", 1)[0]
+        attention = f"{path}.{found.attention_module}"
         added = f"{path}.{found.attention}"
         heads = _heads(names.resolve(model, f"blocks.{layer}.attn.hook_z"))
-        norm, mlp_norm = (f"{path}.{name}" for name in _NORMS[family])
+        norm, mlp_norm = (f"{path}.{name}" for name in (found.before_attention, found.before_mlp))
         post = None if added == attention else added
         blocks.append(
-            Block(
+            BlockEnds(
                 path,
                 norm,
                 mlp_norm,
@@ -160,7 +148,7 @@ def wire(model: nn.Module) -> Wiring:
                 attention,
             )
         )
-    parallel = family == "gpt_neox" and bool(getattr(model.config, "use_parallel_residual", False))
+    parallel = families.is_parallel(model)
     width = _matrix(model.get_submodule(blocks[0].output)).shape[0]
     return Wiring(EdgeGraph(depth, queries.count, width, parallel), tuple(blocks))
 
@@ -195,10 +183,10 @@ def _repeat(reader: Reader) -> Any:
     return hook
 
 
-def _heads(ref: names.SiteRef) -> Heads:
+def _heads(ref: names.SiteRef) -> HeadColumns:
     columns = ref.columns()
     count, size = columns.shape
-    return Heads(count, size, int(columns[0, 0]), ref.stride or size)
+    return HeadColumns(count, size, int(columns[0, 0]), ref.stride or size)
 
 
 def _matrix(module: nn.Module) -> Tensor:

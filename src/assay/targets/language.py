@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from assay.errors import AssayError, InputError
 from assay.io.files import require_finite
-from assay.targets import names
+from assay.targets import families, names
 
 _LOADING_ERRORS = (
     OSError,
@@ -49,7 +49,7 @@ class LanguageModel:
     @property
     def family(self) -> str:
         """The model type of the configuration, such as "gpt2"."""
-        return names.family(self.model)
+        return families.model_type(self.model)
 
     @property
     def vocab_size(self) -> int:

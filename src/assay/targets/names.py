@@ -17,83 +17,10 @@ from torch import Tensor, nn
 
 from assay.core.sites import resolve_site
 from assay.errors import InputError, unknown
+from assay.targets.families import FAMILIES, Family, find_family, is_parallel, model_type
 
 Kind = Literal["embedding", "residual", "attention", "mlp", "head", "neurons", "module"]
-Fused = Literal["no", "blocks", "heads"]
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where one family of models keeps the named values: paths inside a block, and how query, key
-    and value are stored.
-
-    `attention` and `mlp` are the modules whose outputs are *added to the residual stream*: behind
-    the output norm where the family has one. `qkv` holds three paths, or one of a fused projection,
-    cut into three blocks of columns (`fused="blocks"`) or into one (query, key, value) triple per
-    head (`fused="heads"`)."""
-
-    embedding: str
-    blocks: str
-    attention: str
-    mlp: str
-    attention_projection: str
-    qkv: tuple[str, ...]
-    neurons_in: str
-    neurons_out: str
-    fused: Fused = "no"
-
-
-_LLAMA = Layout(
-    embedding="model.embed_tokens",
-    blocks="model.layers",
-    attention="self_attn",
-    mlp="mlp",
-    attention_projection="self_attn.o_proj",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    neurons_in="mlp.gate_proj",
-    neurons_out="mlp.down_proj",
-)
-_GEMMA2 = Layout(
-    embedding="model.embed_tokens",
-    blocks="model.layers",
-    attention="post_attention_layernorm",
-    mlp="post_feedforward_layernorm",
-    attention_projection="self_attn.o_proj",
-    qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    neurons_in="mlp.gate_proj",
-    neurons_out="mlp.down_proj",
-)
-_GPT2 = Layout(
-    embedding="transformer.wte",
-    blocks="transformer.h",
-    attention="attn",
-    mlp="mlp",
-    attention_projection="attn.c_proj",
-    qkv=("attn.c_attn",),
-    neurons_in="mlp.c_fc",
-    neurons_out="mlp.c_proj",
-    fused="blocks",
-)
-_NEOX = Layout(
-    embedding="gpt_neox.embed_in",
-    blocks="gpt_neox.layers",
-    attention="attention",
-    mlp="mlp",
-    attention_projection="attention.dense",
-    qkv=("attention.query_key_value",),
-    neurons_in="mlp.dense_h_to_4h",
-    neurons_out="mlp.dense_4h_to_h",
-    fused="heads",
-)
-FAMILIES: dict[str, Layout] = {
-    "gpt2": _GPT2,
-    "gpt_neox": _NEOX,
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": _GEMMA2,
-}
 _HOOKS: dict[str, Kind] = {
     "hook_resid_pre": "residual",
     "hook_resid_mid": "residual",
@@ -155,21 +82,6 @@ class SiteRef:
         return merged
 
 
-def layout(model: nn.Module) -> Layout | None:
-    """Return the layout of a model's family, None when the family has no TransformerLens names
-    here.
-    """
-    found = FAMILIES.get(family(model))
-    return found if found is not None and _has_module(model, found.blocks) else None
-
-
-def family(model: nn.Module) -> str:
-    """Return the model type that the configuration states, or the class name of a model without
-    one.
-    """
-    return str(getattr(getattr(model, "config", None), "model_type", type(model).__name__))
-
-
 def site_names(
     model: nn.Module, kinds: Iterable[Kind] | None = None, layers: Sequence[int] | None = None
 ) -> list[str]:
@@ -177,7 +89,7 @@ def site_names(
 
     Only those of the `kinds` and `layers` asked for; "embedding" is in no layer. Raises InputError
     when the family has none."""
-    found = _require_layout(model)
+    found = _require_family(model)
     wanted = set(_HOOKS.values()) | {"embedding"} if kinds is None else set(kinds)
     for kind in wanted - set(get_args(Kind)):
         raise unknown("kind of site", str(kind), get_args(Kind))
@@ -185,7 +97,7 @@ def site_names(
         "hook_resid_pre",
         *(f"attn.hook_{name}" for name in "qkvz"),
         "hook_attn_out",
-        *([] if _parallel(model) else ["hook_resid_mid"]),
+        *([] if is_parallel(model) else ["hook_resid_mid"]),
         "mlp.hook_pre",
         "mlp.hook_post",
         "hook_mlp_out",
@@ -215,7 +127,7 @@ def resolve(model: nn.Module, name: str) -> SiteRef:
     if "hook_" in name and "+" not in name:
         return _resolve_hook(model, name)
     resolve_site(model, name)
-    found = layout(model)
+    found = find_family(model)
     inside = (
         re.match(rf"{re.escape(found.blocks)}\.(\d+)(?=[.:\s]|$)", name)
         if found is not None
@@ -225,7 +137,7 @@ def resolve(model: nn.Module, name: str) -> SiteRef:
 
 
 def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
-    found = _require_layout(model, name)
+    found = _require_family(model, name)
     if name == "hook_embed":
         return SiteRef(found.embedding, "embedding")
     match = _BLOCK_NAME.fullmatch(name)
@@ -240,9 +152,9 @@ def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
         case "hook_resid_post":
             return SiteRef(block, kind, layer)
         case "hook_resid_mid":
-            if _parallel(model):
+            if is_parallel(model):
                 raise InputError(
-                    f"{name!r} does not exist: the blocks of this {family(model)} model run"
+                    f"{name!r} does not exist: the blocks of this {model_type(model)} model run"
                     " attention and MLP side by side on the same residual stream; use"
                     " hook_resid_pre, hook_attn_out, hook_mlp_out or hook_resid_post"
                 )
@@ -259,7 +171,7 @@ def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
             return _head_site(model, found, layer, hook[-1])
 
 
-def _head_site(model: nn.Module, found: Layout, layer: int, value: str) -> SiteRef:
+def _head_site(model: nn.Module, found: Family, layer: int, value: str) -> SiteRef:
     config: Any = model.config
     block = f"{found.blocks}.{layer}"
     heads = int(config.num_attention_heads)
@@ -293,34 +205,20 @@ def _head_site(model: nn.Module, found: Layout, layer: int, value: str) -> SiteR
     )
 
 
-def _require_layout(model: nn.Module, name: str = "") -> Layout:
-    found = layout(model)
+def _require_family(model: nn.Module, name: str = "") -> Family:
+    found = find_family(model)
     if found is None:
         paths = [path for path, _ in model.named_modules() if path][:6]
         asked = f"site {name!r}: " if name else ""
         raise InputError(
-            f"{asked}no TransformerLens names for a model of family {family(model)!r} (there are"
-            f" for {', '.join(FAMILIES)}); module paths work with any model, here"
+            f"{asked}no TransformerLens names for a model of family {model_type(model)!r}"
+            f" (there are for {', '.join(FAMILIES)}); module paths work with any model, here"
             f" {', '.join(paths)}, ..."
         )
     return found
 
 
-def _parallel(model: nn.Module) -> bool:
-    return family(model) == "gpt_neox" and bool(
-        getattr(model.config, "use_parallel_residual", False)
-    )
-
-
-def _depth(model: nn.Module, found: Layout) -> int:
+def _depth(model: nn.Module, found: Family) -> int:
     blocks = model.get_submodule(found.blocks)
     assert isinstance(blocks, nn.ModuleList)
     return len(blocks)
-
-
-def _has_module(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -15,10 +15,10 @@ from assay.attribution import AtPStar, Gradient, RelP, attribute
 from assay.attribution.transformer.patterns import read_patterns
 from assay.core.target import Target
 from assay.mechanisms.nodes import Nodes, nodes
-from assay.targets import names
+from assay.targets import families
 from assay.targets.metrics import logit_difference
 
-families = pytest.mark.parametrize("family", node_models.FAMILIES)
+every_family = pytest.mark.parametrize("family", node_models.FAMILIES)
 
 
 def bound(family: str, *sites: str) -> Nodes:
@@ -39,11 +39,11 @@ def pattern_with(mechanisms: Nodes, attention: str, gates: dict[str, Tensor]) ->
     return kept[0].double()
 
 
-@families
+@every_family
 def test_query_and_key_nodes_move_the_pattern_as_the_model_does(family: str) -> None:
     mechanisms = bound(family, "blocks.1.attn.hook_q", "blocks.1.attn.hook_k")
     model = mechanisms.target.model
-    found = names.layout(model)
+    found = families.find_family(model)
     assert found is not None
     attention = f"{found.blocks}.1.{found.attention_projection.rsplit('.', 1)[0]}"
     gradient = read_patterns(mechanisms.target, mechanisms.batch, [attention])[
@@ -62,7 +62,7 @@ def test_query_and_key_nodes_move_the_pattern_as_the_model_does(family: str) -> 
         assert values.abs().max() > 1e-6
 
 
-@families
+@every_family
 def test_only_query_and_key_nodes_differ_from_the_gradient(family: str) -> None:
     sites = [f"blocks.0.attn.hook_{slot}" for slot in "qkvz"] + ["blocks.2.hook_mlp_out"]
     mechanisms = bound(family, *sites)
@@ -81,7 +81,7 @@ def test_only_query_and_key_nodes_differ_from_the_gradient(family: str) -> None:
     )
 
 
-@families
+@every_family
 def test_relevance_rules_change_scores_but_not_values(family: str) -> None:
     mechanisms = bound(
         family, "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z", "blocks.1.mlp.hook_post"

@@ -19,7 +19,7 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import mix
 from assay.core.sites import Seen, resolve_site
 from assay.errors import InputError
-from assay.targets import names
+from assay.targets import families
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def _first(mechanisms: Mechanisms) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def _layers(model: nn.Module) -> list[list[str]]:
-    found = names.layout(model)
+    found = families.find_family(model)
     if found is None:
         raise InputError(
-            f"the layers of a {names.family(model)!r} model are not known; name them,"
+            f"the layers of a {families.model_type(model)!r} model are not known; name them,"
             " layers=[[module path, ...], ...]"
         )
     blocks: Any = model.get_submodule(found.blocks)

@@ -19,7 +19,7 @@ from assay.attribution.transformer.norms import is_norm, read_norm
 from assay.core.mechanisms import Mechanisms
 from assay.core.sites import Seen
 from assay.errors import unknown
-from assay.targets import names
+from assay.targets import families
 
 Rules = Literal["relp", "frozen"]
 SOFTMAX = (torch.nn.functional.softmax, torch.softmax, Tensor.softmax)
@@ -96,7 +96,7 @@ def modified_backward(
 
 def gated_products(model: nn.Module) -> list[str]:
     """Return the down-projections of gated MLPs, in families where they are known."""
-    found = names.layout(model)
+    found = families.find_family(model)
     if found is None or not found.neurons_in.endswith("gate_proj"):
         return []
     blocks: Any = model.get_submodule(found.blocks)

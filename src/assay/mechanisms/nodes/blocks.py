@@ -10,46 +10,20 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
-from assay.targets import names
+from assay.targets import families, names
 
-Heads = tuple[Tensor, Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Family:
-    """Where a family keeps what is no site: the attention module, the norms before it and the
-    MLP, the norm behind the last block.
-    """
-
-    attention: str
-    before_attention: str
-    before_mlp: str
-    final_norm: str
-
-
-_LLAMA = Family("self_attn", "input_layernorm", "post_attention_layernorm", "model.norm")
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family("attn", "ln_1", "ln_2", "transformer.ln_f"),
-    "gpt_neox": Family(
-        "attention", "input_layernorm", "post_attention_layernorm", "gpt_neox.final_layer_norm"
-    ),
-    "llama": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "gemma2": replace(_LLAMA, before_mlp="pre_feedforward_layernorm"),
-}
+HeadValues = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockPieces:
     """The pieces of one block, for values (..., tokens, width) and heads (..., heads, tokens, head
     width).
 
@@ -74,7 +48,9 @@ class Block:
         normed = self.before_attention(x)
         return {path: projection(normed) for path, projection in self.projections.items()}
 
-    def heads(self, raw: Mapping[str, Tensor], rotation: tuple[Tensor, Tensor] | None) -> Heads:
+    def heads(
+        self, raw: Mapping[str, Tensor], rotation: tuple[Tensor, Tensor] | None
+    ) -> HeadValues:
         """Return query, key and value heads, normed and rotated to their positions where the
         family does so.
         """
@@ -172,39 +148,41 @@ class Call:
         return self.mask[_rows(self.mask, examples), :, positions][:, :, None]
 
 
-def build(model: nn.Module) -> list[Block] | None:
+def build(model: nn.Module) -> list[BlockPieces] | None:
     """Return the blocks of a model, None when its family is not described here."""
-    layout, family = names.layout(model), FAMILIES.get(names.family(model))
-    if layout is None or family is None:
+    family = families.find_family(model)
+    if family is None:
         return None
-    blocks = model.get_submodule(layout.blocks)
+    blocks = model.get_submodule(family.blocks)
     assert isinstance(blocks, nn.ModuleList)
     found = []
     for layer, block in enumerate(blocks):
-        path = f"{layout.blocks}.{layer}"
+        path = f"{family.blocks}.{layer}"
         query, key, value = (
             names.resolve(model, f"blocks.{layer}.attn.hook_{letter}") for letter in "qkv"
         )
         found.append(
-            Block(
-                attention=block.get_submodule(family.attention),
+            BlockPieces(
+                attention=block.get_submodule(family.attention_module),
                 before_attention=block.get_submodule(family.before_attention),
                 before_mlp=block.get_submodule(family.before_mlp),
                 after_attention=None
-                if layout.attention == family.attention
-                else block.get_submodule(layout.attention),
-                after_mlp=None if layout.mlp == "mlp" else block.get_submodule(layout.mlp),
-                mlp_module=block.get_submodule("mlp"),
-                output=block.get_submodule(layout.attention_projection),
-                projections={f"{path}.{name}": block.get_submodule(name) for name in layout.qkv},
+                if family.attention == family.attention_module
+                else block.get_submodule(family.attention),
+                after_mlp=None
+                if family.mlp == family.mlp_module
+                else block.get_submodule(family.mlp),
+                mlp_module=block.get_submodule(family.mlp_module),
+                output=block.get_submodule(family.attention_projection),
+                projections={f"{path}.{name}": block.get_submodule(name) for name in family.qkv},
                 slices=(query, key, value),
-                parallel=bool(getattr(model.config, "use_parallel_residual", False)),
+                parallel=families.is_parallel(model),
             )
         )
     return found
 
 
-def last_query(block: Block) -> Query | None:
+def last_query(block: BlockPieces) -> Query | None:
     """Return the cheap attention of a block to one query, None where a rotation or another kind
     of score forbids it.
     """

@@ -17,7 +17,7 @@ from assay.core.parts import Gates, Group, Parts, Whole
 from assay.core.sites import Record, Seen
 from assay.mechanisms.nodes.parts import Columns
 from assay.mechanisms.nodes.suffix import Suffix, plan
-from assay.targets import names
+from assay.targets import families, names
 
 
 @dataclass(frozen=True)
@@ -114,14 +114,13 @@ class Nodes(Mechanisms):
         return f"{group}[{inside}]" if inside else group
 
     def query_key_groups(self) -> dict[str, Projection]:
-        found = names.layout(self.target.model)
+        found = families.find_family(self.target.model)
         if found is None:
             return {}
-        attention = found.attention_projection.rsplit(".", 1)[0]
         return {
             name: Projection(
                 "q" if name.endswith("_q") else "k",
-                f"{found.blocks}.{spot.ref.layer}.{attention}",
+                f"{found.blocks}.{spot.ref.layer}.{found.attention_module}",
                 spot.ref.site,
             )
             for name, spot in self.spots.items()

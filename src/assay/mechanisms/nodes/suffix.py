@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from assay.core.sites import Edit, Seen, run_edited
 from assay.core.target import Batch, Target
 from assay.mechanisms.nodes import blocks
-from assay.mechanisms.nodes.blocks import Block, Call
+from assay.mechanisms.nodes.blocks import BlockPieces, Call
 from assay.memory import rows_within
-from assay.targets import names
+from assay.targets import families
 from assay.targets.metrics import AtLast, logit_difference
 
 _TOKENS = 2048  # tokens whose activations stay in a core's cache: larger chunks are slower on a CPU
@@ -34,7 +34,7 @@ class Layer:
     what they read, and the call.
     """
 
-    block: Block
+    block: BlockPieces
     call: Call
     x: Tensor
     query: Tensor
@@ -173,7 +173,7 @@ class Suffix:
         x: Tensor,
         who: Tensor,
         position: Tensor,
-        heads: blocks.Heads | None = None,
+        heads: blocks.HeadValues | None = None,
     ) -> Tensor:
         # x (1, tokens, width) holds the changed tokens that enter block `depth`: at first one a
         # job, later its whole suffix.
@@ -213,7 +213,7 @@ class Suffix:
         self,
         layer: Layer,
         x: Tensor,
-        heads: blocks.Heads | None,
+        heads: blocks.HeadValues | None,
         who: Tensor,
         now: Tensor,
         here: Tensor,
@@ -317,16 +317,15 @@ def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
     built = blocks.build(model)
     if built is None:
         return (
-            f"no description of a block of family {names.family(model)!r} (there are for"
-            f" {', '.join(blocks.FAMILIES)})"
+            f"no description of a block of family {families.model_type(model)!r} (there are for"
+            f" {', '.join(families.FAMILIES)})"
         )
     if not isinstance(batch.labels, Mapping) or "last" not in batch.labels:
         return "the batch has no label 'last'"
-    layout = names.layout(model)
-    family = blocks.FAMILIES[names.family(model)]
-    assert layout is not None
-    paths = [f"{layout.blocks}.{number}" for number in range(len(built))]
-    stages = {site: stage for site, stage in _stages(model, layout, paths).items() if site in sites}
+    family = families.find_family(model)
+    assert family is not None
+    paths = [f"{family.blocks}.{number}" for number in range(len(built))]
+    stages = {site: stage for site, stage in _stages(model, family, paths).items() if site in sites}
     seen: dict[str, Seen] = {}
 
     def keep(site: str) -> Edit:
@@ -348,7 +347,8 @@ def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
         )
         z = block.attend(query, key, value, called.mask).flatten(2)
         layers.append(Layer(block, called, now.value, query, key, value, z))
-    head, norm = model.get_output_embeddings(), model.get_submodule(family.final_norm)  # type: ignore[operator]
+    norm = model.get_submodule(family.final_norm)
+    head = model.get_output_embeddings()  # type: ignore[operator]
     end = seen[paths[-1]].value
     values = {site: seen[site].value for site in stages}
     clean = Suffix(
@@ -383,26 +383,26 @@ def _reproduces(found: Suffix) -> bool:
     return bool(((found.base - metric).abs() <= tolerance * (1 + metric.abs())).all())
 
 
-def _stages(model: nn.Module, layout: names.Layout, paths: list[str]) -> dict[str, Stage]:
-    stages = {layout.embedding: Stage("pre", 0, "")}
+def _stages(model: nn.Module, family: families.Family, paths: list[str]) -> dict[str, Stage]:
+    stages = {family.embedding: Stage("pre", 0, "")}
     for layer, path in enumerate(paths):
-        attention = f"{path}.{layout.attention}"
+        attention = f"{path}.{family.attention}"
         stages |= {
             f"{path}:input": Stage("pre", layer, ""),
             path: Stage("post", layer, ""),
             attention: Stage("attention", layer, ""),
             f"{attention} + {path}:input": Stage("attention", layer, ""),
-            f"{path}.{layout.mlp}": Stage("mlp", layer, ""),
-            f"{path}.{layout.attention_projection}:input": Stage("z", layer, ""),
-            f"{path}.{layout.neurons_in}": Stage(
-                "neurons", layer, layout.neurons_in.removeprefix("mlp.")
+            f"{path}.{family.mlp}": Stage("mlp", layer, ""),
+            f"{path}.{family.attention_projection}:input": Stage("z", layer, ""),
+            f"{path}.{family.neurons_in}": Stage(
+                "neurons", layer, family.neurons_in.removeprefix("mlp.")
             ),
-            f"{path}.{layout.neurons_out}:input": Stage(
-                "neurons", layer, layout.neurons_out.removeprefix("mlp.") + ":input"
+            f"{path}.{family.neurons_out}:input": Stage(
+                "neurons", layer, family.neurons_out.removeprefix("mlp.") + ":input"
             ),
         }
-        for number, name in enumerate(layout.qkv):
-            alone = len(layout.qkv) == 3 and number == 0
+        for number, name in enumerate(family.qkv):
+            alone = len(family.qkv) == 3 and number == 0
             stages[f"{path}.{name}"] = Stage("query" if alone else "keys", layer, f"{path}.{name}")
     return stages
 
