@@ -114,9 +114,7 @@ def test_bad_input_is_refused_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "config", [language.SHORT_AGREEMENT, AgreementTraining()], ids=["short", "full"]
-)
+@pytest.mark.parametrize("config", language.AGREEMENT.values(), ids=language.AGREEMENT)
 def test_agreement_is_learned_on_held_out_pairs(config: AgreementTraining, tmp_path: Path) -> None:
     run = Run(tmp_path)
     language.train_agreement_model(run, config)

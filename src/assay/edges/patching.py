@@ -84,12 +84,12 @@ class _Circuit:
                 f"keep must be a boolean mask of shape {tuple(mask.shape)}, got {keep.dtype}"
                 f" {tuple(keep.shape)}"
             )
-        run = _Run(self, (mask & ~keep).to(self.target.device), len(batch))
+        run = _PatchedRun(self, (mask & ~keep).to(self.target.device), len(batch))
         with separate_heads(self.target.model, self.wiring):
             return self.target.values(batch, run.edits()).double()
 
 
-class _Run:
+class _PatchedRun:
     """One forward pass: collects (patch output) - (present output) of the sources and adds what
     each receiver lacks.
     """

@@ -138,7 +138,7 @@ def edges(
     chunk = rows_within(
         _bytes_per_step(target.model, theirs, wiring), budget, device=target.device, most=count
     )
-    run = _Run(target, clean, wiring, theirs)
+    run = _SourceRun(target, clean, wiring, theirs)
     # From the clean end on: the first chunk then holds the clean run, whose outputs every later one
     # needs.
     for alphas in (torch.arange(count, 0, -1) / count).split(chunk):
@@ -200,7 +200,7 @@ def require_pair(clean: Batch, patch: Batch) -> None:
             )
 
 
-class _Run:
+class _SourceRun:
     """The clean run, at several inputs on the way to the patch: adds up gradient times
     difference of outputs.
     """

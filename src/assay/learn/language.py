@@ -65,8 +65,11 @@ class AgreementTraining(LanguageTraining):
     required: float = 0.99
 
 
-SHORT_AGREEMENT = AgreementTraining(width=64, steps=450, rate=4e-3, required=0.97)
-"""The quick variant, of width 64."""
+AGREEMENT = {
+    "full": AgreementTraining(),
+    "short": AgreementTraining(width=64, steps=450, rate=4e-3, required=0.97),
+}
+"""The agreement model in the size that the recipes train, and a quick one."""
 
 
 def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> Path:

@@ -29,7 +29,7 @@ _TOKENS = 2048  # tokens whose activations stay in a core's cache: larger chunks
 
 
 @dataclass(frozen=True)
-class Layer:
+class CleanLayer:
     """The clean run at one block: its input, its heads (examples, heads, positions, head width),
     what they read, and the call.
     """
@@ -59,7 +59,7 @@ class Suffix:
     model: nn.Module
     batch: Batch
     metric: AtLast
-    layers: list[Layer]
+    layers: list[CleanLayer]
     end: Tensor
     sites: dict[str, Stage]
     values: dict[str, Tensor]
@@ -211,7 +211,7 @@ class Suffix:
 
     def _read_at_last(
         self,
-        layer: Layer,
+        layer: CleanLayer,
         x: Tensor,
         heads: blocks.HeadValues | None,
         who: Tensor,
@@ -346,7 +346,7 @@ def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
             entry.contiguous() for entry in block.heads(block.raw(now.value), called.rotation)
         )
         z = block.attend(query, key, value, called.mask).flatten(2)
-        layers.append(Layer(block, called, now.value, query, key, value, z))
+        layers.append(CleanLayer(block, called, now.value, query, key, value, z))
     norm = model.get_submodule(family.final_norm)
     head = model.get_output_embeddings()  # type: ignore[operator]
     end = seen[paths[-1]].value
