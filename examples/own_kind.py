@@ -12,12 +12,9 @@ import torch
 from torch import nn
 
 import assay
-from assay.core.mechanisms import Mechanisms
-from assay.core.parts import Atoms, Group, Parts
-from assay.core.sites import Seen
 
 
-class Neurons(Mechanisms):
+class Neurons(assay.Mechanisms):
     """part_k = relu(pre_k) W[:, k]: the contribution of hidden unit k to the output of the
     second layer.
     """
@@ -25,16 +22,18 @@ class Neurons(Mechanisms):
     kind = "neurons"
 
     @property
-    def groups(self) -> Mapping[str, Group]:
+    def groups(self) -> Mapping[str, assay.Group]:
         return {
-            "hidden": Group(
+            "hidden": assay.Group(
                 "hidden", sites=("2",), shape=(len(self.batch), self.target.model[2].in_features)
             )
         }
 
-    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+    def parts(self, site: str, seen: assay.Seen) -> Mapping[str, assay.Parts]:
         return {
-            "hidden": Atoms(seen.input, self.target.model[2].weight.T, self.groups["hidden"].shape)
+            "hidden": assay.Atoms(
+                seen.input, self.target.model[2].weight.T, self.groups["hidden"].shape
+            )
         }
 
 

@@ -38,6 +38,7 @@ _HOMES = {
         "target",
     ),
     "assay.errors": ("AssayError", "InputError"),
+    "assay.learn.language": ("agreement",),
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
@@ -69,6 +70,7 @@ __all__ = [
     "Target",
     "Whole",
     "ablate",
+    "agreement",
     "attribute",
     "budgeted",
     "channels",
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
     )
     from assay.edges import edges
     from assay.errors import AssayError, InputError
+    from assay.learn.language import agreement
     from assay.mechanisms.channels import channels
     from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from assay.core.target import Target
-from assay.errors import AssayError, InputError
+from assay.core.target import Batch, Target
+from assay.errors import AssayError, InputError, unknown
 from assay.io.prompts import TextPair, encode_pairs, read_text, require_tokenizer, write_pairs
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
@@ -29,6 +29,7 @@ from assay.targets.agreement import (
     encode_sentences,
 )
 from assay.targets.language import load_language_model, load_tokenizer, save_language_model
+from assay.targets.load import LanguageTarget, load, pairs
 from assay.targets.metrics import logit_difference, pair_batch
 
 MODEL = "model"
@@ -98,6 +99,22 @@ def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> 
             f" {config.steps} steps"
         )
     return folder
+
+
+def agreement(
+    folder: Path | str, size: Literal["full", "short"] = "short", *, limit: int | None = None
+) -> tuple[LanguageTarget, Batch, Batch]:
+    """Return a small language model of subject-verb agreement as a target, with the clean and the
+    patch batch of up to `limit` held-out pairs.
+
+    The model is trained into `folder` (about 10 CPU-seconds for the short size, a minute for the
+    full one), or read from there when an earlier call has trained it. Raises InputError for an
+    unknown size."""
+    if size not in AGREEMENT:
+        raise unknown("size", str(size), AGREEMENT)
+    run = Run(Path(folder))
+    target = load(train_agreement_model(run, AGREEMENT[size]))
+    return target, *pairs(target, run.path("pairs.jsonl"), limit=limit)
 
 
 def train_language_model(
