@@ -106,6 +106,13 @@ def test_gates_are_mixed_wider_than_a_narrow_value():
     assert torch.allclose(wide, torch.full((1, 2), 256.0 - 2**-10))
 
 
+def test_gates_wider_than_the_value_keep_their_own_precision():
+    value = torch.zeros(1, 2)
+    parts = {"g": Whole(torch.full((1, 2), 2.0**30), (1,), (1, 2))}
+    gate = torch.tensor([1 - 2.0**-30], dtype=torch.float64)  # float32 would round this to one
+    assert torch.equal(mix(Seen(value, value), parts, {"g": gate}), value - 1)
+
+
 def test_shifts_and_groups():
     shifts = Shifts(torch.eye(3).reshape(3, 3, 1))
     assert shifts.shape == (3,)
