@@ -106,6 +106,31 @@ def test_gates_are_mixed_wider_than_a_narrow_value():
     assert torch.allclose(wide, torch.full((1, 2), 256.0 - 2**-10))
 
 
+def test_parts_of_a_narrow_value_add_up_before_they_are_rounded():
+    value = torch.full((1, 2), 256.0, dtype=torch.bfloat16)
+    half = Whole(torch.full((1, 2), 0.5), (1,), (1, 2))
+    gates = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    # 255.5 would round back to 256 after each of the two.
+    assert torch.equal(mix(Seen(value, value), {"a": half, "b": half}, gates), value - 1)
+
+
+def test_the_norm_of_a_part_at_two_sites_is_the_root_of_the_summed_squares():
+    mechanisms = KINDS["two sites"]()
+    sites = mechanisms.clean_parts().values()
+    squares = sum(parts["reader"].norm().square() for parts in sites)
+    torch.testing.assert_close(mechanisms.norms()["reader"], squares.sqrt())
+
+
+def test_damage_is_the_loss_of_the_right_answer():
+    from assay.core.target import Target
+
+    full, values = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 5.0])
+    higher = tiny_target()
+    lower = Target(higher.model, higher.metric, higher_is_right=False)
+    assert torch.equal(higher.damage(full, values), torch.tensor([1.0, -3.0]))
+    assert torch.equal(lower.damage(full, values), torch.tensor([-1.0, 3.0]))
+
+
 def test_gates_wider_than_the_value_keep_their_own_precision():
     value = torch.zeros(1, 2)
     parts = {"g": Whole(torch.full((1, 2), 2.0**30), (1,), (1, 2))}

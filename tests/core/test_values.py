@@ -74,6 +74,16 @@ def test_the_first_rows_under_random_keys_are_a_uniform_sample():
     assert ((counts - expected).abs() <= 5 * (expected * (1 - expected / 600)).sqrt()).all()
 
 
+def test_an_entry_that_is_held_and_zero_is_not_active():
+    index = torch.tensor([[0, 0], [1, 2]])
+    sizes = torch.sparse_coo_tensor(
+        index, torch.tensor([0.0, 1.0]), (1, 4), check_invariants=False
+    ).coalesce()
+    rows, mask = v.active_rows(sizes)
+    assert rows.tolist() == [[[2]]]
+    assert mask.tolist() == [[True]]
+
+
 def test_many_values_become_sparse_and_few_stay_dense(monkeypatch):
     assert not v.compact(draw((3, 4), 0)).is_sparse
     monkeypatch.setattr(v, "DENSE", 5)

@@ -90,7 +90,7 @@ CATALOGUE = [
         "assay/core/target.py",
         "return full - values if self.higher_is_right else values - full",
         "return full - values",
-        ("tests/audit", "tests/core/test_invariants.py", "tests/targets"),
+        SUM,
     ),
     Mutant(
         "assay/core/values.py", "held = sizes.values() > 0", "held = sizes.values() >= 0", VALUES

@@ -24,7 +24,9 @@ def test_a_mutant_whose_tests_do_not_look_survives():
         CATALOGUE[0].file, CATALOGUE[0].old, CATALOGUE[0].new, ("tests/mechanisms/nodes/none.py",)
     )
     assert outcome(blind).startswith("broken")
-    unseen = Mutant("assay/errors.py", "exit_code = 2", "exit_code = 3", ("tests/core/test_values.py",))
+    unseen = Mutant(
+        "assay/errors.py", "exit_code = 2", "exit_code = 3", ("tests/core/test_values.py",)
+    )
     if (ROOT / "src" / unseen.file).read_text().count(unseen.old) == 1:
         assert outcome(unseen) == "survived"
 
