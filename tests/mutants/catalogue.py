@@ -235,8 +235,8 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/edges/scores.py",
-        "            found[0, :, :, graph.from_heads(layer).stop] = self.theirs[block.mlp] - ours[block.mlp]\n",
-        "            found[0, :, :, graph.from_heads(layer).stop] = ours[block.mlp] - self.theirs[block.mlp]\n",
+        ".stop] = self.theirs[block.mlp] - ours[block.mlp]\n",
+        ".stop] = ours[block.mlp] - self.theirs[block.mlp]\n",
         EDGES,
     ),
 ]
