@@ -160,7 +160,7 @@ CATALOGUE = [
         "assay/attribution/path.py",
         "one = max((panel.right for panel in panels), key=lambda edge: edge.place)",
         "one = max((panel.left for panel in panels), key=lambda edge: edge.place)",
-        METHODS,
+        INVARIANTS,
     ),
     Mutant(
         "assay/attribution/path.py",
