@@ -91,7 +91,10 @@ FIRST: dict[str, tuple[Callable[[Graph, int, int], int], Callable[[Tensor, Tenso
     "multiply": (lambda g, x, y: g.multiply(x, y), lambda x, y: x * y),
     "matmul": (lambda g, x, y: g.matmul(x, y), lambda x, y: x @ y),
     "scale": (lambda g, x, y: g.scale(x, 3.0, 0.1), lambda x, y: 3 * x + 0.1),
-    "linear": (lambda g, x, y: g.linear(x, np.full((2, 9), 0.1)), lambda x, y: 0.1 * x.sum(-1)),
+    "linear": (
+        lambda g, x, y: g.linear(x, np.full((2, 9), 0.1)),
+        lambda x, y: 0.1 * x @ torch.ones(9, 2).double(),
+    ),
     "relu": (lambda g, x, y: g.relu(g.subtract(x, y)), lambda x, y: (x - y).clamp(0)),
     "gelu": (lambda g, x, y: g.gelu(x), lambda x, y: torch.nn.functional.gelu(x)),
     "softmax": (lambda g, x, y: g.softmax(x), lambda x, y: x.softmax(-1)),
@@ -194,7 +197,7 @@ def test_what_float64_cannot_hold_is_refused_as_a_number_and_enclosed_as_an_end(
         lambda: rounding.dyadic(value),
         lambda: bound(dense(np.ones((4, 3))), ball(np.ones((1, 3)), 0.0), objective=value),
     ):
-        with pytest.raises(InputError, match="float64 cannot hold|infinite"):
+        with pytest.raises(InputError, match=r"float64 cannot hold|infinite"):
             use()
     box = Interval(value, value)
     plain = value.numpy() if isinstance(value, Tensor) else value
@@ -340,5 +343,5 @@ def test_sizes_that_are_not_positive_are_refused() -> None:
 
 
 def test_a_level_that_cannot_hold_a_weight_says_so() -> None:
-    with pytest.raises(AssayError, match="no float32|not a float32"):
+    with pytest.raises(AssayError, match="not a float32"):
         bound(dense(np.full((4, 3), 0.1)), ball(np.ones((1, 3)), 0.0), level="float32")
