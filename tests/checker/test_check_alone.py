@@ -90,7 +90,7 @@ def test_the_command(paths: tuple[Path, Path]) -> None:
     done = command(certificate, "--weights", weights)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
-        "accepted: 125 of 125 inputs are proved right, 125 claimed",
+        "accepted: 125 of 125 inputs are proved right, 125 are claimed",
         "measure: accuracy, the share of all 5^3 = 125 inputs",
         "level: real, the weights as rational numbers, in real arithmetic",
         "assumptions: none",
@@ -98,7 +98,7 @@ def test_the_command(paths: tuple[Path, Path]) -> None:
     done = command(certificate, "--weights", weights, "--json")
     assert json.loads(done.stdout) == {
         "accepted": True,
-        "reason": "125 of 125 inputs are proved right, 125 claimed",
+        "reason": "125 of 125 inputs are proved right, 125 are claimed",
         "measure": "accuracy, the share of all 5^3 = 125 inputs",
         "level": "real",
         "assumptions": [],

@@ -40,7 +40,7 @@ def check(envelope: Envelope, weights: bytes) -> Verdict:
 
 def _verdict(envelope: Envelope, measure: Measure, *found: Any) -> Verdict:
     accepted, reason, *rest = found
-    about = (measure.describe(), envelope.level, _assumptions(envelope))
+    about = (RULES[envelope.rule].describe(measure), envelope.level, _assumptions(envelope))
     return Verdict(accepted, reason, *about, *rest)
 
 

@@ -21,6 +21,11 @@ def read(envelope: Envelope, measure: Measure) -> None:
     need(re.fullmatch("[0-9]{1,4000}", count), "claim.count must be a decimal string")
 
 
+def describe(measure: Measure) -> str:
+    """Return in words what a count of right answers is a share of."""
+    return measure.describe()
+
+
 def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margins]) -> Found:
     """Return whether the recomputed count supports the claim, why, the recomputed share, and the
     first claimed cell that fails.
@@ -43,8 +48,10 @@ def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margin
         found = measure.weigh(sets, holds)
         cell = next(iter(map(tuple, np.argwhere((claimed & ~holds).any(0)).tolist())), None)
     fails = f"; the cell (q, m, c) = {cell} fails" if cell is not None and found < count else ""
-    what = "inputs are" if measure.uniform else "by weight is"
-    reason = f"{found} of {total} {what} proved right, {count} claimed{fails}"
+    if measure.uniform:
+        reason = f"{found} of {total} inputs are proved right, {count} are claimed{fails}"
+    else:
+        reason = f"a weight of {found} out of {total} is proved right, {count} is claimed{fails}"
     return found >= count, reason, Fraction(found, total), cell
 
 

@@ -53,6 +53,11 @@ def read(envelope: Envelope, measure: Measure) -> None:
     envelope.no_advice()
 
 
+def describe(measure: Measure) -> str:
+    """Return in words what the mean is taken over."""
+    return f"the mean cross-entropy, all {measure.inputs()} alike"
+
+
 def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margins]) -> Found:
     """Return whether the recomputed bound supports the claim, why, and the recomputed bound."""
     text = envelope.claim["cross_entropy"]

@@ -61,8 +61,7 @@ class Measure:
         """Return in words which inputs count and how much, worked out from the weights: the name
         that a certificate gives its measure is only quoted, and not where it says accuracy.
         """
-        K, V = self.weights.shape
-        inputs = f"{V}^{K} = {V**K:,} inputs"
+        inputs = self.inputs()
         if self.uniform:
             return f"accuracy, the share of all {inputs}"
         label = "" if "accuracy" in self.name.casefold() else f" ({self.name[:80]!r})"
@@ -71,10 +70,16 @@ class Measure:
         some = [[int(n > 0) for n in row] for row in self.weights]
         counted = self._sum(np.array(some, object))
         heaviest = Fraction(prod(int(row.max()) for row in self.weights), max(self.total, 1))
+        share = float(min(heaviest, Fraction(1)))
         return (
-            f"a share of weight{label}: {counted:,} of the {inputs} weigh anything, and the"
-            f" heaviest has up to {float(min(heaviest, Fraction(1))):.3g} of the weight"
+            f"weighted inputs{label}: {counted:,} of the {inputs} have a weight above zero, and no"
+            f" input has more than {share:.3g} of the total weight"
         )
+
+    def inputs(self) -> str:
+        """Return in words how many inputs there are."""
+        K, V = self.weights.shape
+        return f"{V}^{K} = {V**K:,} inputs"
 
     def _sum(self, weights: np.ndarray) -> int:
         """Return the weight of all counted inputs under other weights of the tokens."""

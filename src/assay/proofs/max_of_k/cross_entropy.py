@@ -17,7 +17,8 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from math import comb
+from math import ceil, comb
+from typing import Any
 
 import numpy as np
 from flint import arb, ctx
@@ -27,16 +28,17 @@ from assay.bounds.rounding import Array, Interval
 from assay.errors import AssayError
 from assay.proofs.max_of_k.strategies.base import Problem
 from assay.proofs.max_of_k.strategies.cubic import shares
-from assay.proofs.max_of_k.tables import Tables, over
+from assay.proofs.max_of_k.tables import FoldedTables, over
 from assay.targets.max_of_k import Weights
 
+STRATEGY = "cubic"
 _SCALE = 40  # losses are summed as integers in units of 2^-40 nats, rounded up
 _REACH = 600.0  # margins beyond lead to no bound
 _GRID = 64.0
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class LossBound:
     """A proved upper bound of the mean loss in nats (at level float64: not proved), and the CPU
     seconds it took.
     """
@@ -45,10 +47,36 @@ class CrossEntropy:
     level: str
     seconds: float
 
+    @property
+    def claimed(self) -> Fraction:
+        """What a certificate claims: the bound and a millionth of it, rounded up, so that a checker
+        whose arithmetic rounds otherwise can still confirm it.
+        """
+        unit = 1 << _SCALE
+        return Fraction(ceil(self.bound * (1 + Fraction(1, 1 << 20)) * unit), unit)
+
+    @property
+    def proved(self) -> bool:
+        return self.level != "float64"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: what a certificate claims, as a float that is not below it and as a
+        fraction.
+        """
+        return {
+            "quantity": "mean cross-entropy over all inputs, in nats, at most",
+            "strategy": STRATEGY,
+            "level": self.level,
+            "bound": float(rounding.up(float(self.claimed))),
+            "fraction": str(self.claimed),
+            "proved": self.proved,
+            "seconds": self.seconds,
+        }
+
 
 def bound_cross_entropy(
     weights: Weights, level: str = "real", *, exp_ulp: float = 2.0
-) -> CrossEntropy:
+) -> LossBound:
     """Bound the mean cross-entropy at the last position over all V^K inputs from above.
 
     Raises AssayError when a margin's bound is too large for a loss in float64.
@@ -60,10 +88,10 @@ def bound_cross_entropy(
         for c in range(tables.positions):
             total += _cell_losses(tables, m, c)
     bound = Fraction(total, tables.vocabulary**tables.positions << _SCALE)
-    return CrossEntropy(bound, level, time.process_time() - began)
+    return LossBound(bound, level, time.process_time() - began)
 
 
-def _cell_losses(tables: Tables, m: int, c: int) -> int:
+def _cell_losses(tables: FoldedTables, m: int, c: int) -> int:
     """Return the summed losses, in units of 2^-40, of the cells (q, m, c) for all q."""
     K = tables.positions
     queries = slice(0, m + 1) if c < K - 1 else slice(m, m + 1)
@@ -85,7 +113,7 @@ def _cell_losses(tables: Tables, m: int, c: int) -> int:
     )
 
 
-def _margins(tables: Tables, m: int, c: int, queries: slice) -> Array:
+def _margins(tables: FoldedTables, m: int, c: int, queries: slice) -> Array:
     """Return upper bounds of F_x(k), (queries, k < m, x != m); for c = 0 of the one sequence,
     (queries, 1, x != m).
     """
@@ -120,7 +148,7 @@ def _margins(tables: Tables, m: int, c: int, queries: slice) -> Array:
     return np.where(np.isnan(largest), np.inf, largest)
 
 
-def _mean(tables: Tables, weights: list[Interval], values: list[Array]) -> Array:
+def _mean(tables: FoldedTables, weights: list[Interval], values: list[Array]) -> Array:
     """Return upper bounds of the means of values with non-negative weights."""
     top, low, high = np.zeros(()), np.zeros(()), np.zeros(())
     for weight, value in zip(weights, values, strict=True):
@@ -134,7 +162,7 @@ def _column(end: Array) -> Array:
     return end[:, None]
 
 
-def _softplus(tables: Tables, margins: Array) -> Array:
+def _softplus(tables: FoldedTables, margins: Array) -> Array:
     """Return upper bounds of log(1 + sum_x exp(margin_x))."""
     if tables.level == "float64":
         return np.log1p(np.exp(np.minimum(margins, 700.0)).sum(-1))
