@@ -167,7 +167,7 @@ def save(path: Path | str, model: MaxOfK | Weights) -> Path:
     kept = {
         name: torch.from_numpy(array)
         for name, array in entries.items()
-        if ".b_" not in name or array.any()
+        if ".b_" not in name or array.any() or np.signbit(array).any()  # -0.0 is another digest
     }
     return files.save_tensors(path, kept)
 

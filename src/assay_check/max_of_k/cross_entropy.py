@@ -10,8 +10,8 @@ the positional weights s of the copies of m and T - s of the smaller tokens. Rep
 tokens by one of them, k, gives F_x(k; s); if F_x(k; s) <= f for each of them, the mean over their
 mixture is at most f too. F is a quotient of functions that are linear in s, hence largest at the
 smallest or the largest s; it never exceeds the largest of the three B_x, whatever the weights are.
-With the tokens below m in any order, r^c - (r - 1)^c choices of c of them have number r as their
-last one, and lose at most what the running maximum of F over the first r tokens says.
+With the tokens below m in any order (the advice), r^c - (r - 1)^c choices of c of them have number
+r as their last one, and lose at most what the running maximum of F over the first r tokens says.
 
 In float64, u = 2**-53, with weights within (K + 6) u of themselves, values within 8 u R and sizes
 up to R, a mean errs by less than (2 K + 25) u R; `room` is more than that. Exponentials and
@@ -30,11 +30,11 @@ from assay_check.envelope import Envelope
 from assay_check.max_of_k.accuracy import Found
 from assay_check.max_of_k.margins import Margins
 from assay_check.max_of_k.measure import Measure
-from assay_check.reading import need
+from assay_check.reading import need, tensors
 
 RULE = "cross-entropy"
 ROUND = 1 + 2.0**-48  # over a few dozen roundings of positive numbers
-SMALL = 2.0**-900  # sums of weights below are lost to underflow, and the largest value stands
+SMALL = 2.0**-1000  # sums of weights below are lost to underflow, and the largest value stands
 REACH = 700
 UNITS = 60  # losses are summed as integers in units of 2^-60 nats
 CHUNK = 1 << 22  # numbers in an array of (queries, tokens, competitors)
@@ -50,7 +50,6 @@ def read(envelope: Envelope, measure: Measure) -> None:
         'the claim must be {"cross_entropy": "p/q"}',
     )
     need(measure.uniform, "a claim of the mean cross-entropy is about all inputs alike")
-    envelope.no_advice()
 
 
 def describe(measure: Measure) -> str:
@@ -64,7 +63,7 @@ def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margin
     claimed = Fraction(text)
     if str(claimed) != text:
         return False, f"the claim must be a reduced fraction, got {text[:80]}", None, None
-    found = mean_loss(margins())
+    found = mean_loss(margins(), _orders(envelope, *measure.weights.shape))
     if found is None:
         return False, "the mean cross-entropy has no finite bound", None, None
     reason = (
@@ -74,14 +73,39 @@ def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margin
     return found <= claimed, reason, found, None
 
 
+def _orders(envelope: Envelope, K: int, V: int) -> np.ndarray:
+    """Return the orders of the advice, (q, m, c, rank); InputError unless each is one of all tokens
+    below m.
+    """
+    name, data = envelope.advice()
+    found = tensors(data, name).get("orders", np.zeros(0))
+    kind = "u1" if V <= 256 else "<i2"
+    need(
+        found.dtype == kind and found.shape == (V, V, K, V),
+        f"{name}: orders must be of type {kind} and shape {(V, V, K, V)}",
+    )
+    for m in range(1, V):
+        ordered = np.sort(found[: m + 1, m, 1:, :m], axis=-1) == np.arange(m)
+        ordered[:m, K - 2 :] = True  # K - 1 tokens below m leave no place for m, unless it is last
+        strange = np.argwhere(~ordered.all(-1))
+        need(
+            not len(strange),
+            f"{name}: the cell (q, m, c) = {[[q, m, c + 1] for q, c in strange[:1].tolist()]} has"
+            " no order of all tokens below m",
+        )
+    return found
+
+
 def _up(value: Fraction) -> str:
     """Return a few digits of a number, rounded up."""
     return f"{ceil(value * 10**9) / 10**9:.9f}"
 
 
 @np.errstate(all="ignore")
-def mean_loss(margins: Margins) -> Fraction | None:
-    """Return an upper bound of the mean cross-entropy over all V^K inputs, or none."""
+def mean_loss(margins: Margins, orders: np.ndarray) -> Fraction | None:
+    """Return an upper bound of the mean cross-entropy over all V^K inputs, or none; tokens below m
+    are taken in the order (q, m, c, rank).
+    """
     V, K = margins.EV.shape[0], len(margins.PV)
     units = 0
     for m in range(V):
@@ -89,7 +113,8 @@ def mean_loss(margins: Margins) -> Fraction | None:
             queries = np.arange(m + 1) if c < K - 1 else np.array([m])
             ways = [1] if c == 0 else [r**c - (r - 1) ** c for r in range(1, m + 1)]
             for some in np.array_split(queries, -(-len(queries) * len(ways) * V // CHUNK)):
-                totals = _losses(_worst(margins, m, c, some)).tolist()
+                order = orders[some, m, c, :m].astype(int) if c else np.zeros((len(some), 1), int)
+                totals = _losses(_worst(margins, m, c, some, order)).tolist()
                 if not np.isfinite(totals).all():
                     return None
                 units += comb(K - 1, c) * sum(
@@ -106,8 +131,8 @@ def _losses(worst: np.ndarray) -> np.ndarray:
     return np.asarray(loss.sum(0) * (1 + 2.0**-52 * len(loss)))
 
 
-def _worst(margins: Margins, m: int, c: int, queries: np.ndarray) -> np.ndarray:
-    """Return running maxima of F_x over the tokens below m, (queries, tokens, x != m)."""
+def _worst(margins: Margins, m: int, c: int, queries: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Return running maxima of F_x over the tokens below m, (queries, rank, x != m)."""
     K, keys = len(margins.PV), np.arange(m) if c else np.array([m])
     size = float(np.abs(margins.EV).max() + np.abs(margins.PV).max() + np.abs(margins.D).max())
     room = (4 * K + 32) * 2.0**-53 * 2 * (size + float(margins.error.max()))
@@ -134,7 +159,6 @@ def _worst(margins: Margins, m: int, c: int, queries: np.ndarray) -> np.ndarray:
         worst = np.maximum(worst, np.where(total > SMALL, mean / total, np.inf))
     largest = np.maximum(np.maximum(at_max, at_own), at_key)
     worst = np.where(worst <= largest, worst, largest) + room
-    order = np.argsort(worst.max(-1, initial=-np.inf), axis=1, kind="stable")
     return np.maximum.accumulate(np.take_along_axis(worst, order[:, :, None], 1), axis=1)
 
 
