@@ -137,6 +137,28 @@ class Truth:
                     return False
         return True
 
+    def mean_loss(self) -> arb:
+        """Return the mean cross-entropy over all sequences, every logit off by its error."""
+        with ctx.workprec(400):
+            total = arb(0)
+            for tokens in product(range(self.V), repeat=self.K):
+                q, m = tokens[-1], max(tokens)
+                places = [p * self.V + t for p, t in enumerate(tokens)]
+                best = max(self.scores[q][i] for i in places)
+                attention = [
+                    (arb(self.scores[q][i] - best) / arb(self.head).sqrt()).exp() for i in places
+                ]
+                others = arb(0)
+                for x in set(range(self.V)) - {m}:
+                    gap = sum(
+                        a * arb(self.written[i][x] - self.written[i][m])
+                        for a, i in zip(attention, places, strict=True)
+                    ) / sum(attention)
+                    gap = gap + arb(self.kept[q][x] - self.kept[q][m])
+                    others += (gap + float(self.error[q, x]) + float(self.error[q, m])).exp()
+                total += (1 + others).log()
+            return total / self.V**self.K
+
     def count(
         self,
         sets: np.ndarray,
@@ -181,6 +203,15 @@ def possible(V: int, K: int) -> np.ndarray:
         others = [t for t in sequence[:-1] if t < max(sequence)]
         tokens[sequence[-1], max(sequence), len(others), others or [0]] = True
     return tokens
+
+
+def orders(V: int, K: int, rng: np.random.Generator | None = None) -> np.ndarray:
+    """Return orders of all tokens below m, (q, m, c, rank): rising, or random ones."""
+    found = np.zeros((V, V, K, V), np.uint8)
+    for q, m, c in np.argwhere(possible(V, K).any(-1)).tolist():
+        if c:
+            found[q, m, c, :m] = np.arange(m) if rng is None else rng.permutation(m)
+    return found
 
 
 def write_tensors(path: Path, tensors: Tensors, *, metadata: dict[str, str] | None = None) -> Path:
@@ -243,12 +274,11 @@ def certify(
     total = V**K if total is None else total
     stored: dict[str, Any] = {"file": None, "sha256": None}
     if advice is not None:
-        name = "limits" if rule == "envelope" else "sets"
-        array = (
-            advice.astype(np.int16)
-            if rule == "envelope"
-            else np.packbits(advice, axis=-1, bitorder="little")
-        )
+        name = {"envelope": "limits", "cross-entropy": "orders"}.get(rule, "sets")
+        array = {
+            "envelope": lambda: advice.astype(np.int16),
+            "cross-entropy": lambda: advice,
+        }.get(rule, lambda: np.packbits(advice, axis=-1, bitorder="little"))()
         data = write_tensors(folder / "advice.safetensors", {name: array}).read_bytes()
         stored = {"file": "advice.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     entry = {

@@ -81,7 +81,7 @@ def without_cross_terms(f, advice, how):  # type: ignore[no-untyped-def]
     error = np.ptp(plain @ left @ right @ keys @ (E - advice["key_center"]).T, axis=1) / np.sqrt(
         f.head
     )
-    return low_rank.Scores(scores.content, error, scores.position)
+    return low_rank.ExplainedScores(scores.content, error, scores.position)
 
 
 ATTENTION, SCORES = subcubic.attention, low_rank.scores

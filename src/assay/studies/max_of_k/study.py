@@ -17,10 +17,15 @@ from assay.errors import AssayError, InputError
 from assay.io.files import existing
 from assay.io.runs import Run
 from assay.learn.max_of_k import train_max_of_k
-from assay.proofs.max_of_k import cross_entropy
 from assay.proofs.max_of_k.cells import Measure
 from assay.proofs.max_of_k.circuits import circuits, margin_shares, sampled_accuracy
-from assay.proofs.max_of_k.prove import ProofResult, prove, prove_all, true_count
+from assay.proofs.max_of_k.prove import (
+    ProofResult,
+    prove,
+    prove_all,
+    prove_cross_entropy,
+    true_count,
+)
 from assay.proofs.max_of_k.strategies import STRATEGIES, named
 from assay.studies import runner
 from assay.studies.max_of_k.page import headline, sections
@@ -30,6 +35,7 @@ from assay.targets.max_of_k import Weights
 __all__ = ["Config", "check", "headline", "run", "sections"]
 
 CERTIFICATE = "certificate.json"
+LOSS_CERTIFICATE = "cross-entropy.json"
 
 
 class ModelConfig(runner.Config):
@@ -94,9 +100,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         certificate_path=run.path(CERTIFICATE),
         normalise=False,
     )
-    verdict = assay_check.check(run.path(CERTIFICATE), path)
-    if not verdict.accepted:
-        raise AssayError(f"the independent checker refuses the certificate: {verdict.reason}")
+    verdict = _check(run.path(CERTIFICATE), path)
     found = circuits(weights)
     run.save_tensors(
         "circuits.safetensors",
@@ -124,8 +128,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             "seconds": best.seconds,
         },
         "checked": verdict.reason,
+        "measure": verdict.measure,
+        "assumptions": list(verdict.assumptions),
         "executed": float(executed.bound) if executed else None,
-        "cross_entropy": _cross_entropy(config, weights),
+        "cross_entropy": _cross_entropy(config, run, weights, path),
         "bounds": {result.strategy: float(result.bound) for result in results},
         "operations": {result.strategy: result.operations for result in results},
         "vocabulary": weights.vocabulary,
@@ -205,8 +211,27 @@ def _measures(config: Config, weights: Weights) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"normalised": pl.Float64})
 
 
-def _cross_entropy(config: Config, weights: Weights) -> float | None:
+def _cross_entropy(config: Config, run: Run, weights: Weights, path: Path) -> dict[str, Any] | None:
+    """Return a bound of the mean loss that the independent checker has confirmed, or none where a
+    margin is too large for one: a network far from trained.
+    """
+    target = run.path(LOSS_CERTIFICATE)
     try:
-        return float(cross_entropy.bound_cross_entropy(weights, config.proofs.level).bound)
+        found = prove_cross_entropy(weights, config.proofs.level, certificate_path=target)
+    except InputError:
+        raise
     except AssayError:
-        return None  # a margin without a useful bound: a network far from trained
+        return None
+    return {
+        "bound": found.to_json()["bound"],
+        "checked": _check(target, path).reason,
+        "seconds": found.seconds,
+    }
+
+
+def _check(certificate: Path, weights: Path) -> assay_check.Verdict:
+    """Return the verdict of the independent checker; AssayError where it refuses the claim."""
+    verdict = assay_check.check(certificate, weights)
+    if not verdict.accepted:
+        raise AssayError(f"the independent checker refuses {certificate.name}: {verdict.reason}")
+    return verdict
