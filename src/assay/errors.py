@@ -19,7 +19,7 @@ class InputError(AssayError, ValueError):
     exit_code = 2
 
 
-class Stopped(AssayError):
+class StoppedError(AssayError):
     """The user stopped the command; the message says how to go on."""
 
     exit_code = 130

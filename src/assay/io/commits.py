@@ -7,8 +7,8 @@ names:
 
 null says that the file is gone. Of a log only the first bytes are recorded, as lines are appended
 behind them. `check` is the start of the SHA-256 of the check before and of this line, so that a
-change to the record itself is found. After a kill the last commit alone may be open: its files have
-their new content or the one before.
+change to the record itself is found. After a kill the last commit may be open: its files have their
+new content or the one before. An empty commit says that none is.
 """
 
 from __future__ import annotations
@@ -149,7 +149,8 @@ def _entry(name: str, kept: Any) -> Entry | None:
     if kept is None:
         return None
     size, sha256, *log = kept
-    if type(size) is not int or size < 0 or not _DIGEST.fullmatch(sha256) or log not in ([], ["log"]):
+    known = type(size) is int and size >= 0 and _DIGEST.fullmatch(sha256)
+    if not known or log not in ([], ["log"]):
         raise ValueError("no size and SHA-256")
     return Entry(size, sha256, bool(log))
 

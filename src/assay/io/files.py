@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from assay import memory
 from assay.errors import AssayError, InputError, shown
@@ -166,7 +166,7 @@ def put_state(path: Path, state: Mapping[str, Any]) -> None:
     with path.open("wb") as stream:
         kept = _Kept(stream)
         try:
-            torch.save(state, kept)
+            torch.save(state, cast(BinaryIO, kept))
         except RuntimeError as error:
             # PyTorch says "unexpected pos" of a full disk; the stream knows better.
             raise kept.error or error from error
@@ -237,7 +237,7 @@ class _Kept:
 
 
 def call(write: Callable[[Path], object], temporary: Path) -> None:
-    """Call a writer of a file or folder; a full disk becomes an OSError, whichever library met it."""
+    """Call a writer of a file or folder; a full disk is an OSError, whichever library met it."""
     try:
         write(temporary)
     except (AssayError, OSError):

@@ -24,8 +24,8 @@ def acquire(path: Path, patience: float = 0.0) -> int:
     """Open a file, made if it is absent, lock it, and return its descriptor; closing that releases
     the lock.
 
-    Waits up to `patience` seconds. Raises InputError when another process holds the lock, AssayError
-    when the file cannot be opened for writing."""
+    Waits up to `patience` seconds. Raises InputError when another process holds the lock,
+    AssayError when the file cannot be opened for writing."""
     deadline = time.monotonic() + patience
     while True:
         try:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from assay.errors import InputError
+from assay.errors import AssayError, InputError
 from assay.io import commits, files, locks
 from assay.io.commits import NAME, Changes, Commits, Entry, digest
 
@@ -102,6 +102,9 @@ class Record:
         finally:
             self._holders -= 1
             if self._holders == 0:
+                # On a full disk the next process settles the rest.
+                with contextlib.suppress(AssayError):
+                    self._seal()
                 self._release()
 
     def write(self, name: str, write: Callable[[Path], object], *, log: bool = False) -> Path:
@@ -141,22 +144,50 @@ class Record:
                 shutil.rmtree(temporary, ignore_errors=True)
             return path
 
+    def write_files(self, folder: str, write: Callable[[Path], object]) -> None:
+        """Write files that belong together: `write` puts them into the temporary folder that it is
+        given, and each takes the place of its predecessor in `folder` ("" for the run's own).
+
+        Raises InputError when a file is in the way that Assay did not write."""
+        with self.held(_PATIENCE):
+            self._settle()
+            temporary = self._temporary(self.folder / (folder or "files"))
+            try:
+                temporary.mkdir(parents=True)
+                files.call(write, temporary)
+                new = {folder + one.name: one for one in sorted(temporary.iterdir())}
+                for name in new:
+                    self._require_ours(name, self._place(name))
+                self._unsettled = True
+                self._append({name: _entry(one) for name, one in new.items()})
+                for name, one in new.items():
+                    one.replace(self._place(name))
+                    self._seen[name] = _stamp(self._place(name))
+                self._unsettled = False
+            except OSError as error:
+                raise files.cannot_write(self.folder / folder, error) from error
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
     def append(self, name: str, text: str) -> None:
         """Append text to a log, all of it or nothing.
 
-        Raises AssayError when the disk is full, InputError when the log is not ours."""
+        What is not recorded by a later write, or when the lock is released, is dropped by the next
+        process: a kill leaves the log as it was at the last checkpoint. Raises AssayError when the
+        disk is full, InputError when the log is not ours."""
         with self.held(_PATIENCE):
             path = self._place(name)
             if name not in self._state.files:
                 self._begin_log(name)
-            if path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1):
-                raise self._foreign(path)  # lines would also reach another name of the file
+            if path.is_symlink():
+                raise self._foreign(path)
             try:
-                handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                if path.stat().st_nlink > 1:  # a copy of the run must not get the lines too
+                    data = path.read_bytes()
+                    files.write_atomic(path, lambda new: files.put(new, data))
+                handle = os.open(path, os.O_WRONLY | os.O_APPEND)
                 try:
-                    size = os.fstat(handle).st_size
-                    torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
-                    _append_whole(handle, ("\n" * torn + text).encode())
+                    _append_whole(handle, text.encode())
                 finally:
                     os.close(handle)
             except OSError as error:
@@ -165,8 +196,8 @@ class Record:
     def remove_all(self, inputs: Collection[Path] = ()) -> None:
         """Remove every file that Assay wrote, and the folders that this empties; all others stay.
 
-        Raises InputError, before anything is removed, when one of them was changed since or is among
-        the inputs of the new run."""
+        Raises InputError, before anything is removed, when one of them was changed since or is
+        among the inputs of the new run."""
         with self.held():
             kept = {_inode(one) for one in inputs if one.exists()}
             there = []
@@ -221,10 +252,11 @@ class Record:
             os.ftruncate(self._handle, self._state.whole)
             if not self._state.token:
                 _append_whole(self._handle, self._state.header(os.urandom(8).hex()))
-            for rest in self.folder.rglob(f".*.{self._state.token}.part"):
+            for rest in self.folder.rglob(f".*.{self._state.token}.part*"):
                 shutil.rmtree(rest) if rest.is_dir() and not rest.is_symlink() else rest.unlink()
             self._unsettled = True
             self._settle()
+            self._cut_logs()
         except BaseException as error:
             self._release()
             if isinstance(error, OSError):
@@ -242,8 +274,8 @@ class Record:
         # A rival may have made the record between the two looks.
         if any(self.folder.iterdir()) and not self.path.is_file():
             raise InputError(
-                f"{self.folder} is not a run folder (it has no {NAME}) and is not empty; use another"
-                " folder with -o"
+                f"{self.folder} is not a run folder (it has no {NAME}) and is not empty; use"
+                " another folder with -o"
             )
 
     def _part_hard_links(self) -> None:
@@ -266,6 +298,14 @@ class Record:
             self._unsettled = True
             yield path
             self._unsettled = False
+
+    def _seal(self) -> None:
+        """Record logs that have grown, and that the last commit is not open."""
+        self._settle()
+        if grown := self._grown_logs():
+            self._append(grown)
+        if self._state.before:
+            self._append({})
 
     def _begin_log(self, name: str) -> None:
         with self._writing(name) as path:
@@ -324,7 +364,8 @@ class Record:
         path = self._place(name)
         return not os.path.lexists(path) if entry is None else entry.describes(path)
 
-    def _grown_logs(self, but: str) -> dict[str, Entry]:
+    def _grown_logs(self, but: str = "") -> dict[str, Entry]:
+        """Return the entries of logs that are longer than recorded, and otherwise as recorded."""
         grown = {}
         for name, entry in self._state.files.items():
             path = self._place(name)
@@ -333,6 +374,13 @@ class Record:
                     raise self._changed(path)
                 grown[name] = _entry(path, log=True)
         return grown
+
+    def _cut_logs(self) -> None:
+        """Cut logs to what is recorded: the rest is of work that a kill undid."""
+        for name in self._grown_logs():
+            path, entry = self._place(name), self._state.files[name]
+            data = path.read_bytes()[: entry.size]
+            files.write_atomic(path, lambda new, data=data: files.put(new, data))  # type: ignore[misc]
 
     def _require_ours(self, name: str, path: Path) -> None:
         """Refuse to replace what Assay did not write, or what was changed since."""

@@ -99,6 +99,10 @@ class Run:
         """Write a whole folder likewise: it appears complete or not at all."""
         return self._record.write_folder(self._prefix + name, write)
 
+    def write_files(self, write: Callable[[Path], object]) -> None:
+        """Write files that belong together into the temporary folder that `write` is given."""
+        self._record.write_files(self._prefix, write)
+
     def save_text(self, name: str, text: str) -> Path:
         return self.write(name, lambda new: files.put(new, text.encode(errors="replace")))
 
@@ -149,9 +153,7 @@ class Run:
         self._record.append(self._prefix + METRICS, line + "\n")
 
     def metrics(self) -> pl.DataFrame:
-        """Return `metrics.jsonl` as a table, one row per logged step; a last line cut short by a
-        kill is left out.
-        """
+        """Return `metrics.jsonl` as a table, one row per logged step."""
         import polars as pl
 
         return pl.DataFrame(list(self._lines()), infer_schema_length=None)
@@ -161,7 +163,9 @@ class Run:
         again.
         """
         if self.has(METRICS):
-            kept = [line for line in self._lines() if line["phase"] != phase or line["step"] <= step]
+            kept = [
+                line for line in self._lines() if line["phase"] != phase or line["step"] <= step
+            ]
             text = "".join(json.dumps(line) + "\n" for line in kept)
             self._record.write(
                 self._prefix + METRICS, lambda new: files.put(new, text.encode()), log=True
@@ -170,8 +174,7 @@ class Run:
     def _lines(self) -> Iterator[dict[str, Any]]:
         if self.has(METRICS):
             path = self.checked(METRICS)
-            *lines, _ = files.read_text(path).split("\n")
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(files.read_text(path).splitlines(), 1):
                 entry = files.parse_json(line, f"{path}, line {number}")
                 if not isinstance(entry, dict) or not {"phase", "step"} <= entry.keys():
                     raise InputError(f"{path}, line {number}: no phase and step")
@@ -217,13 +220,11 @@ def require_startable(folder: Path | str, *, resume: bool = False, force: bool =
     """Raise InputError when `start` would refuse the folder, whatever the config."""
     folder = Path(folder)
     try:
-        if not folder.exists():
-            return
-        if not folder.is_dir():
+        if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, not a run folder")
-        occupied = any(entry.name != NAME for entry in folder.iterdir())
+        occupied = folder.is_dir() and any(entry.name != NAME for entry in folder.iterdir())
         is_run = Record(folder).is_there()
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise InputError(f"{folder} cannot be opened as a folder: {error}") from error
     if occupied and not is_run:
         raise InputError(
@@ -239,7 +240,8 @@ def require_startable(folder: Path | str, *, resume: bool = False, force: bool =
 
 def require_same(run: Run, config: Mapping[str, Any]) -> None:
     """Raise InputError, with the keys that differ, when a run was started with another config."""
-    saved = saved_config(run)
+    # Overrides say how the config came about; the config itself says what it is.
+    saved, config = ({**given, "overrides": None} for given in (saved_config(run), config))
     if saved != config:
         raise InputError(
             f"{run.folder} was started with another config ({_changed(saved, config)}); use the"

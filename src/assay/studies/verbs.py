@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,34 +12,12 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from assay.attribution import (
-    Exact,
-    Gradient,
-    IntegratedGradients,
-    Method,
-    Scores,
-    SecondOrder,
-    ablate,
-    attribute,
-)
+from assay.attribution import Scores, ablate, attribute
 from assay.core.mechanisms import Mechanisms
-from assay.errors import InputError, unknown
+from assay.errors import InputError
 from assay.io.runs import Run, opened
+from assay.studies.methods import method
 from assay.studies.runner import mechanisms_of, study_of
-
-METHODS: dict[str, Callable[[], Method]] = {
-    "gradient": Gradient,
-    "ig": IntegratedGradients,
-    "second-order": SecondOrder,
-    "exact": Exact,
-}
-
-
-def method(name: str) -> Method:
-    """Return an attribution method by its command-line name."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]()
 
 
 def attribute_run(
