@@ -130,9 +130,8 @@ def test_empty_pictures_are_drawn_without_complaint(browser, tmp_path):
         charts.intervals(frame, "name", "y", "x", "x"),
         charts.tradeoff(frame, "x", "y", label="name"),
     ]
-    path = write_text(
-        tmp_path / "report.html", render("t", "", [], [Section("s", "", drawn, [Table(frame)])])
-    )
+    page = render("t", "", [], [Section("s", "", drawn, [Table(frame)])])
+    path = write_text(tmp_path / "report.html", page)
     browser.show(path, 390)
     assert browser.complaints() == []
     assert browser.run("document.querySelectorAll('.chart.ready').length") == len(drawn)

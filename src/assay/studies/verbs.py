@@ -23,12 +23,12 @@ from assay.studies.runner import mechanisms_of, study_of
 def attribute_run(
     folder: Path | str, *, by: str = "gradient", top: int = 20
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Score every part of a run by a method, save the table as `scores-METHOD.parquet`, and
+    """Score every part of a run by a method, save the table as `verb-scores-METHOD.parquet`, and
     return the largest.
     """
     run, mechanisms = _open(folder)
     scores = attribute(mechanisms, method(by))
-    run.save_table(f"scores-{by}.parquet", scores.table())
+    run.save_table(f"verb-scores-{by}.parquet", scores.table())
     summary = {
         "method": scores.method,
         "estimand": scores.estimand,
@@ -78,12 +78,12 @@ def ablate_run(
 def audit_run(
     folder: Path | str, *, by: str = "gradient", exact: int = 64, alpha: float = 0.1, seed: int = 0
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Audit a method on a run with exact ablations, save the rows as `audit-METHOD.parquet`, and
+    """Audit a method on a run with exact ablations, save the rows as `verb-audit-METHOD.parquet`, and
     return the top parts with bars.
     """
     run, mechanisms = _open(folder)
     audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)
-    run.save_table(f"audit-{by}.parquet", audit.table)
+    run.save_table(f"verb-audit-{by}.parquet", audit.table)
     return audit.summary(), audit.top(20)
 
 
