@@ -40,7 +40,7 @@ def available(device: torch.device | None = None) -> int:
     return max(min(rooms), 0) if rooms else 1 << 30
 
 
-def require(size: int, what: str) -> None:
+def require_memory(size: int, what: str) -> None:
     """Raise InputError when work that keeps at least `size` bytes does not fit the memory that is
     available.
     """

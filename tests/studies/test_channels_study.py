@@ -121,7 +121,10 @@ def test_audit_table_and_compare(runs, monkeypatch, capsys):
         (["audit", "{run}", "--exact", "1"], "give at least 4"),
         (["attribute", "{run}/nothing"], "no run in"),
         (["run", "digits-channels", "-o", "{run}"], "already exists"),
-        (["run", "digits-channels", "-o", "{run}", "--resume", "--set", "seed=7"], "another config"),
+        (
+            ["run", "digits-channels", "-o", "{run}", "--resume", "--set", "seed=7"],
+            "another config",
+        ),
         (["run", "channels", "-o", "{run}", "--resume"], "holds a run of the recipe"),
         (["run", "digits-chanels"], "did you mean digits-channels"),
         (

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.lib import format as npy
 
-from assay import memory
+from assay.memory import require_memory
 
 _MOST_AXES = 32
 
@@ -25,7 +25,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     larger than the memory, ValueError and whatever zipfile and numpy raise for damaged ones."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        memory.require(
+        require_memory(
             2 * sum(member.file_size for member in members),
             f"unpacking {path} ({path.stat().st_size} bytes)",
         )

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from assay import memory
 from assay.errors import AssayError, InputError, shown
+from assay.memory import require_memory
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +89,7 @@ def read_text(path: Path | str) -> str:
     Raises InputError when it is missing, unreadable, not UTF-8, or larger than the memory."""
     path = existing(path)
     try:
-        memory.require(4 * path.stat().st_size, f"the text of {path}")
+        require_memory(4 * path.stat().st_size, f"the text of {path}")
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text: {error}") from error
@@ -143,7 +143,7 @@ def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Te
         if path.suffix == ".npz":
             tensors = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
         else:
-            memory.require(path.stat().st_size, f"loading {path}")
+            require_memory(path.stat().st_size, f"loading {path}")
             tensors = load_file(path)
     except InputError:
         raise

@@ -6,7 +6,9 @@ checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,7 +87,7 @@ def agreement(
         raise unknown("size", str(size), AGREEMENT)
     run = Run(Path(folder))
     target = load(train_agreement_model(run, AGREEMENT[size]))
-    return target, *pairs(target, run.path("pairs.jsonl"), limit=limit)
+    return target, *pairs(target, run.checked("pairs.jsonl"), limit=limit)
 
 
 def train_language_model(
@@ -148,6 +150,7 @@ def _train(
     padded: bool = True,
 ) -> Path:
     """Minimise the next-token loss over rows of ids, and save the model."""
+    _require_same_training(run, ids, config, name)
     if run.has(MODEL):
         return run.checked(MODEL)
     if min(config.batch, config.steps) < 1 or ids.shape[1] > config.context:
@@ -185,6 +188,23 @@ def _train(
         save_every=config.save_every,
     )
     return run.write_folder(MODEL, lambda new: save_language_model(new, model, tokenizer))
+
+
+def _require_same_training(run: Run, ids: Tensor, config: LanguageTraining, name: str) -> None:
+    """Raise InputError when the run trains, or trained, on other data or with other settings."""
+    settings = asdict(config)
+    settings.pop("required", None)  # it judges the model and does not change it
+    data = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+    training = {"settings": settings, "data": data}
+    file = f"{name}-training.json"
+    if not run.has(file):
+        run.save_json(file, training)
+    elif run.json(file) != training:
+        before = run.json(file).get("settings", {})
+        other = [key for key, value in settings.items() if before.get(key) != value] or ["data"]
+        raise InputError(
+            f"{run.folder} holds a model trained with other {', '.join(other)}; use another folder"
+        )
 
 
 def _save_pairs(run: Run, name: str, pairs: list[TextPair]) -> None:

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from assay import memory
 from assay.errors import InputError
 from assay.learn.settings import AGREEMENT, AgreementTraining
+from assay.memory import require_memory
 from assay.studies.fields import Config, Count, Positive, Probability, Size
 
 
@@ -42,7 +42,7 @@ class AgreementModelConfig(Config):
                 f" {self.heads}"
             )
         # Weights, gradients and two moments in float32; a block holds 12 width^2 weights.
-        memory.require(
+        require_memory(
             16 * 12 * self.layers * self.width**2,
             f"training target.layers = {self.layers} of target.width = {self.width}",
         )

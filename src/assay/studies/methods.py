@@ -27,7 +27,7 @@ def require_method(name: str) -> str:
 
 def method(name: str) -> Method:
     """Return an attribution method by its command-line name."""
-    from assay import attribution
+    import assay.attribution as attribution
 
     chosen: Method = getattr(attribution, METHODS[require_method(name)])()
     return chosen

@@ -78,8 +78,8 @@ def ablate_run(
 def audit_run(
     folder: Path | str, *, by: str = "gradient", exact: int = 64, alpha: float = 0.1, seed: int = 0
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Audit a method on a run with exact ablations, save the rows as `verb-audit-METHOD.parquet`, and
-    return the top parts with bars.
+    """Audit a method on a run with exact ablations, save the rows as `verb-audit-METHOD.parquet`,
+    and return the top parts with bars.
     """
     run, mechanisms = _open(folder)
     audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)

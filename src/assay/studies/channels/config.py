@@ -6,10 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from assay import memory
 from assay.errors import InputError
 from assay.io.files import existing
 from assay.mechanisms.channels.training import Training
+from assay.memory import require_memory
 from assay.studies.fields import Amount, Count, Input, Name, Positive, Share, Size, StudyConfig
 from assay.studies.fields import Config as Keys
 
@@ -81,7 +81,7 @@ class Config(StudyConfig):
             existing(self.data.path)
         model = self.model
         # Weights, gradients and two moments in float32.
-        memory.require(
+        require_memory(
             16 * 3 * model.blocks * model.width * model.hidden,
             f"training {model.blocks} blocks of {model.width} x {model.hidden}",
         )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from assay import memory
 from assay.io.files import existing
+from assay.memory import require_memory
 from assay.studies.fields import Amount, Count, Input, Name, Positive, Several, Size, StudyConfig
 from assay.studies.fields import Config as Keys
 
@@ -50,7 +50,7 @@ class Config(StudyConfig):
         V, K, width = self.model.vocabulary, self.model.positions, self.model.width
         # Weights, gradients and two moments in float32; then a bit per query, largest token, count
         # and token in the certificate.
-        memory.require(
+        require_memory(
             16 * (2 * V + K + 4 * width) * width + V**3 * K // 8,
             f"training and proving model.vocabulary = {V}, model.positions = {K} and model.width ="
             f" {width}",

@@ -6,9 +6,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from assay import memory
 from assay.errors import InputError
 from assay.io.files import existing
+from assay.memory import require_memory
 from assay.studies.fields import Config as Keys
 from assay.studies.fields import Count, Input, Probability, Several, Size, StudyConfig
 
@@ -61,11 +61,11 @@ class Config(StudyConfig):
                 f" {target.group}"
             )
         # Weights, gradients and two moments in float32, and one batch of inputs.
-        memory.require(
+        require_memory(
             16 * target.features * (target.hidden + target.features) + 4 * 1024 * target.features,
             f"training {target.features} features in {target.hidden} hidden units",
         )
-        memory.require(
+        require_memory(
             8 * target.samples * target.features,
             f"drawing {target.samples} samples of {target.features} features",
         )
