@@ -1,7 +1,7 @@
 """Certificates: what a proof claims, and the untrusted advice with which anyone can check it.
 
 A certificate is a JSON file `NAME.json` and, where the rule takes advice, a safetensors file beside
-it, `NAME.safetensors`:
+it, `NAME.advice.safetensors`:
 
     format       "assay-certificate/1"
     task         "max-of-k": the answer is right when the logit of the largest token strictly
@@ -73,7 +73,8 @@ Any true cell passes the exact test of rule "cells", whichever rule found it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from pathlib import Path
@@ -88,6 +89,7 @@ from assay.proofs.max_of_k.cells import ACCURACY, Measure, Sets
 from assay.targets.max_of_k import NAMES, Weights
 
 FORMAT = "assay-certificate/1"
+ADVICE = ".advice.safetensors"
 
 
 @dataclass(frozen=True)
@@ -131,17 +133,40 @@ def unpack(bits: np.ndarray, vocabulary: int) -> Sets:
     return np.unpackbits(bits, axis=-1, count=vocabulary, bitorder="little").astype(bool)
 
 
-def write(path: Path | str, certificate: Certificate) -> Path:
-    """Write a certificate to `path` (JSON) and its advice beside it (safetensors); return the path.
+def advice_path(path: Path) -> Path:
+    """Return where the advice of a certificate goes."""
+    return path.with_suffix(ADVICE)
 
-    Raises InputError for another suffix than `.json`.
+
+def check_destination(path: Path | str, inputs: Iterable[Path | str] = ()) -> Path:
+    """Return the path of a certificate to be; raises InputError, before any work, for another
+    suffix than `.json`, and where a file would be overwritten that is an input or no certificate of
+    ours.
     """
     path = Path(path)
     if path.suffix != ".json":
         raise InputError(f"a certificate is a .json file, got {path.name!r}")
+    for target in (path, advice_path(path)):
+        if any(_same(target, Path(given)) for given in inputs):
+            raise InputError(f"{target} is an input and would be overwritten; choose another name")
+    written = _written(path)
+    if os.path.lexists(path) and written is None:
+        raise InputError(f"{path} exists and is no certificate; choose another name")
+    advice = advice_path(path)
+    if os.path.lexists(advice) and (written or {}).get("advice") != _stored(advice):
+        raise InputError(f"{advice} exists and is not the advice of {path}; choose another name")
+    return path
+
+
+def write(path: Path | str, certificate: Certificate, inputs: Iterable[Path | str] = ()) -> Path:
+    """Write a certificate to `path` (JSON) and its advice beside it (safetensors); return the path.
+
+    Raises InputError as `check_destination` does.
+    """
+    path = check_destination(path, inputs)
     stored: dict[str, Any] = {"file": None, "sha256": None}
     if certificate.advice:
-        advice = path.with_suffix(".safetensors")
+        advice = advice_path(path)
         files.save_tensors(
             advice,
             {
@@ -149,7 +174,7 @@ def write(path: Path | str, certificate: Certificate) -> Path:
                 for name, a in certificate.advice.items()
             },
         )
-        stored = {"file": advice.name, "sha256": hashlib.sha256(advice.read_bytes()).hexdigest()}
+        stored = _stored(advice)
     measure = certificate.measure
     chosen = None if measure.cells is None else np.argwhere(measure.cells)
     entry = {
@@ -170,3 +195,23 @@ def write(path: Path | str, certificate: Certificate) -> Path:
         "advice": stored,
     }
     return files.write_json(path, entry)
+
+
+def _stored(advice: Path) -> dict[str, Any]:
+    return {"file": advice.name, "sha256": hashlib.sha256(advice.read_bytes()).hexdigest()}
+
+
+def _written(path: Path) -> Mapping[str, Any] | None:
+    """Return the certificate that is at a path, or none."""
+    try:
+        entry = files.read_json(path)
+    except InputError:
+        return None
+    known = isinstance(entry, dict) and entry.get("format") == FORMAT
+    return entry if known else None
+
+
+def _same(target: Path, given: Path) -> bool:
+    if target.exists() and given.exists():
+        return target.samefile(given)
+    return target.resolve() == given.resolve()

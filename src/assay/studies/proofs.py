@@ -10,6 +10,7 @@ from typing import Any
 import assay_check
 from assay.errors import InputError, unknown
 from assay.io.files import existing
+from assay.proofs.certificate import check_destination
 from assay.proofs.max_of_k.prove import prove, prove_all
 from assay.targets import max_of_k
 
@@ -27,10 +28,13 @@ def prove_task(
     """Return what a strategy proves of the weights in a file, or, with "all", what every strategy
     does, by name.
 
-    Raises InputError for an unknown task, strategy or level, and for "all" with a certificate.
+    Raises InputError for an unknown task, strategy or level, for "all" with a certificate, and for
+    a certificate in the place of another file.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
+    if certificate is not None and strategy != "all":
+        check_destination(certificate, [weights])
     if strategy != "all":
         return prove(weights, strategy, level, certificate_path=certificate).to_json()
     if certificate is not None:

@@ -85,8 +85,10 @@ def prove(
     loaded = weights if isinstance(weights, Weights) else max_of_k.load(weights)
     chosen, problem = named(strategy), Problem(loaded, level, exp_ulp)
     total = _total(loaded, measure)
-    if certificate_path is not None and Path(certificate_path).suffix != ".json":
-        raise InputError(f"a certificate is a .json file, got {Path(certificate_path).name!r}")
+    if certificate_path is not None:
+        certificate.check_destination(
+            certificate_path, [] if isinstance(weights, Weights) else [weights]
+        )
     began = time.process_time()
     advice = chosen.search(problem)
     count = chosen.verify(problem, advice).weigh(measure)
