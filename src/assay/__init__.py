@@ -106,20 +106,8 @@ if TYPE_CHECKING:
     from assay.audit.budgeted import budgeted
     from assay.audit.faithfulness import curve, faithfulness, keep_top
     from assay.audit.totals import top_recall, totals
-    from assay.core import (
-        Atoms,
-        Batch,
-        Group,
-        Kind,
-        Mechanisms,
-        Parts,
-        Reference,
-        Seen,
-        Shifts,
-        Target,
-        Whole,
-        target,
-    )
+    from assay.core import Atoms, Group, Kind, Mechanisms, Parts, Reference, Seen, Shifts, Whole
+    from assay.core.target import Batch, Target, target
     from assay.edges import edges
     from assay.errors import AssayError, InputError
     from assay.learn.language import agreement

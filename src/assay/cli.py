@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,18 +21,54 @@ app = typer.Typer(
     help="Take a neural network apart into mechanisms and measure how far to trust the result.",
 )
 
+
+def _within(flag: str, low: int, high: int) -> Callable[[int], int]:
+    """Return a callback that refuses integers outside of a range."""
+
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            raise _refusal(f"{flag} must lie between {low} and {high}, got {value}")
+        return value
+
+    return check
+
+
+def _share(value: float) -> float:
+    if not 0 < value < 1:
+        raise _refusal(f"--alpha must lie between 0 and 1, both excluded, got {value}")
+    return value
+
+
+def _method(name: str) -> str:
+    from assay.studies.methods import require_method
+
+    return require_method(name)
+
+
+def _refusal(message: str) -> Exception:
+    from assay.errors import InputError
+
+    return InputError(message)
+
+
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the run (default: runs/RECIPE).")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the folder.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace the run in the folder.")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace the run in the folder; only Assay's own files go."),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a config key: --set training.steps=500. Repeatable."),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
-By = Annotated[str, typer.Option("--method", help="gradient, ig, second-order or exact.")]
+By = Annotated[
+    str, typer.Option("--method", help="gradient, ig, second-order or exact.", callback=_method)
+]
+Top = Annotated[int, typer.Option(help="Rows to show.", callback=_within("--top", 1, 1_000_000))]
 
 
 @app.command()
@@ -44,38 +83,52 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Run a recipe from nothing to a report."""
-    from assay.studies import runner
+    from assay.io.runs import require_startable
+    from assay.studies import recipes
 
-    loaded = runner.load(recipe, overrides or ())
-    folder = out or Path("runs") / loaded.name
-    summary = runner.execute(loaded, folder, resume=resume, force=force)
-    if as_json:
-        _show(summary, True)
-    else:
-        _facts(runner.facts(folder), folder)
+    _one_of(resume, force)
+    folder = out or Path("runs") / Path(recipe).stem
+    loaded = recipes.load(recipe, overrides or (), resumes=folder if resume else None)
+    require_startable(folder, resume=resume, force=force)
+    loaded.config.require()
+    with _going_on("run", recipe, "-o", str(folder), "--resume"):
+        from assay.studies import runner
+
+        summary = runner.execute(loaded, folder, resume=resume, force=force)
+        if as_json:
+            _show(summary, True)
+        else:
+            _facts(runner.facts(folder), folder)
 
 
 @app.command()
 def recipes(as_json: Json = False) -> None:
     """List the recipes."""
-    from assay.studies import runner
+    from assay.studies import recipes
 
-    loaded = [runner.load(name) for name in runner.shipped()]
+    loaded = [recipes.load(name) for name in recipes.shipped()]
     _show({recipe.name: recipe.about for recipe in loaded}, as_json)
 
 
 @app.command()
-def tour(out: Out = None, as_json: Json = False) -> None:
+def tour(
+    out: Out = None, resume: Resume = False, force: Force = False, as_json: Json = False
+) -> None:
     """Run the short recipe of every kind that exists and write one report."""
-    from assay.studies import runner
-    from assay.studies.tour.study import tour as take
+    from assay.io.runs import require_startable
 
+    _one_of(resume, force)
     folder = out or Path("runs") / "tour"
-    summary = take(folder)
-    if as_json:
-        _show(summary, True)
-    else:
-        _facts([fact for name in summary for fact in runner.facts(folder / name)], folder)
+    require_startable(folder, resume=resume, force=force)
+    with _going_on("tour", "-o", str(folder), "--resume"):
+        from assay.studies import runner
+        from assay.studies.tour.study import tour as take
+
+        summary = take(folder, resume=resume, force=force)
+        if as_json:
+            _show(summary, True)
+        else:
+            _facts([fact for name in summary for fact in runner.facts(folder / name)], folder)
 
 
 @app.command()
@@ -89,9 +142,10 @@ def report(folder: Folder, as_json: Json = False) -> None:
 
 @app.command()
 def attribute(
-    folder: Folder, method: By = "gradient", top: int = 20, as_json: Json = False
+    folder: Folder, method: By = "gradient", top: Top = 20, as_json: Json = False
 ) -> None:
     """Score every part of a saved run."""
+    _opened(folder)
     from assay.studies.verbs import attribute_run
 
     _table(*attribute_run(folder, by=method, top=top), as_json)
@@ -105,10 +159,11 @@ def ablate(
         typer.Option("--part", help="group[index]; repeatable. Default: the top parts."),
     ] = None,
     method: By = "gradient",
-    top: int = 10,
+    top: Top = 10,
     as_json: Json = False,
 ) -> None:
     """Ablate parts of a saved run exactly, beside their estimates."""
+    _opened(folder)
     from assay.studies.verbs import ablate_run
 
     _table(*ablate_run(folder, part or [], by=method, top=top), as_json)
@@ -118,14 +173,25 @@ def ablate(
 def audit(
     folder: Folder,
     method: By = "gradient",
-    exact: Annotated[int, typer.Option(help="Parts ablated exactly in every input.")] = 64,
-    alpha: Annotated[float, typer.Option(help="Share of parts that a bar may miss.")] = 0.1,
-    seed: int = 0,
+    exact: Annotated[
+        int,
+        typer.Option(
+            help="Parts ablated exactly in every input.",
+            callback=_within("--exact", 1, 1_000_000_000),
+        ),
+    ] = 64,
+    alpha: Annotated[
+        float, typer.Option(help="Share of parts that a bar may miss.", callback=_share)
+    ] = 0.1,
+    seed: Annotated[
+        int, typer.Option(help="Seed of the sample.", callback=_within("--seed", 0, 2**31 - 1))
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Measure how far to trust a method on a saved run: agreement with exact ablation, and error
     bars.
     """
+    _opened(folder)
     from assay.studies.verbs import audit_run
 
     _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed), as_json)
@@ -136,10 +202,11 @@ def explain(
     folder: Folder,
     part: Annotated[str, typer.Argument(help="group[index], as `assay attribute` prints it.")],
     method: By = "gradient",
-    top: int = 10,
+    top: Top = 10,
     as_json: Json = False,
 ) -> None:
     """Show the examples in which one part matters most."""
+    _opened(folder)
     from assay.studies.verbs import explain_run
 
     _table(*explain_run(folder, part, by=method, top=top), as_json)
@@ -153,6 +220,8 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Match the parts of two saved runs and say how stable they are."""
+    _opened(first)
+    _opened(second)
     from assay.studies.verbs import compare_runs
 
     _table(*compare_runs(first, second, by=method), as_json)
@@ -207,21 +276,66 @@ def check(
 
 
 def main() -> None:
-    """Run the command: one clear line and exit code 2 for bad input, 1 for a failure."""
+    """Run the command: one clear line and exit code 2 for bad input, 1 for a failure, 130 when it
+    was stopped.
+    """
     _settle()
-    from assay.errors import AssayError
+    from assay.errors import AssayError, StoppedError
+
+    message: object = ""
+    try:
+        code = app(sys.argv[1:] or ["--help"], prog_name="assay", standalone_mode=False)
+        if code == StoppedError.exit_code:
+            message = "stopped; no file is left half-written: run the same command again"
+    except AssayError as error:
+        message, code = error, error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        message, code = f"out of memory: {error}", 1
+    except Exception as error:
+        # Wrong usage; the classes live in another package from one version of typer to the next.
+        if not hasattr(error, "format_message"):
+            raise
+        message, code = f"{error.format_message()} (see assay --help)", 2
+    if text := " ".join(str(message).split()):
+        print("assay:", text, file=sys.stderr)
+    sys.exit(code or 0)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    words = ("can't allocate memory", "out of memory", "not enough memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
+
+
+def _one_of(resume: bool, force: bool) -> None:
+    if resume and force:
+        raise _refusal("--resume goes on with a run and --force replaces it; give one of them")
+
+
+def _opened(folder: Path) -> None:
+    """Refuse what is no run before anything large is loaded."""
+    from assay.io.runs import opened
+
+    opened(folder)
+
+
+@contextmanager
+def _going_on(*words: str) -> Iterator[None]:
+    """Say, when the user stops the command, with which one it goes on."""
+    from assay.errors import StoppedError
 
     try:
-        app()
-    except AssayError as error:
-        print(f"assay: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("assay: interrupted; go on with --resume", file=sys.stderr)
-        sys.exit(130)
+        yield
+    except KeyboardInterrupt as error:
+        raise StoppedError(f"stopped; go on with: {shlex.join(['assay', *words])}") from error
 
 
 def _settle() -> None:
+    # Names of files may hold bytes that are no text.
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     # Spinning threads cost more than they bring on small work, and must be limited before torch is
     # imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -1,9 +1,10 @@
-"""Errors that name the argument, what came, and what would do."""
+"""Errors that name the argument, what was given, and what is accepted."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class AssayError(Exception):
@@ -18,10 +19,16 @@ class InputError(AssayError, ValueError):
     exit_code = 2
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+class StoppedError(AssayError):
+    """The user stopped the command; the message says how to go on."""
+
+    exit_code = 130
+
+
+def unknown(what: str, name: Any, known: Iterable[str]) -> InputError:
     """Return the error for an unknown name, with the nearest known ones."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(str(name)[:200], known, n=3, cutoff=0.4)
     tail = (
         f"; did you mean {', '.join(near)}?"
         if near
@@ -29,4 +36,15 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
         if known
         else ""
     )
-    return InputError(f"unknown {what} {name!r}{tail}")
+    return InputError(f"unknown {what} {shown(name)}{tail}")
+
+
+def shown(value: Any, most: int = 120) -> str:
+    """Return the `repr` of a value that a message quotes, its middle left out when it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits has no text
+        text = f"an integer of {value.bit_length()} bits"
+    if len(text) > most:
+        text = f"{text[: most // 2]}...{text[-most // 4 :]}"
+    return text

@@ -5,8 +5,12 @@ exception.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from assay.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUPS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
@@ -19,6 +23,8 @@ def available(device: torch.device | None = None) -> int:
     cgroup's room and the free memory).
     """
     if device is not None and device.type == "cuda":
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     rooms = []
     for limit, used in _CGROUPS:
@@ -34,6 +40,17 @@ def available(device: torch.device | None = None) -> int:
     return max(min(rooms), 0) if rooms else 1 << 30
 
 
+def require_memory(size: int, what: str) -> None:
+    """Raise InputError when work that keeps at least `size` bytes does not fit the memory that is
+    available.
+    """
+    room = available()
+    if size > room:
+        raise InputError(
+            f"{what} takes at least {_shown(size)}, and {_shown(room)} of memory are available"
+        )
+
+
 def rows_within(
     bytes_per_row: int,
     budget: int | None = None,
@@ -46,3 +63,7 @@ def rows_within(
     """
     room = available(device) // 4 if budget is None else budget
     return max(1, min(most, room // max(bytes_per_row, 1)))
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size < 1e15 else "more than a million GB"

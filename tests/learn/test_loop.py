@@ -104,11 +104,57 @@ def test_bad_input(tmp_path):
         simple(rate=1e9)
     run = runs.Run(tmp_path)
     simple(run)
-    with pytest.raises(InputError, match="not a checkpoint of this run"):
+    with pytest.raises(InputError, match=r"not a checkpoint of this training: .*size mismatch"):
         simple(run, width=3)
-    run.path("training.pt").write_bytes(b"rubbish")
-    with pytest.raises(InputError, match="not a checkpoint of this run"):
+    with pytest.raises(InputError, match="is at step 5, and this training has 4 steps"):
+        simple(run, steps=4)
+    whole = run.path("training.pt").read_bytes()
+    for data in (b"rubbish", whole[:-1], whole[:200] + b"?" + whole[201:]):
+        run.path("training.pt").write_bytes(data)
+        with pytest.raises(InputError, match=r"training\.pt is damaged") as refused:
+            simple(run)
+        assert "weights_only" not in str(refused.value)
+    run.path("training.pt").unlink()
+    with pytest.raises(InputError, match=r"training\.pt is missing, and the run wrote it"):
         simple(run)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [{}, {"model": 5}, {"step": -1}, {"step": "many"}, {"generator": torch.zeros(3)}],
+    ids=["empty", "model", "negative", "no number", "generator"],
+)
+def test_a_checkpoint_of_something_else_is_refused(state, tmp_path):
+    run = runs.Run(tmp_path)
+    simple(run)
+    run.save_state("training.pt", {**run.state("training.pt"), **state} if state else {})
+    with pytest.raises(InputError, match=r"training\.pt is "):
+        simple(run)
+
+
+def test_metrics_before_the_first_checkpoint_resume_exactly(script, tmp_path):
+    import job
+
+    job.train(tmp_path / "whole", steps=60)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    code = f"import job; job.train({str(tmp_path / 'killed')!r}, steps=60, pause=0.2)"
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 1):
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    assert not (tmp_path / "killed" / "training.pt").exists()
+    job.train(tmp_path / "killed", steps=60)
+    assert log.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+
+
+def test_two_trainings_in_one_folder_do_not_interleave(tmp_path):
+    run = runs.Run(tmp_path)
+    rival = runs.Run(tmp_path)
+    with rival.held(), pytest.raises(InputError, match="in use by another process"):
+        simple(run)
+    simple(run)
 
 
 def test_a_full_disk_loses_nothing_but_the_new_checkpoint(tmp_path, monkeypatch):

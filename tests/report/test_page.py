@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from assay import charts
-from assay.report.page import ROWS, Fact, Section, Table, _layout, render, write
+from assay.io.files import write_text
+from assay.report.page import ROWS, Fact, Section, Table, _layout, render
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)><!-- ]]> \" ' &amp; \u2028 {{x}}"
@@ -180,7 +181,7 @@ def test_any_text_inside_a_picture_stays_data(text):
 
 def test_lone_surrogates_and_blank_parts_can_be_written(tmp_path):
     page = render("\ud800", "", [], [Section("", "", [], [])])
-    path = write(tmp_path, page)
+    path = write_text(tmp_path / "report.html", page)
     assert path.name == "report.html"
     assert path.read_text(encoding="utf-8") == page
     assert "script" not in page.split("</head>")[1].replace("noscript", "")

@@ -6,7 +6,8 @@ import report_browser
 import report_demo
 
 from assay import charts
-from assay.report.page import Section, Table, render, write
+from assay.io.files import write_text
+from assay.report.page import Section, Table, render
 
 BINARY = report_browser.find()
 pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium on PATH")
@@ -28,7 +29,7 @@ def demo(tmp_path_factory):
         report_demo.facts(),
         report_demo.sections(),
     )
-    return write(tmp_path_factory.mktemp("run"), page)
+    return write_text(tmp_path_factory.mktemp("run") / "report.html", page)
 
 
 @pytest.mark.parametrize(("width", "dark"), [(390, False), (1280, False), (390, True)])
@@ -83,8 +84,8 @@ def test_hostile_data_stays_text_even_in_tooltips(browser, tmp_path):
         ),
         charts.bars(frame, "image", "y", tooltip=[ATTACK]),
     ]
-    page = write(
-        tmp_path,
+    page = write_text(
+        tmp_path / "report.html",
         render(ATTACK, ATTACK, [], [Section(ATTACK, ATTACK, drawn, [Table(frame, ATTACK)])]),
     )
     browser.show(page, 1280)
@@ -105,7 +106,7 @@ def test_the_policy_stops_what_escaping_would_miss(browser, tmp_path):
         [],
         [Section("s", "", [charts.bars(pl.DataFrame({"a": ["b"], "y": [1.0]}), "a", "y")])],
     )
-    path = write(tmp_path, page.replace("</main>", f"{ATTACK}</main>"))
+    path = write_text(tmp_path / "report.html", page.replace("</main>", f"{ATTACK}</main>"))
     browser.show(path, 1280)
     assert browser.run("'hit' in window") is False
     assert len(browser.complaints()) >= 2
@@ -129,7 +130,8 @@ def test_empty_pictures_are_drawn_without_complaint(browser, tmp_path):
         charts.intervals(frame, "name", "y", "x", "x"),
         charts.tradeoff(frame, "x", "y", label="name"),
     ]
-    path = write(tmp_path, render("t", "", [], [Section("s", "", drawn, [Table(frame)])]))
+    page = render("t", "", [], [Section("s", "", drawn, [Table(frame)])])
+    path = write_text(tmp_path / "report.html", page)
     browser.show(path, 390)
     assert browser.complaints() == []
     assert browser.run("document.querySelectorAll('.chart.ready').length") == len(drawn)

@@ -166,10 +166,14 @@ def test_verbs_over_the_run(runs, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.pairs=none.jsonl"], "no file"),
+        (["data.pairs=none.jsonl", "target.train=true"], "no file"),
         (["target.path=somewhere"], "pairs of your own"),
-        (["metric=logit_diference"], "did you mean logit_difference"),
+        (["metric=logit_diference", "target.train=true"], "did you mean logit_difference"),
         (["reference=patch"], "reference"),
+        ([], "your own model and pairs: --set target.path=MODEL_DIR"),
+        (["target.train=true", "target.path=x"], "target.train trains a model"),
+        (["target.train=true", "target.heads=3"], "multiple of target.heads"),
+        (["target.train=true", "target.width=1048576"], "of memory are available"),
     ],
 )
 def test_bad_words(monkeypatch, capsys, tmp_path, overrides, message):

@@ -96,7 +96,7 @@ def test_attribute_audit_and_explain(runs, monkeypatch, capsys, method):
     )
     row = json.loads(out.out)["rows"][0]
     assert row["mean_abs_error"] == pytest.approx(0, abs=1e-9 if method == "exact" else 0.1)
-    assert (runs / "0" / f"scores-{method}.parquet").exists()
+    assert (runs / "0" / f"verb-scores-{method}.parquet").exists()
 
 
 def test_audit_table_and_compare(runs, monkeypatch, capsys):
@@ -121,7 +121,11 @@ def test_audit_table_and_compare(runs, monkeypatch, capsys):
         (["audit", "{run}", "--exact", "1"], "give at least 4"),
         (["attribute", "{run}/nothing"], "no run in"),
         (["run", "digits-channels", "-o", "{run}"], "already exists"),
-        (["run", "digits-channels", "-o", "{run}", "--resume"], "another config"),
+        (
+            ["run", "digits-channels", "-o", "{run}", "--resume", "--set", "seed=7"],
+            "another config",
+        ),
+        (["run", "channels", "-o", "{run}", "--resume"], "holds a run of the recipe"),
         (["run", "digits-chanels"], "did you mean digits-channels"),
         (
             ["run", "digits-channels", "-o", "{run}x", "--set", "model.gate=gelo"],
@@ -153,7 +157,7 @@ def test_a_damaged_model_is_refused(runs, monkeypatch, capsys, tmp_path):
     files.save_tensors(tmp_path / "run" / "model.safetensors", tensors)
     code, out = command(monkeypatch, capsys, "attribute", str(tmp_path / "run"))
     assert code == 2
-    assert "head.weight" in out.err
+    assert "model.safetensors is damaged" in out.err
 
 
 @pytest.fixture

@@ -98,7 +98,7 @@ def test_agreement_study_runs_on_a_tiny_model_and_takes_a_saved_one(tmp_path: Pa
 def test_agreement_study_refuses_bad_input(tmp_path: Path) -> None:
     for sets, message in (
         (["block=2"], "has 2 blocks"),
-        ([f"target.path={tmp_path}"], "no agreement model"),
+        ([f"target.path={tmp_path}"], "no run in"),
     ):
         with pytest.raises(InputError, match=message):
             runner.execute(

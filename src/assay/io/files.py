@@ -2,93 +2,154 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from assay.errors import AssayError, InputError, shown
+from assay.memory import require_memory
 
-from assay.errors import AssayError, InputError
+if TYPE_CHECKING:
+    import torch
 
 
-def write_atomic(path: Path | str, write: Callable[[Path], None]) -> Path:
+def write_atomic(
+    path: Path | str,
+    write: Callable[[Path], object],
+    *,
+    temporary: Path | None = None,
+    before_rename: Callable[[Path], object] | None = None,
+) -> Path:
     """Call `write` on a temporary name beside `path` and rename it: readers see the old file or the
     new one, never half.
 
-    Raises AssayError when the disk is full or the folder cannot be written.
+    `temporary` is the name to use, which must be free; `before_rename` is called with the complete
+    temporary file. Raises AssayError when the disk is full or the folder cannot be written.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        if temporary is None:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            temporary = Path(name)
+        else:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.close(handle)
-        temporary = Path(name)
         try:
-            write(temporary)
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
+            call(write, temporary)
+            _sync(temporary)
             temporary.chmod(0o644)
+            if before_rename is not None:
+                before_rename(temporary)
             temporary.replace(path)
+            _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise AssayError(
-            f"cannot write {path}: {error}; what was there before is unchanged"
-        ) from error
+    except OSError as error:
+        raise cannot_write(path, error) from error
     return path
 
 
+def cannot_write(path: Path, error: Exception) -> AssayError:
+    """Return the error for a file that could not be written."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return AssayError(f"cannot write {path}: {reason}; what was there before is unchanged")
+
+
 def write_text(path: Path | str, text: str) -> Path:
-    """Write UTF-8 text atomically."""
-    return write_atomic(path, lambda temporary: _put(temporary, text.encode()))
+    """Write UTF-8 text atomically; InputError for text that UTF-8 cannot hold (lone surrogates)."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path} would hold text that is not Unicode (a lone surrogate):"
+            f" {text[error.start]!r} at character {error.start}"
+        ) from error
+    return write_atomic(path, lambda temporary: put(temporary, data))
 
 
 def write_json(path: Path | str, value: Any) -> Path:
     """Write JSON atomically; infinities and NaN become null, so that the file is standard JSON."""
-    return write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+    return write_text(path, to_json(value))
+
+
+def to_json(value: Any) -> str:
+    """Return a value as indented JSON text."""
+    return json.dumps(plain(value), indent=2, allow_nan=False) + "\n"
+
+
+def read_text(path: Path | str) -> str:
+    """Read a UTF-8 text file, without its byte order mark if it has one.
+
+    Raises InputError when it is missing, unreadable, not UTF-8, or larger than the memory."""
+    path = existing(path)
+    try:
+        require_memory(4 * path.stat().st_size, f"the text of {path}")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; InputError when it is missing or malformed."""
+    return parse_json(read_text(path), str(path))
+
+
+def parse_json(text: str, what: str) -> Any:
+    """Parse JSON text; InputError when it is malformed, nested too deeply, or holds numbers of
+    thousands of digits.
+    """
     try:
-        return json.loads(existing(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON: {_reason(error)}") from error
 
 
 def save_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Write a safetensors file atomically."""
+    return write_atomic(path, lambda temporary: put_tensors(temporary, tensors, metadata))
+
+
+def put_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file in place, for use within an atomic write."""
+    from safetensors.torch import save_file
+
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return write_atomic(
-        path, lambda temporary: save_file(kept, temporary, metadata=dict(metadata or {}))
-    )
+    save_file(kept, path, metadata=dict(metadata or {}))
 
 
 def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Tensor]:
-    """Read a safetensors or npz file; InputError when it is missing, of another format, or (with
-    `finite`) holds NaN or infinity.
+    """Read a safetensors or npz file; InputError when it is missing, damaged, of another format,
+    larger than the memory, or (with `finite`) holds NaN or infinity.
     """
+    import torch
+    from safetensors.torch import load_file
+
+    from assay.io.arrays import read_npz
+
     path = existing(path)
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                tensors = {
-                    name: torch.from_numpy(np.ascontiguousarray(archive[name]))
-                    for name in archive.files
-                }
+            tensors = {name: torch.from_numpy(array) for name, array in read_npz(path).items()}
         else:
+            require_memory(path.stat().st_size, f"loading {path}")
             tensors = load_file(path)
-    except (SafetensorError, ValueError, OSError, TypeError, EOFError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can make the readers raise anything
         raise InputError(
-            f"{path} is neither safetensors nor npz without pickles: {error}"
+            f"{path} is neither safetensors nor npz without pickles: {_reason(error)}"
         ) from error
     if finite:
         for name, tensor in tensors.items():
@@ -96,9 +157,26 @@ def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Te
     return tensors
 
 
+def put_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a dictionary of tensors and plain values as a torch file in place, for use within an
+    atomic write.
+    """
+    import torch
+
+    with path.open("wb") as stream:
+        kept = _Kept(stream)
+        try:
+            torch.save(state, cast(BinaryIO, kept))
+        except RuntimeError as error:
+            # PyTorch says "unexpected pos" of a full disk; the stream knows better.
+            raise kept.error or error from error
+
+
 def require_finite(tensor: torch.Tensor, what: str) -> None:
     """Raise InputError, with the count, when a tensor holds NaN or infinity."""
     if tensor.is_floating_point() or tensor.is_complex():
+        import torch
+
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise InputError(
@@ -109,29 +187,84 @@ def require_finite(tensor: torch.Tensor, what: str) -> None:
 def existing(path: Path | str) -> Path:
     """Return the path of a file that exists; InputError otherwise."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"no file {str(path)!r}")
-    return path
+    try:
+        if path.is_file():
+            return path
+    except (OSError, ValueError) as error:
+        raise InputError(f"no file {shown(str(path))}: {_reason(error)}") from error
+    raise InputError(f"no file {shown(str(path))}")
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def plain(value: Any) -> Any:
-    """Turn tensors, numpy values, paths and tuples into plain JSON values; non-finite numbers
-    become None.
+    """Turn tensors, arrays, numpy values, paths and tuples into plain JSON values; non-finite
+    numbers become None.
     """
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
     if isinstance(value, Mapping):
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(entry) for entry in value]
-    if isinstance(value, float) and not np.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
-    if value is None or isinstance(value, bool | int | float | str):
+    if value is None or type(value) in (bool, int, float, str):
         return value
-    return str(value)
+    if hasattr(value, "tolist"):  # a tensor, an array or a numpy number
+        return plain(value.tolist())
+    return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _put(path: Path, data: bytes) -> None:
+class _Kept:
+    """A stream that remembers the error of a write."""
+
+    def __init__(self, stream: BinaryIO):
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self.stream.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def call(write: Callable[[Path], object], temporary: Path) -> None:
+    """Call a writer of a file or folder; a full disk is an OSError, whichever library met it."""
+    try:
+        write(temporary)
+    except (AssayError, OSError):
+        raise
+    except Exception as error:
+        # safetensors, tokenizers and polars have exceptions of their own, which quote the system's.
+        if "os error" in str(error):
+            raise OSError(_reason(error)) from error
+        raise
+
+
+def _sync(path: Path) -> None:
+    """Have the disk hold a file or the names in a folder, where the system can say so."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text[:200] if text else type(error).__name__
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write bytes in place, for use within an atomic write."""
     path.write_bytes(data)

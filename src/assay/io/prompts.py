@@ -13,14 +13,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from assay.errors import InputError, unknown
-from assay.io.files import existing, write_text
+from assay.errors import InputError, shown, unknown
+from assay.io.files import existing, parse_json, write_text
+from assay.io.files import read_text as read_file
 
 Format = Literal["pairs", "ioi", "greater_than"]
 _FIELDS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
@@ -122,10 +124,7 @@ def read_pairs(
     path = existing(path)
     if format is not None and format not in get_args(Format):
         raise unknown("pair format", format, get_args(Format))
-    try:
-        lines = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    lines = read_file(path)
     if format == "pairs" or (format is None and path.suffix != ".csv"):
         found, dropped = list(_jsonl(path, lines)), Counter[str]()
     else:
@@ -217,11 +216,7 @@ def read_text(path: Path | str, tokenizer: Any, *, length: int, limit: int | Non
     require_tokenizer(tokenizer)
     if length < 2:
         raise InputError(f"length must be at least 2 tokens, got {length}")
-    path = existing(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    text = read_file(path)
     ids = torch.tensor(
         tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long
     )
@@ -309,10 +304,7 @@ def _jsonl(path: Path, text: str) -> Iterable[TextPair]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{path}, line {number}: not a JSON object ({error})") from error
+        row = parse_json(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise InputError(
                 f"{path}, line {number}: a JSON object expected, got {type(row).__name__}"
@@ -320,18 +312,26 @@ def _jsonl(path: Path, text: str) -> Iterable[TextPair]:
         for name in _FIELDS:
             if not isinstance(row.get(name), str):
                 raise InputError(
-                    f"{path}, line {number}: {name!r} must be a string, got {row.get(name)!r}"
+                    f"{path}, line {number}: {name!r} must be a string, got {shown(row.get(name))}"
                 )
         if not isinstance(row.get("case", ""), str):
-            raise InputError(f"{path}, line {number}: 'case' must be a string, got {row['case']!r}")
+            raise InputError(
+                f"{path}, line {number}: 'case' must be a string, got {shown(row['case'])}"
+            )
+        for name in (*_FIELDS, "case"):
+            if any("\ud800" <= letter <= "\udfff" for letter in row.get(name, "")):
+                raise InputError(f"{path}, line {number}: {name!r} holds a lone surrogate")
         yield TextPair(**{name: row[name] for name in (*_FIELDS, "case") if name in row})
 
 
 def _csv(
     path: Path, text: str, format: Format | None, patch: str
 ) -> tuple[list[TextPair], Counter[str]]:
-    reader = csv.DictReader(text.splitlines(keepends=True), strict=True)
-    columns = reader.fieldnames or []
+    reader = csv.DictReader(StringIO(text, newline=""), strict=True)
+    try:
+        columns = list(reader.fieldnames or [])
+    except csv.Error as error:
+        raise InputError(f"{path}, line 1: {error}") from error
     for column in ("clean", patch, *(["label"] if format == "greater_than" else [])):
         if columns and column not in columns:
             raise InputError(
@@ -375,12 +375,12 @@ def _greater_than(row: Mapping[str, str], patch: str, where: str) -> TextPair | 
     match = _YEAR.search(row["clean"])
     if (
         match is None
-        or not row["label"].strip().isdigit()
+        or not re.fullmatch("[0-9]{1,2}", row["label"].strip())
         or int(row["label"]) != int(match.group(2))
     ):
         raise InputError(
             f"{where}: 'label' must be the last two digits of the start year in 'clean', got"
-            f" {row['label']!r}"
+            f" {shown(row['label'])}"
         )
     year = int(match.group(2))
     if not 1 <= year <= 98:

@@ -6,8 +6,9 @@ checkpoint."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from assay.errors import AssayError, InputError, unknown
 from assay.io.prompts import TextPair, encode_pairs, read_text, require_tokenizer, write_pairs
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
+from assay.learn.settings import AGREEMENT, AgreementTraining, LanguageTraining
 from assay.targets.agreement import (
     CONSTRUCTIONS,
     agreement_pairs,
@@ -32,45 +34,16 @@ from assay.targets.language import load_language_model, load_tokenizer, save_lan
 from assay.targets.load import LanguageTarget, load, pairs
 from assay.targets.metrics import logit_difference, pair_batch
 
+__all__ = [
+    "AGREEMENT",
+    "AgreementTraining",
+    "LanguageTraining",
+    "measure_agreement",
+    "train_agreement_model",
+    "train_language_model",
+]
+
 MODEL = "model"
-
-
-@dataclass(frozen=True)
-class LanguageTraining:
-    """Size and training of a small language model: AdamW, linear warm-up, cosine to zero."""
-
-    layers: int = 4
-    width: int = 128
-    heads: int = 4
-    context: int = 64
-    steps: int = 1000
-    batch: int = 16
-    rate: float = 2e-3
-    decay: float = 0.1
-    seed: int = 0
-    save_every: int = 100
-
-
-@dataclass(frozen=True)
-class AgreementTraining(LanguageTraining):
-    """The agreement model: `sentences` to train on, `pairs` held out per construction, of which
-    `required` must come out right.
-    """
-
-    layers: int = 2
-    context: int = 16
-    steps: int = 600
-    batch: int = 128
-    sentences: int = 24_000
-    pairs: int = 300
-    required: float = 0.99
-
-
-AGREEMENT = {
-    "full": AgreementTraining(),
-    "short": AgreementTraining(width=64, steps=450, rate=4e-3, required=0.97),
-}
-"""The agreement model in the size that the recipes train, and a quick one."""
 
 
 def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> Path:
@@ -84,8 +57,8 @@ def train_agreement_model(run: Run, config: AgreementTraining | None = None) -> 
     held_out: dict[str, list[TextPair]] = {}
     for construction in CONSTRUCTIONS:
         held_out[construction] = agreement_pairs(construction, config.pairs, seed=config.seed + 1)
-        write_pairs(run.path(f"pairs/{construction}.jsonl"), held_out[construction])
-    write_pairs(run.path("pairs.jsonl"), [pair for pairs in held_out.values() for pair in pairs])
+        _save_pairs(run, f"pairs/{construction}.jsonl", held_out[construction])
+    _save_pairs(run, "pairs.jsonl", [pair for pairs in held_out.values() for pair in pairs])
     tokenizer = build_tokenizer()
     ids = encode_sentences(agreement_text(config.sentences, seed=config.seed), tokenizer)
     folder = _train(ids, tokenizer, run, config, "agreement")
@@ -114,7 +87,7 @@ def agreement(
         raise unknown("size", str(size), AGREEMENT)
     run = Run(Path(folder))
     target = load(train_agreement_model(run, AGREEMENT[size]))
-    return target, *pairs(target, run.path("pairs.jsonl"), limit=limit)
+    return target, *pairs(target, run.checked("pairs.jsonl"), limit=limit)
 
 
 def train_language_model(
@@ -177,9 +150,9 @@ def _train(
     padded: bool = True,
 ) -> Path:
     """Minimise the next-token loss over rows of ids, and save the model."""
-    folder = run.path(MODEL)
-    if folder.is_dir():
-        return folder
+    _require_same_training(run, ids, config, name)
+    if run.has(MODEL):
+        return run.checked(MODEL)
     if min(config.batch, config.steps) < 1 or ids.shape[1] > config.context:
         raise InputError(
             f"batch and steps must be at least 1 and context at least {ids.shape[1]}; got {config}"
@@ -214,7 +187,29 @@ def _train(
         name=name,
         save_every=config.save_every,
     )
-    return save_language_model(folder, model, tokenizer)
+    return run.write_folder(MODEL, lambda new: save_language_model(new, model, tokenizer))
+
+
+def _require_same_training(run: Run, ids: Tensor, config: LanguageTraining, name: str) -> None:
+    """Raise InputError when the run trains, or trained, on other data or with other settings."""
+    settings = asdict(config)
+    settings.pop("required", None)  # it judges the model and does not change it
+    data = hashlib.sha256(ids.contiguous().numpy().tobytes()).hexdigest()
+    training = {"settings": settings, "data": data}
+    file = f"{name}-training.json"
+    if not run.has(file):
+        run.save_json(file, training)
+    elif run.json(file) != training:
+        before = run.json(file).get("settings", {})
+        other = [key for key, value in settings.items() if before.get(key) != value] or ["data"]
+        raise InputError(
+            f"{run.folder} holds a model trained with other {', '.join(other)}; use another folder"
+        )
+
+
+def _save_pairs(run: Run, name: str, pairs: list[TextPair]) -> None:
+    if not run.has(name):  # a resumed training drew the same ones
+        run.write(name, lambda new: write_pairs(new, pairs))
 
 
 def _loss(model: nn.Module, ids: Tensor, ignored: int | None) -> Tensor:

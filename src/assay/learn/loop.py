@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from assay.errors import AssayError, InputError
-from assay.io.files import write_atomic
 from assay.io.runs import Run
+from assay.progress import progress
 
 Objective = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
 
@@ -42,46 +42,33 @@ def fit(
     bits.
 
     Raises AssayError when the loss is not finite (the last checkpoint stays), InputError when the
-    checkpoint is of another model."""
-    if steps < 1:
-        raise InputError(f"steps must be at least 1, got {steps}")
-    rates = [group["lr"] for group in optimizer.param_groups]
-    first = _restore(run, name, model, optimizer, generator) if run is not None else 0
-    if run is not None and first:
-        run.forget_after(name, first - 1)
-    was_training = model.training
-    model.train()
-    for step in tqdm(
-        range(first, steps), initial=first, total=steps, desc=name, disable=None, leave=False
-    ):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * schedule(step / steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss, metrics = objective(step)
-        loss.backward()
-        optimizer.step()
-        if after_step is not None:
-            after_step()
-        last = step + 1 == steps
-        if step % log_every == 0 or last:
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise AssayError(
-                    f"{name}: the loss is {value} at step {step}; lower the learning rate or look"
-                    " at the data"
-                )
-            if run is not None:
-                run.log(
-                    name,
-                    step,
-                    {
-                        "losses/total": value,
-                        **{key: float(entry.detach()) for key, entry in metrics.items()},
-                    },
-                )
-        if run is not None and ((step + 1) % save_every == 0 or last):
-            _save(run, name, step + 1, model, optimizer, generator)
-    model.train(was_training)
+    checkpoint is damaged or of another training, or when another process trains in the folder."""
+    for what, count in (("steps", steps), ("log_every", log_every), ("save_every", save_every)):
+        if count < 1:
+            raise InputError(f"{what} must be at least 1, got {count}")
+    with nullcontext() if run is None else run.held():
+        rates = [group["lr"] for group in optimizer.param_groups]
+        first = 0
+        if run is not None:
+            first = _restore(run, name, steps, model, optimizer, generator)
+            run.forget_after(name, first - 1)
+        was_training = model.training
+        model.train()
+        for step in progress(range(first, steps), name, total=steps, initial=first):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * schedule(step / steps)
+            optimizer.zero_grad(set_to_none=True)
+            loss, metrics = objective(step)
+            loss.backward()
+            optimizer.step()
+            if after_step is not None:
+                after_step()
+            last = step + 1 == steps
+            if step % log_every == 0 or last:
+                _log(run, name, step, loss, metrics)
+            if run is not None and ((step + 1) % save_every == 0 or last):
+                _save(run, name, step + 1, model, optimizer, generator)
+        model.train(was_training)
 
 
 def cosine(done: float, *, floor: float = 0.0, warmup: float = 0.0) -> float:
@@ -98,6 +85,20 @@ def ramp(done: float, begin: float, end: float) -> float:
     return min(max((done - begin) / (end - begin), 0.0), 1.0)
 
 
+def _log(
+    run: Run | None, name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor]
+) -> None:
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise AssayError(
+            f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the"
+            " data"
+        )
+    if run is not None:
+        others = {key: float(entry.detach()) for key, entry in metrics.items()}
+        run.log(name, step, {"losses/total": value, **others})
+
+
 def _save(
     run: Run,
     name: str,
@@ -112,27 +113,29 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "generator": generator.get_state(),
     }
-    write_atomic(run.path(f"{name}.pt"), lambda temporary: torch.save(state, temporary))
+    run.save_state(f"{name}.pt", state)
 
 
 def _restore(
     run: Run,
     name: str,
+    steps: int,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> int:
-    path = run.path(f"{name}.pt")
-    if not path.exists():
+    """Load the checkpoint and return how many steps it has behind it, 0 without one."""
+    if not run.has(f"{name}.pt"):
         return 0
+    state, path = run.state(f"{name}.pt"), run.path(f"{name}.pt")
     try:
-        state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"].cpu())
-        return int(state["step"])
-    except Exception as error:  # a damaged file can make the unpickler raise anything
-        raise InputError(
-            f"{path} is not a checkpoint of this run:"
-            f" {next(iter(str(error).splitlines()), type(error).__name__)}"
-        ) from error
+        done = int(state["step"])
+    except Exception as error:  # the entries may be anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path} is not a checkpoint of this training: {reason[:300]}") from error
+    if not 0 < done <= steps:
+        raise InputError(f"{path} is at step {done}, and this training has {steps} steps")
+    return done

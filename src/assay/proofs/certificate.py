@@ -24,6 +24,7 @@ tell files apart. The tasks describe their own fields, rules and claims:
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,10 +97,10 @@ def check_destination(path: Path | str, inputs: Iterable[Path | str] = ()) -> Pa
     for target in (path, advice_path(path)):
         if any(_same(target, Path(given)) for given in inputs):
             raise InputError(f"{target} is an input and would be overwritten; choose another name")
-    if path.exists() and not _is_certificate(path):
+    if os.path.lexists(path) and not _is_certificate(path):
         raise InputError(f"{path} exists and is no certificate; choose another name")
     advice = advice_path(path)
-    if advice.exists() and not _is_advice(advice):
+    if os.path.lexists(advice) and not _is_advice(advice):
         raise InputError(f"{advice} exists and is no certificate's advice; choose another name")
     return path
 

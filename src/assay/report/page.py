@@ -14,7 +14,6 @@ from functools import cache
 from html import escape
 from importlib import resources
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -22,7 +21,6 @@ import vl_convert
 
 from assay.charts import theme
 from assay.charts.tables import show, table_html
-from assay.io.files import write_text
 
 ROWS = (
     3000,
@@ -122,11 +120,6 @@ def render(title: str, lead: str, facts: Sequence[Fact], sections: Sequence[Sect
         ]
     )
     return page.encode(errors="replace").decode()
-
-
-def write(folder: Path | str, html: str) -> Path:
-    """Write the page as `report.html` into a run folder."""
-    return write_text(Path(folder) / "report.html", html)
 
 
 def _links(sections: Sequence[Section]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import assay_check
 from assay.errors import InputError, unknown
 from assay.io.files import existing
+from assay.proofs.certificate import check_destination
 from assay.proofs.max_of_k.cross_entropy import STRATEGY
 from assay.proofs.max_of_k.prove import prove, prove_all, prove_cross_entropy
 from assay.targets import max_of_k
@@ -30,10 +31,13 @@ def prove_task(
     does, by name; with `loss`, an upper bound of the mean cross-entropy.
 
     Raises InputError for an unknown task, strategy or level, for "all" with a certificate, and for
-    another strategy than the one that bounds the loss.
+    another strategy than the one that bounds the loss, and for a certificate in the place of
+    another file.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
+    if certificate is not None and strategy != "all":
+        check_destination(certificate, [weights])
     if loss:
         if strategy not in ("best", STRATEGY):
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,45 +12,23 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from assay.attribution import (
-    Exact,
-    Gradient,
-    IntegratedGradients,
-    Method,
-    Scores,
-    SecondOrder,
-    ablate,
-    attribute,
-)
+from assay.attribution import Scores, ablate, attribute
 from assay.core.mechanisms import Mechanisms
-from assay.errors import InputError, unknown
+from assay.errors import InputError
 from assay.io.runs import Run, opened
+from assay.studies.methods import method
 from assay.studies.runner import mechanisms_of, study_of
-
-METHODS: dict[str, Callable[[], Method]] = {
-    "gradient": Gradient,
-    "ig": IntegratedGradients,
-    "second-order": SecondOrder,
-    "exact": Exact,
-}
-
-
-def method(name: str) -> Method:
-    """Return an attribution method by its command-line name."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS)
-    return METHODS[name]()
 
 
 def attribute_run(
     folder: Path | str, *, by: str = "gradient", top: int = 20
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Score every part of a run by a method, save the table as `scores-METHOD.parquet`, and
+    """Score every part of a run by a method, save the table as `verb-scores-METHOD.parquet`, and
     return the largest.
     """
     run, mechanisms = _open(folder)
     scores = attribute(mechanisms, method(by))
-    run.save_table(f"scores-{by}.parquet", scores.table())
+    run.save_table(f"verb-scores-{by}.parquet", scores.table())
     summary = {
         "method": scores.method,
         "estimand": scores.estimand,
@@ -101,12 +78,12 @@ def ablate_run(
 def audit_run(
     folder: Path | str, *, by: str = "gradient", exact: int = 64, alpha: float = 0.1, seed: int = 0
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Audit a method on a run with exact ablations, save the rows as `audit-METHOD.parquet`, and
-    return the top parts with bars.
+    """Audit a method on a run with exact ablations, save the rows as `verb-audit-METHOD.parquet`,
+    and return the top parts with bars.
     """
     run, mechanisms = _open(folder)
     audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)
-    run.save_table(f"audit-{by}.parquet", audit.table)
+    run.save_table(f"verb-audit-{by}.parquet", audit.table)
     return audit.summary(), audit.top(20)
 
 

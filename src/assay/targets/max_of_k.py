@@ -215,6 +215,11 @@ def from_tensors(tensors: Mapping[str, Tensor], where: str = "the tensors") -> W
                 f"{where}: {NAMES[key]} must be a matrix, got shape {found[key].shape}"
             )
     (vocabulary, width), head = found["E"].shape, found["Q"].shape[1]
+    if vocabulary < 2 or len(found["P"]) < 2:
+        raise InputError(
+            f"{where}: {vocabulary} token{'s' * (vocabulary > 1)} and {len(found['P'])} positions;"
+            " the largest of K tokens is a question from 2 tokens and 2 positions on"
+        )
     shapes: dict[str, tuple[int, ...]] = {
         "P": (found["P"].shape[0], width),
         **dict.fromkeys("QKV", (width, head)),

@@ -4,17 +4,16 @@ block and measure what it moves.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from assay.core.target import Target
 from assay.errors import InputError
 from assay.io.prompts import Pairs, read_pairs
-from assay.io.runs import Run
+from assay.io.runs import Run, opened
 from assay.mechanisms.directions import (
     DirectionMechanisms,
     Local,
@@ -32,43 +31,17 @@ from assay.mechanisms.directions.steps import (
     top_eigenvector,
 )
 from assay.studies import runner
+from assay.studies.agreement_directions.config import Config
 from assay.studies.agreement_directions.page import headline, sections
-from assay.studies.agreement_model import AgreementModelConfig
+from assay.studies.agreement_model import train_agreement
 from assay.targets.language import LanguageModel, load_language_model
 from assay.targets.metrics import logit_difference, pair_batch
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-class TargetConfig(AgreementModelConfig):
-    """The agreement model, trained with these keys; `path` takes one that was saved by an
-    earlier run instead.
-    """
-
-    path: str | None = None
-
-
-class Config(runner.StudyConfig):
-    """`block` counts from the last one when negative; `kl` is the size of the compared steps, in
-    nats per sentence.
-
-    `whiten` compares directions at equal disturbance of all outputs instead of equal length.
-    """
-
-    target: TargetConfig = TargetConfig()
-    construction: Literal["nounpp", "rc", "within_rc"] = "nounpp"
-    prompts: int = Field(100, ge=4)
-    block: int = -1
-    k: int = Field(8, ge=2)
-    references: int = Field(2, ge=1)
-    whiten: bool = True
-    kl: float = Field(0.2, gt=0)
-
-
 def check(config: Config) -> None:
-    """Refuse a block that the model does not have."""
-    if not -config.target.layers <= config.block < config.target.layers:
-        raise InputError(f"block = {config.block}, and the model has {config.target.layers} blocks")
+    """Refuse nothing more than the config does."""
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
@@ -153,17 +126,17 @@ def contexts(run: Run) -> pl.DataFrame:
 
 
 def _prepare(config: Config, run: Run) -> tuple[LanguageModel, Pairs]:
-    home = run if config.target.path is None else Run(config.target.path)
-    if not home.path("model").is_dir():
+    home = run if config.target.path is None else opened(config.target.path)
+    if not home.has("model"):
         if config.target.path is not None:
             raise InputError(
                 f"no agreement model in {config.target.path!r}: it must be the folder of an earlier"
                 " run, with model and pairs"
             )
-        config.target.train(run, config.seed)
-    model = load_language_model(home.path("model"))
+        train_agreement(config.target, run, config.seed)
+    model = load_language_model(home.checked("model"))
     return model, read_pairs(
-        home.path(f"pairs/{config.construction}.jsonl"),
+        home.checked(f"pairs/{config.construction}.jsonl"),
         model.tokenizer,
         vocab_size=model.vocab_size,
     )

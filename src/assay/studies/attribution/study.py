@@ -5,11 +5,10 @@ them exactly, and put bars on the rest.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
-from pydantic import Field
 
 from assay.attribution import (
     AtPStar,
@@ -37,12 +36,12 @@ from assay.core.target import Batch, Target
 from assay.edges import edges
 from assay.errors import InputError
 from assay.io.circuits import write_circuit, write_graphml
-from assay.io.files import existing
 from assay.io.prompts import Pairs, read_pairs
 from assay.io.runs import Run
 from assay.mechanisms.nodes import Nodes, nodes
 from assay.studies import runner
-from assay.studies.agreement_model import AgreementModelConfig
+from assay.studies.agreement_model import train_agreement
+from assay.studies.attribution.config import Config
 from assay.studies.attribution.page import headline, sections
 from assay.targets.language import LanguageModel, load_language_model, require_context
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
@@ -53,58 +52,9 @@ __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 MORE = {"atp-star": AtPStar, "relp": RelP, "probes": ProbedSecondOrder}
 
 
-class TargetConfig(AgreementModelConfig):
-    """`path` is a Hugging Face folder or hub name; without it a small agreement model is trained
-    with the other keys.
-    """
-
-    path: str | None = None
-
-
-class DataConfig(runner.Config):
-    """`pairs` is a JSONL or CSV file of clean and patch prompts; without it the agreement
-    model's held-out pairs.
-    """
-
-    pairs: str | None = None
-    limit: int = Field(200, ge=2)
-
-
-class AuditConfig(runner.Config):
-    """`exact` nodes of every pair are patched to measure the error; `fix` more, where the bars
-    say it matters, to mend the scores.
-    """
-
-    fix: int = Field(0, ge=0)
-    exact: int = Field(60, ge=1)
-    alpha: float = Field(0.1, gt=0, lt=1)
-    tolerance: float = Field(0.01, gt=0)
-    kept: float = Field(0.1, gt=0, lt=1)
-
-
-class Config(runner.StudyConfig):
-    """`more` names further methods to compare beside attribution patching and integrated
-    gradients.
-    """
-
-    more: tuple[Literal["atp-star", "relp", "probes"], ...] = ()
-    target: TargetConfig = TargetConfig()
-    data: DataConfig = DataConfig()
-    metric: str = "logit_difference"
-    sites: tuple[str, ...] = ()
-    reference: Literal["counterfactual", "mean", "zero"] = "counterfactual"
-    audit: AuditConfig = AuditConfig()
-
-
 def check(config: Config) -> None:
-    """Refuse an unknown metric, and files that are not there."""
+    """Refuse an unknown metric."""
     choose_metric(config.metric)
-    if config.data.pairs is not None:
-        existing(config.data.pairs)
-    if config.target.path is not None and config.data.pairs is None:
-        raise InputError(
-            "a model of your own needs pairs of your own: --set data.pairs=PAIRS.jsonl"
-        )
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
@@ -197,13 +147,13 @@ def contexts(run: Run) -> pl.DataFrame:
 def _model(config: Config, run: Run) -> LanguageModel:
     if config.target.path is not None:
         return load_language_model(config.target.path)
-    folder = run.path("model")
-    return load_language_model(folder if folder.is_dir() else config.target.train(run, config.seed))
+    trained = run.checked("model") if run.has("model") else None
+    return load_language_model(trained or train_agreement(config.target, run, config.seed))
 
 
 def _pairs(config: Config, run: Run, model: LanguageModel) -> Pairs:
     path: Path | str = (
-        config.data.pairs if config.data.pairs is not None else run.path("pairs.jsonl")
+        config.data.pairs if config.data.pairs is not None else run.checked("pairs.jsonl")
     )
     pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
     require_context(model.model, pairs.clean.shape[1])
@@ -267,8 +217,8 @@ def _edges(config: Config, target: Target, clean: Batch, patch: Batch, run: Run)
     except InputError as error:
         return {"not_available": str(error)}
     circuit = found.to_circuit(found.keep_top(config.audit.kept))
-    write_circuit(run.path("circuit.json"), circuit)
-    write_graphml(run.path("circuit.graphml"), circuit)
+    run.write("circuit.json", lambda new: write_circuit(new, circuit))
+    run.write("circuit.graphml", lambda new: write_graphml(new, circuit))
     run.save_table("edges.parquet", found.table())
     return {
         "method": found.method,

@@ -5,11 +5,10 @@ calibrate the error.
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
-from pydantic import Field
 
 from assay.attribution import Gradient, SecondOrder, attribute
 from assay.audit import Audit, areas, curve, keep_top, worst_case
@@ -21,63 +20,13 @@ from assay.mechanisms.channels.attribution import hoyer
 from assay.mechanisms.channels.interaction import interaction_matrix
 from assay.mechanisms.channels.objective import Training, make_objective, make_optimizer
 from assay.studies import runner
+from assay.studies.channels.config import Config
 from assay.studies.channels.evaluation import evaluate
 from assay.studies.channels.page import headline, sections
 from assay.targets.bilinear import BilinearNetwork
 from assay.targets.data import Data, load_arrays, load_digits
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
-
-
-class DataConfig(runner.Config):
-    """`path` is an npz or safetensors file with `x` and `y`; without it the data are
-    scikit-learn's digits.
-    """
-
-    path: str | None = None
-    train: float = Field(0.75, gt=0, lt=1)
-
-
-class ModelConfig(runner.Config):
-    width: int = Field(32, ge=1)
-    hidden: int = Field(64, ge=1)
-    blocks: int = Field(4, ge=1)
-    norm: bool = False
-    gate: str | None = None
-    patch: int | None = None
-
-
-class TrainingConfig(runner.Config):
-    lam_sparse: float = Field(1.0, ge=0)
-    lam_delta: float = Field(100.0, ge=0)
-    tau: float = Field(0.1, ge=0)
-    steps: int = Field(Training.steps, ge=1)
-    batch: int = Field(Training.batch, ge=1)
-    rate: float = Field(Training.rate, gt=0)
-    weight_decay: float = Field(Training.weight_decay, ge=0)
-    noise: float = Field(Training.noise, ge=0)
-
-
-class AuditConfig(runner.Config):
-    """`tolerance` is the relative error rho to certify; a calibrated threshold keeps the risk
-    with probability 1 - eta.
-    """
-
-    functional: Literal["logit", "cross_entropy"] = "logit"
-    examples: int = Field(500, ge=8)
-    exact: int = Field(32, ge=1)
-    alpha: float = Field(0.1, gt=0, lt=1)
-    top: int = Field(5, ge=1)
-    tolerance: float = Field(0.1, gt=0)
-    risk: float = Field(0.05, gt=0, lt=1)
-    eta: float = Field(0.05, gt=0, lt=1)
-
-
-class Config(runner.StudyConfig):
-    data: DataConfig = DataConfig()
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    audit: AuditConfig = AuditConfig()
 
 
 def check(config: Config) -> None:

@@ -8,12 +8,10 @@ from typing import Any
 
 import polars as pl
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from assay.core.target import Target
 from assay.errors import InputError
-from assay.io.files import existing
 from assay.io.prompts import read_text
 from assay.io.runs import Run
 from assay.mechanisms.directions import (
@@ -30,6 +28,7 @@ from assay.mechanisms.directions import evaluation as ev
 from assay.mechanisms.directions.decomposition import Decomposition
 from assay.mechanisms.directions.steps import divergence_of_step
 from assay.studies import runner
+from assay.studies.directions.config import Config
 from assay.studies.directions.page import headline, sections
 from assay.targets.language import LanguageModel, load_language_model, require_context
 from assay.targets.metrics import loss, text_batch
@@ -37,42 +36,8 @@ from assay.targets.metrics import loss, text_batch
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-class TargetConfig(runner.Config):
-    """`path` is a Hugging Face folder or hub name."""
-
-    path: str | None = None
-
-
-class DataConfig(runner.Config):
-    """`path` is a plain text file, cut into windows of `length` tokens."""
-
-    path: str | None = None
-    length: int = Field(32, ge=8)
-    windows: int = Field(64, ge=8)
-
-
-class Config(runner.StudyConfig):
-    """`parameters` is a shell pattern over parameter names; each context stands against
-    `references` others; steps change `kl` nats.
-    """
-
-    target: TargetConfig = TargetConfig()
-    data: DataConfig = DataConfig()
-    parameters: str = "*.0.*attn*.weight"
-    k: int = Field(12, ge=2)
-    references: int = Field(4, ge=1)
-    seeds: int = Field(2, ge=1)
-    kl: float = Field(0.1, gt=0)
-
-
 def check(config: Config) -> None:
-    """Refuse a missing model or text before any work."""
-    if config.target.path is None or config.data.path is None:
-        raise InputError(
-            "this recipe takes your own model and text: --set target.path=MODEL_DIR --set"
-            " data.path=TEXT_FILE"
-        )
-    existing(config.data.path)
+    """Refuse nothing more than the config does."""
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:

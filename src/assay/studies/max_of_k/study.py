@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from pydantic import Field
 
 import assay_check
 from assay.errors import AssayError, InputError
@@ -27,7 +26,7 @@ from assay.proofs.max_of_k.prove import (
     true_count,
 )
 from assay.proofs.max_of_k.strategies import STRATEGIES, named
-from assay.studies import runner
+from assay.studies.max_of_k.config import Config
 from assay.studies.max_of_k.page import headline, sections
 from assay.targets import max_of_k
 from assay.targets.max_of_k import Weights
@@ -36,41 +35,6 @@ __all__ = ["Config", "check", "headline", "run", "sections"]
 
 CERTIFICATE = "certificate.json"
 LOSS_CERTIFICATE = "cross-entropy.json"
-
-
-class ModelConfig(runner.Config):
-    """`path` is a safetensors file with the tensors of TransformerLens; without it a network of
-    these sizes is trained.
-    """
-
-    path: str | None = None
-    vocabulary: int = Field(64, ge=2)
-    positions: int = Field(4, ge=2)
-    width: int = Field(32, ge=1)
-
-
-class TrainingConfig(runner.Config):
-    steps: int = Field(3000, ge=1)
-    batch: int = Field(128, ge=1)
-    rate: float = Field(1e-3, gt=0)
-    decay: float = Field(0.01, ge=0)
-
-
-class ProofsConfig(runner.Config):
-    """`strategies` are names, or none for all; `certified` writes the certificate; `float32`
-    also proves the network as executed.
-    """
-
-    level: str = "real"
-    strategies: tuple[str, ...] = ()
-    certified: str = "best"
-    float32: bool = True
-
-
-class Config(runner.StudyConfig):
-    model: ModelConfig = ModelConfig()
-    training: TrainingConfig = TrainingConfig()
-    proofs: ProofsConfig = ProofsConfig()
 
 
 def check(config: Config) -> None:
@@ -89,18 +53,12 @@ def check(config: Config) -> None:
 def run(config: Config, run: Run) -> dict[str, Any]:
     """Train or load, prove, certify and check; everything the report shows is saved."""
     weights = _weights(config, run)
-    path = max_of_k.save(run.path("weights.safetensors"), weights)
+    path = run.write("weights.safetensors", lambda new: max_of_k.save(new, weights))
     results = _prove(config, weights)
     truth = true_count(weights)
     run.save_table("proofs.parquet", _table(results, truth))
-    best = prove(
-        weights,
-        config.proofs.certified,
-        config.proofs.level,
-        certificate_path=run.path(CERTIFICATE),
-        normalise=False,
-    )
-    verdict = _check(run.path(CERTIFICATE), path)
+    best = _certify(config, weights, run)
+    verdict = _check(run.checked(CERTIFICATE), path)
     found = circuits(weights)
     run.save_tensors(
         "circuits.safetensors",
@@ -156,6 +114,24 @@ def _weights(config: Config, run: Run) -> Weights:
         run=run,
     )
     return max_of_k.weights_of(trained)
+
+
+def _certify(config: Config, weights: Weights, run: Run) -> ProofResult:
+    """Prove by the certified strategy and write the certificate into the run."""
+    results: list[ProofResult] = []
+
+    def write(folder: Path) -> None:
+        result = prove(
+            weights,
+            config.proofs.certified,
+            config.proofs.level,
+            certificate_path=folder / CERTIFICATE,
+            normalise=False,
+        )
+        results.append(result)
+
+    run.write_files(write)
+    return results[0]
 
 
 def _prove(config: Config, weights: Weights) -> list[ProofResult]:

@@ -7,28 +7,30 @@ from typing import Any
 
 from assay.io import runs
 from assay.io.runs import Run
+from assay.progress import progress
 from assay.report.page import Fact, Section
-from assay.studies import runner
+from assay.studies import recipes, runner
+from assay.studies.tour.config import STOPS, Config
 
-STOPS = ("digits-channels", "agreement-attribution", "max-of-k", "tms-directions")
-
-
-class Config(runner.StudyConfig):
-    stops: tuple[str, ...] = STOPS
+__all__ = ["Config", "headline", "sections", "tour"]
 
 
-def tour(folder: Path | str) -> dict[str, Any]:
-    """Run the short form of every stop into `folder`, replacing an earlier tour, and write one
-    report; returns the summaries.
-    """
-    recipes = [runner.load(name, short=True) for name in STOPS]
-    run = runs.start(
-        folder, {"recipe": "tour", "study": "tour", "config": {"stops": list(STOPS)}}, force=True
-    )
-    summary = {recipe.name: runner.execute(recipe, run.path(recipe.name)) for recipe in recipes}
-    run.save_json("summary.json", summary)
-    runner.report(run)
-    return summary
+def tour(folder: Path | str, *, resume: bool = False, force: bool = False) -> dict[str, Any]:
+    """Run the short form of every stop into `folder` and write one report; returns the summaries.
+
+    `resume` goes on with an earlier tour and `force` replaces one; InputError when the folder holds
+    anything and neither was asked for."""
+    stops = [recipes.load(name, short=True) for name in STOPS]
+    whole = recipes.Recipe("tour", "tour", "", Config(), {}, {})
+    with runs.start(folder, whole.saved(), resume=resume, force=force) as run:
+        summary = {
+            stop.name: runner.execute(stop, run.path(stop.name), resume=resume, force=force)
+            for stop in progress(stops, "tour")
+        }
+        if not run.has("summary.json"):
+            run.save_json("summary.json", summary)
+        runner.report(run)
+        return runner.finished_summary(run)
 
 
 def headline(run: Run) -> tuple[str, str]:

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from assay.core.target import Batch, target
@@ -36,52 +35,15 @@ from assay.mechanisms.directions.decomposition import Decomposition
 from assay.mechanisms.directions.factors import DenseFactors
 from assay.mechanisms.directions.space import choose
 from assay.studies import runner
+from assay.studies.toy_directions.config import Config
 from assay.studies.toy_directions.page import headline, sections
 from assay.targets.toys import MLP, Autoencoder, Bottleneck, Toy
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-class TargetConfig(runner.Config):
-    """`weights` loads a tied autoencoder (`W`, `b`) from safetensors instead of training one;
-    `networks` are trained from as many seeds.
-    """
-
-    kind: Literal["tms", "superposition", "groups", "squares", "xor", "digits"] = "tms"
-    features: int = Field(5, ge=2)
-    hidden: int = Field(2, ge=1)
-    group: int = Field(2, ge=1)
-    steps: int = Field(2000, ge=1)
-    probability: float = Field(0.05, gt=0, le=1)
-    samples: int = Field(1000, ge=2)
-    networks: int = Field(1, ge=1)
-    weights: str | None = None
-
-
-class MethodConfig(runner.Config):
-    """`references` counts the other samples of a pair gradient; `zero` takes the zero output
-    instead.
-    """
-
-    name: Literal["power", "refinement", "bilevel", "npeff"] = "power"
-    factors: Literal["fisher", "pairs"] = "fisher"
-    references: int | Literal["zero"] = 8
-    k: tuple[int, ...] = (7,)
-    rank: int = Field(1, ge=1)
-    steps: int | None = None
-
-
-class Config(runner.StudyConfig):
-    target: TargetConfig = TargetConfig()
-    method: MethodConfig = MethodConfig()
-
-
 def check(config: Config) -> None:
     """Refuse weights that cannot be read and more directions than parameters."""
-    if not config.method.k:
-        raise InputError("method.k is empty; give at least one number of directions")
-    if config.target.weights is not None and config.target.kind != "tms":
-        raise InputError(f"target.weights is for kind 'tms', not {config.target.kind!r}")
     size = choose(_untrained(config)).size
     if not 1 <= min(config.method.k) <= max(config.method.k) <= size:
         raise InputError(
@@ -96,7 +58,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """
     rows: list[dict[str, Any]] = []
     for network in range(1 if config.target.weights else config.target.networks):
-        toy = _train(config, network, Run(run.path(f"network-{network}")))
+        toy = _train(config, network, run.child(f"network-{network}"))
         began = time.process_time()
         local = _around(toy)
         factors = _factors(config, toy, local)

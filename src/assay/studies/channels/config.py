@@ -1,0 +1,87 @@
+"""The keys of the channels study."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from assay.errors import InputError
+from assay.io.files import existing
+from assay.mechanisms.channels.training import Training
+from assay.memory import require_memory
+from assay.studies.fields import Amount, Count, Input, Name, Positive, Share, Size, StudyConfig
+from assay.studies.fields import Config as Keys
+
+
+class DataConfig(Keys):
+    """`path` is an npz or safetensors file with `x` and `y`; with `digits` the data are
+    scikit-learn's digits instead.
+    """
+
+    path: Input | None = None
+    digits: bool = False
+    train: Share = 0.75
+
+
+class ModelConfig(Keys):
+    width: Size = 32
+    hidden: Size = 64
+    blocks: Size = 4
+    norm: bool = False
+    gate: Name | None = None
+    patch: Size | None = None
+
+
+class TrainingConfig(Keys):
+    lam_sparse: Amount = Training.lam_sparse
+    lam_delta: Amount = Training.lam_delta
+    tau: Amount = Training.tau
+    steps: Count = Training.steps
+    batch: Count = Training.batch
+    rate: Positive = Training.rate
+    weight_decay: Amount = Training.weight_decay
+    noise: Amount = Training.noise
+
+
+class AuditConfig(Keys):
+    """`tolerance` is the relative error rho to certify; a calibrated threshold keeps the risk
+    with probability 1 - eta.
+    """
+
+    functional: Literal["logit", "cross_entropy"] = "logit"
+    examples: Count = Field(500, ge=8)
+    exact: Count = 32
+    alpha: Share = 0.1
+    top: Count = 5
+    tolerance: Positive = 0.1
+    risk: Share = 0.05
+    eta: Share = 0.05
+
+
+class Config(StudyConfig):
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    audit: AuditConfig = AuditConfig()
+
+    def require(self) -> None:
+        """Refuse missing data, and a network that does not fit the memory."""
+        if self.data.path is None and not self.data.digits:
+            raise InputError(
+                "this recipe takes your own data: --set data.path=FILE, an npz or safetensors file"
+                " with x and y (the recipe digits-channels takes scikit-learn's digits)"
+            )
+        if self.data.path is not None and self.data.digits:
+            raise InputError(
+                "data.digits takes scikit-learn's digits and data.path names a file; use the recipe"
+                " channels for data of your own"
+            )
+        if self.data.path is not None:
+            existing(self.data.path)
+        model = self.model
+        # Weights, gradients and two moments in float32.
+        require_memory(
+            16 * 3 * model.blocks * model.width * model.hidden,
+            f"training {model.blocks} blocks of {model.width} x {model.hidden}",
+        )

@@ -1,0 +1,11 @@
+"""The stops of the tour."""
+
+from __future__ import annotations
+
+from assay.studies.fields import Name, StudyConfig
+
+STOPS = ("digits-channels", "agreement-attribution", "max-of-k", "tms-directions")
+
+
+class Config(StudyConfig):
+    stops: tuple[Name, ...] = STOPS
