@@ -7,6 +7,7 @@ from __future__ import annotations
 import pickle
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
@@ -34,6 +37,7 @@ _LOADING_ERRORS = (
     SafetensorError,
     EOFError,
 )
+_HUB_SECONDS = 6.0
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,7 @@ def load_language_model(
     Raises InputError when there is no model, when weights are missing or of another shape (they
     would be random), or when they hold NaN or infinity."""
     _require_folder(path)
+    unreachable = _why_unreachable(path)
     try:
         with _quiet_unless_terminal():
             model, info = AutoModelForCausalLM.from_pretrained(
@@ -102,6 +107,7 @@ def load_language_model(
                 weights_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                local_files_only=bool(unreachable),
             )
     except pickle.UnpicklingError as error:
         raise InputError(
@@ -109,8 +115,9 @@ def load_language_model(
             " safetensors"
         ) from error
     except _LOADING_ERRORS as error:
+        reason = unreachable or _first_line(error)
         raise InputError(
-            f"no causal language model could be loaded from {str(path)!r}: {_first_line(error)}"
+            f"no causal language model could be loaded from {str(path)!r}: {reason}"
         ) from error
     lost = sorted([*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])])
     if lost:
@@ -122,7 +129,8 @@ def load_language_model(
         require_finite(parameter, f"{path}: weight {key!r}")
     model.config.use_cache = False
     model.eval().requires_grad_(False)
-    return LanguageModel(model.to(device), _load_tokenizer(path, tokenizer), str(path))
+    found = _load_tokenizer(path, tokenizer, offline=bool(unreachable))
+    return LanguageModel(model.to(device), found, str(path))
 
 
 def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
@@ -149,8 +157,10 @@ def save_language_model(folder: Path | str, model: Any, tokenizer: Any) -> Path:
     return folder
 
 
-def load_tokenizer(path: Path | str) -> Any:
-    """Load the tokenizer of a folder or hub name; InputError when there is none."""
+def load_tokenizer(path: Path | str, *, offline: bool = False) -> Any:
+    """Load the tokenizer of a folder or hub name, with `offline` from the cache of the hub alone;
+    InputError when there is none.
+    """
     _require_folder(
         path, "tokenizer_config.json", "tokenizer.json", "vocab.json", "tokenizer.model"
     )
@@ -162,7 +172,9 @@ def load_tokenizer(path: Path | str) -> Any:
     try:
         if bare:  # byte pairs as GPT-2 shipped them: nothing in the folder names the class
             return GPT2TokenizerFast.from_pretrained(str(path))
-        return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            str(path), trust_remote_code=False, local_files_only=offline
+        )
     except (
         *_LOADING_ERRORS,
         Exception,
@@ -193,11 +205,11 @@ def require_eager(model: nn.Module) -> None:
         )
 
 
-def _load_tokenizer(path: Path | str, given: Path | str | None) -> Any:
+def _load_tokenizer(path: Path | str, given: Path | str | None, *, offline: bool) -> Any:
     if given is not None:
-        return load_tokenizer(given)
+        return load_tokenizer(given, offline=bool(_why_unreachable(given)))
     try:
-        return load_tokenizer(path)
+        return load_tokenizer(path, offline=offline)
     except InputError:
         return None
 
@@ -217,6 +229,35 @@ def _require_folder(path: Path | str, *anyof: str) -> None:
             f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such"
             " as 'gpt2'"
         )
+
+
+def _why_unreachable(path: Path | str) -> str:
+    """Return why a hub name can come from the local cache alone, "" when the hub answers or the
+    path is a folder.
+
+    transformers asks six times over half a minute before it gives up; this asks once."""
+    if Path(path).is_dir():
+        return ""
+    answers: list[str] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(f"{constants.ENDPOINT}/{path}/resolve/main/config.json", timeout=5)
+            answers.append("")
+        except Exception as error:  # of whichever library makes the request
+            answers.append(_first_line(error))
+
+    # Looking up a name has no timeout of its own.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(_HUB_SECONDS)
+    if answers and not answers[0]:
+        return ""
+    reason = answers[0] if answers else f"no answer in {_HUB_SECONDS:g} s"
+    return (
+        f"it is no folder here, it is not in the local cache, and {constants.ENDPOINT} cannot be"
+        f" reached ({reason})"
+    )
 
 
 def _first_line(error: BaseException) -> str:

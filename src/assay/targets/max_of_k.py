@@ -217,8 +217,8 @@ def from_tensors(tensors: Mapping[str, Tensor], where: str = "the tensors") -> W
     (vocabulary, width), head = found["E"].shape, found["Q"].shape[1]
     if vocabulary < 2 or len(found["P"]) < 2:
         raise InputError(
-            f"{where}: {vocabulary} token{'s' * (vocabulary > 1)} and {len(found['P'])} positions;"
-            " the largest of K tokens is a question from 2 tokens and 2 positions on"
+            f"{where}: vocabulary {vocabulary}, positions {len(found['P'])}; the largest of K"
+            " tokens is a question where both are at least 2"
         )
     shapes: dict[str, tuple[int, ...]] = {
         "P": (found["P"].shape[0], width),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -58,6 +59,15 @@ class AuditConfig(Keys):
     risk: Share = 0.05
     eta: Share = 0.05
 
+    def require_bars(self, held_out: int) -> None:
+        """Raise InputError when the examples, half of which calibrate, are too few for bars."""
+        needed, there = 2 * (math.ceil(1 / self.alpha) - 1), min(self.examples, held_out)
+        if there < needed:
+            raise InputError(
+                f"error bars at audit.alpha = {self.alpha} need {needed} held-out examples, and"
+                f" there are {there} (audit.examples takes at most {self.examples})"
+            )
+
 
 class Config(StudyConfig):
     data: DataConfig = DataConfig()
@@ -79,6 +89,12 @@ class Config(StudyConfig):
             )
         if self.data.path is not None:
             existing(self.data.path)
+        self.audit.require_bars(self.audit.examples)
+        if self.audit.exact < self.model.blocks:
+            raise InputError(
+                f"audit.exact = {self.audit.exact} parts per example cannot cover model.blocks ="
+                f" {self.model.blocks}; give at least one per block"
+            )
         model = self.model
         # Weights, gradients and two moments in float32.
         require_memory(

@@ -30,8 +30,10 @@ __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
 def check(config: Config) -> None:
-    """Refuse data or sizes that cannot be trained on."""
-    _model(config, _data(config))
+    """Refuse data or sizes that cannot be trained on, and too few examples for the bars."""
+    data = _data(config)
+    _model(config, data)
+    config.audit.require_bars(len(data.test_x))
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
