@@ -91,21 +91,6 @@ def test_parameters_of_other_layers_are_refused_by_name() -> None:
         factors(pattern="transformer.h.0.ln_1.*")
 
 
-def test_a_layer_that_runs_twice_is_refused() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.linear(self.linear(x))
-
-    with pytest.raises(InputError, match="more than once"):
-        token_gradients(
-            around(Twice(), torch.ones(2, 3)), "mse", generator=torch.Generator().manual_seed(0)
-        )
-
-
 def test_pair_gradients_towards_given_outputs_are_those_of_autograd() -> None:
     tokens = torch.randint(30, (3, 5), generator=torch.Generator().manual_seed(1))
     model = gpt2()

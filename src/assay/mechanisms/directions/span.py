@@ -10,7 +10,7 @@ from torch import Tensor
 from assay.errors import InputError
 from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
 from assay.mechanisms.directions.factors import DenseFactors, Factors
-from assay.mechanisms.directions.tokens import TokenFactors
+from assay.mechanisms.directions.token_factors import TokenFactors
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Span:
         size)`, of unit norm.
         """
         mixed = torch.einsum("kc,csr->srk", directions, self.weights)
-        lifted = self.rows.add(mixed.to(self.rows.blocks[0].deltas.dtype)).to(directions.dtype)
+        lifted = self.rows.add(mixed.to(self.rows.dtype)).to(directions.dtype)
         return lifted / lifted.norm(dim=1, keepdim=True)
 
 
@@ -39,8 +39,8 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
 
     Rows are formed a chunk at a time, within `budget` bytes. Basis directions below `tolerance` of
     the largest eigenvalue are left out."""
-    samples, draws = factors.blocks[0].deltas.shape[:2]
-    many = max(1, budget // (4 * draws * factors.size * factors.blocks[0].deltas.element_size()))
+    samples, draws = (factors.samples, factors.draws)
+    many = max(1, budget // (4 * draws * factors.size * factors.dtype.itemsize))
     chunks = list(torch.arange(samples).split(many))
     count = samples * draws
     gram = torch.zeros(count, count, dtype=torch.float64)
@@ -114,7 +114,7 @@ def _inverse_root(coordinates: Tensor, ridge: float) -> Tensor:
 
 
 def _dense(factors: TokenFactors, chosen: Tensor) -> Tensor:
-    part = factors.scaled(chosen, torch.ones(len(chosen), dtype=factors.blocks[0].deltas.dtype))
+    part = factors.scaled(chosen, torch.ones(len(chosen), dtype=factors.dtype))
     return part.dense().flatten(0, 1)
 
 
