@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from assay.errors import InputError
-from assay.mechanisms.directions.decomposition import activities
+from assay.mechanisms.directions.decomposition import activities, decompose
 from assay.mechanisms.directions.factors import DenseFactors, normalise
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import around
 from assay.mechanisms.directions.power import PowerIteration
-from assay.mechanisms.directions.span import decompose, span
+from assay.mechanisms.directions.span import span
 from assay.mechanisms.directions.steps import (
     divergence_of_step,
     step_of_divergence,

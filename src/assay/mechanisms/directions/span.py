@@ -1,15 +1,14 @@
-"""Decompose in the span of the gradients: directions outside it have no curvature on any sample."""
+"""The span of the gradients: directions outside it have no curvature on any sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from assay.errors import InputError
-from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
-from assay.mechanisms.directions.factors import DenseFactors, Factors
+from assay.mechanisms.directions.factors import DenseFactors
 from assay.mechanisms.directions.token_factors import TokenFactors
 
 
@@ -31,6 +30,11 @@ class Span:
         mixed = torch.einsum("kc,csr->srk", directions, self.weights)
         lifted = self.rows.add(mixed.to(self.rows.dtype)).to(directions.dtype)
         return lifted / lifted.norm(dim=1, keepdim=True)
+
+    def place(self, directions: Tensor) -> Tensor:
+        """Return the coordinates `(k, rank)` of the part of directions `(k, size)` in the span."""
+        along = self.rows.dot(directions.to(self.rows.dtype)).to(self.weights.dtype)
+        return torch.einsum("csr,srk->kc", self.weights, along)
 
 
 def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28) -> Span:
@@ -63,54 +67,6 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
     return Span(
         DenseFactors(coordinates), (vectors * values.rsqrt()).T.reshape(-1, samples, draws), factors
     )
-
-
-def decompose(
-    factors: Factors,
-    method: Decomposer,
-    *,
-    generator: torch.Generator | None = None,
-    against: TokenFactors | None = None,
-    ridge: float = 0.1,
-) -> Decomposition:
-    """Decompose factors by any method; per-token gradients go through the span of their rows. The
-    default generator has seed 0.
-
-    With `against`, factors of outputs that should stay as they are, a direction's length is `u^T (A
-    + ridge |A| I) u`, where `A = mean_s G_s^T G_s` of those factors and `|A|` is its largest
-    eigenvalue: directions then compete at equal disturbance (the natural gradient's metric), and
-    one that spills over into other outputs pays for it. They are orthogonal in that metric and
-    returned with unit Euclidean norm. Raises InputError when `against` does not go with the
-    factors, or the ridge is not positive."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    if not isinstance(factors, TokenFactors):
-        if against is not None:
-            raise InputError(
-                "against is for per-token gradients (token_gradients); these factors are dense"
-            )
-        return method(factors, generator=generator)
-    if not ridge > 0:
-        raise InputError(f"ridge must be positive, got {ridge}")
-    inner = span(factors if against is None else factors.joined(against))
-    if against is None:
-        found, back = method(inner.factors, generator=generator), inner.lift
-    else:
-        coordinates = inner.factors.values
-        metric = _inverse_root(coordinates[factors.samples :], ridge)
-        found = method(DenseFactors(coordinates[: factors.samples] @ metric), generator=generator)
-
-        def back(directions: Tensor) -> Tensor:
-            return inner.lift(directions @ metric)
-
-    encoder = None if found.encoder is None else back(found.encoder)
-    return replace(found, directions=back(found.directions), encoder=encoder)
-
-
-def _inverse_root(coordinates: Tensor, ridge: float) -> Tensor:
-    """Return `(A + ridge |A| I)^{-1/2}` of the mean `A` of the samples' Gram matrices."""
-    rows = coordinates.flatten(0, 1)
-    values, vectors = torch.linalg.eigh(rows.T @ rows / coordinates.shape[0])
-    return (vectors * (values.clamp_min(0) + ridge * values[-1]).rsqrt()) @ vectors.T
 
 
 def _dense(factors: TokenFactors, chosen: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class WeightGradients:
 
 @dataclass(frozen=True)
 class BiasGradients:
-    """Gradients in one bias, the output gradients summed over tokens, `sums (samples, draws, out)`."""
+    """Gradients in one bias: output gradients summed over tokens, `sums (samples, draws, out)`."""
 
     name: str
     sums: Tensor
