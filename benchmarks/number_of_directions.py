@@ -46,8 +46,8 @@ class Cell:
 
     def add(self, found: Decomposition, seconds: float) -> None:
         low, high = found.interval
-        right = found.count == 0 if self.truth == 0 else low <= self.truth
-        self.reached += right and (high is None or self.truth <= high or self.truth == 0)
+        inside = low <= self.truth and (high is None or self.truth <= high)
+        self.reached += inside if self.truth else found.answer == "none"
         self.answers[found.answer] += 1
         self.seconds += seconds
 

@@ -68,7 +68,7 @@ def count_directions(
     # What is compared are shares that differ by tenths; single precision halves the time.
     flat, given = DenseFactors(flat.values.float()), given.float()
     k = len(directions)
-    room = min(k + max(2, min(k, 10)), flat.size)
+    room = min(k + max(6, min(k, 10)), flat.size)
     dtype = flat.values.dtype
     weights = torch.cat(
         [torch.ones(1, flat.samples, dtype=dtype), _resample(flat.samples, refits, dtype, generator)]

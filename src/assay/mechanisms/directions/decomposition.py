@@ -49,9 +49,9 @@ class Decomposition:
         """
         low, high = self.interval
         if high is None:
-            return f"at least {low}" if low else f"none of {len(self.clear)} is clear; try a larger k"
+            return f"at least {low}" if low else f"unknown: none of {len(self.clear)} is clear"
         if self.count == 0:
-            return "none"
+            return f"none is clear, at most {high}" if high else "none"
         return str(low) if low == high else f"between {low} and {high}"
 
     def top(self, count: int | None = None) -> Decomposition:
