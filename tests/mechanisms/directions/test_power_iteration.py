@@ -5,7 +5,6 @@ from hypothesis import strategies as st
 
 from assay.errors import InputError
 from assay.learn import toys
-from assay.mechanisms.directions.decomposition import count_components
 from assay.mechanisms.directions.factors import (
     DenseFactors,
     fisher_factors,
@@ -117,13 +116,6 @@ def test_pair_gradients_are_gradients_towards_other_samples() -> None:
         (model(inputs[sample]) - model(inputs[1 - sample]).detach()).square().mean().backward()
         expected = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
         torch.testing.assert_close(values[sample, 0], expected)
-
-
-def test_the_gap_counts_components_and_its_interval_covers_it() -> None:
-    activity = torch.rand(200, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    activity[:, 3:] *= 0.01
-    activity = activity[:, activity.square().mean(0).argsort(descending=True)]
-    assert count_components(activity, generator=torch.Generator().manual_seed(1)) == (3, (3, 3))
 
 
 def test_bad_input_is_refused() -> None:

@@ -111,14 +111,15 @@ def pair_gradients(
     if isinstance(references, str):
         other = torch.zeros_like(output).unsqueeze(1)
     else:
-        drawn = torch.randint(
-            1, local.samples, (local.samples, references), generator=generator
-        ).to(output.device)
-        other = output[
-            (torch.arange(local.samples, device=output.device)[:, None] + drawn) % local.samples
-        ]
+        other = output[other_samples(len(output), references, generator).to(output.device)]
     cotangents = measure.pull(output.unsqueeze(1), other) / output[0, ..., 0].numel()
     return DenseFactors(torch.einsum("srn,snp->srp", cotangents.flatten(2), slopes.flatten(1, -2)))
+
+
+def other_samples(samples: int, references: int, generator: torch.Generator | None) -> Tensor:
+    """Draw `references` other samples for each sample, `(samples, references)`; never itself."""
+    drawn = torch.randint(1, samples, (samples, references), generator=generator)
+    return (torch.arange(samples)[:, None] + drawn) % samples
 
 
 def normalise(factors: Factors, tolerance: float = 1e-6) -> tuple[Factors, Tensor]:
