@@ -31,7 +31,7 @@ class Envelope:
 
     task: str
     model: Any
-    rule: Any
+    rule: str
     level: str
     options: Any
     assumptions: dict[str, Any]
@@ -112,6 +112,7 @@ def read(certificate: Path, tasks: dict[str, Task]) -> Envelope:
     fields = FIELDS | tasks[name].fields
     need(entry.keys() == fields, f"a certificate of {name} has the fields {sorted(fields)}")
     level, claim, assumptions = entry["level"], entry["claim"], entry["assumptions"]
+    need(isinstance(entry["rule"], str), f"the rule must be a name, got {entry['rule']!r}")
     need(
         isinstance(level, str) and level in LEVELS,
         f"unknown level {level!r}; known: {sorted(LEVELS)}",

@@ -29,8 +29,8 @@ def tms(
     """Train features in superposition, or load `W (hidden, features)`, `b (features,)` from
     safetensors with `weights`.
 
-    Inputs are those of `draw_sparse`. Circuit `j` is `W[:, j], b[j]`. Training can end with a feature left out, so the best of
-    `copies` networks is kept."""
+    Inputs are those of `draw_sparse`. Circuit `j` is `W[:, j], b[j]`. Training can end
+    with a feature left out, so the best of `copies` networks is kept."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int) -> Tensor:

@@ -167,4 +167,6 @@ def directions(
             target = Target(target.model, FromStart(measure, whole.output()), target.name)
         local = whole
     dtype = next(iter(local.weights.values())).dtype
-    return DirectionMechanisms(target, batch, local, (amount * rows).to(dtype), decomposition, choice)
+    return DirectionMechanisms(
+        target, batch, local, (amount * rows).to(dtype), decomposition, choice
+    )

@@ -1,4 +1,4 @@
-"""How many directions there are: refits on resampled inputs, against gradients without structure."""
+"""The number of directions: refits on resampled inputs, against gradients without structure."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ def count_directions(
     room = min(k + max(6, min(k, 10)), flat.size)
     dtype = flat.values.dtype
     weights = torch.cat(
-        [torch.ones(1, flat.samples, dtype=dtype), _resample(flat.samples, refits, dtype, generator)]
+        [
+            torch.ones(1, flat.samples, dtype=dtype),
+            _resample(flat.samples, refits, dtype, generator),
+        ]
     ).to(flat.values.device)
     fitted, first, second = _fit(flat, room, weights, generator)
     dominance = second / first
@@ -104,9 +107,7 @@ def _coordinates(factors: Factors, directions: Tensor) -> tuple[DenseFactors, Te
     return DenseFactors(factors.values @ basis), directions @ basis
 
 
-def _resample(
-    samples: int, count: int, dtype: torch.dtype, generator: torch.Generator
-) -> Tensor:
+def _resample(samples: int, count: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
     """Return how often each sample is drawn, `(count, samples)`, in draws with replacement."""
     drawn = torch.randint(samples, (count, samples), generator=generator)
     return torch.zeros(count, samples, dtype=dtype).scatter_add_(
@@ -131,9 +132,7 @@ def _fit(
     return torch.cat(found), torch.cat(first), torch.cat(second)
 
 
-def _null_dominance(
-    factors: DenseFactors, k: int, count: int, generator: torch.Generator
-) -> float:
+def _null_dominance(factors: DenseFactors, k: int, count: int, generator: torch.Generator) -> float:
     """Return the largest dominance of any direction in fits to independent factors: every sample
     keeps its singular values, its directions are drawn with the covariance of all.
     """

@@ -123,8 +123,8 @@ def _uses(local: Local) -> dict[str, _Use]:
     if wrong:
         names = ", ".join(f"{name} (of {kind})" for name, kind in wrong[:4])
         raise InputError(
-            f"per-token gradients are for linear layers; not of linear layers alone: {names}; choose"
-            " parameters by a pattern such as '*.attn.c_*'"
+            f"per-token gradients are for linear layers; not of linear layers alone: {names};"
+            " choose parameters by a pattern such as '*.attn.c_*'"
         )
     return found
 

@@ -19,6 +19,7 @@ from assay.learn.max_of_k import train_max_of_k
 from assay.proofs.max_of_k.cells import Measure
 from assay.proofs.max_of_k.circuits import circuits, margin_shares, sampled_accuracy
 from assay.proofs.max_of_k.prove import (
+    LossBound,
     ProofResult,
     prove,
     prove_all,
@@ -187,20 +188,31 @@ def _measures(config: Config, weights: Weights) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"normalised": pl.Float64})
 
 
+def _write_loss(config: Config, run: Run, weights: Weights) -> LossBound:
+    results: list[LossBound] = []
+
+    def write(folder: Path) -> None:
+        target = folder / LOSS_CERTIFICATE
+        level = config.proofs.level
+        results.append(prove_cross_entropy(weights, level, certificate_path=target))
+
+    run.write_files(write)
+    return results[0]
+
+
 def _cross_entropy(config: Config, run: Run, weights: Weights, path: Path) -> dict[str, Any] | None:
     """Return a bound of the mean loss that the independent checker has confirmed, or none where a
     margin is too large for one: a network far from trained.
     """
-    target = run.path(LOSS_CERTIFICATE)
     try:
-        found = prove_cross_entropy(weights, config.proofs.level, certificate_path=target)
+        found = _write_loss(config, run, weights)
     except InputError:
         raise
     except AssayError:
         return None
     return {
         "bound": found.to_json()["bound"],
-        "checked": _check(target, path).reason,
+        "checked": _check(run.checked(LOSS_CERTIFICATE), path).reason,
         "seconds": found.seconds,
     }
 
