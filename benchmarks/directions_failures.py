@@ -3,7 +3,8 @@ dense or unequal.
 
 Run with `python benchmarks/directions_failures.py [--networks 5]`; about 3 CPU seconds a network
 and setting. Correlated: an active feature makes the next one active with this probability. Dense:
-every feature is active with this probability. Unequal: the first feature is active with probability 0.05
+every feature is active with this probability. Unequal: the first feature is active with probability
+0.05
 and the last with this share of it, geometrically in between. A circuit is found when more than nine
 tenths of one direction's squared length lie on its parameters."""
 

@@ -274,11 +274,12 @@ def certify(
     total = V**K if total is None else total
     stored: dict[str, Any] = {"file": None, "sha256": None}
     if advice is not None:
-        name = {"envelope": "limits", "cross-entropy": "orders"}.get(rule, "sets")
+        made = rule if isinstance(rule, str) else "cells"
+        name = {"envelope": "limits", "cross-entropy": "orders"}.get(made, "sets")
         array = {
             "envelope": lambda: advice.astype(np.int16),
             "cross-entropy": lambda: advice,
-        }.get(rule, lambda: np.packbits(advice, axis=-1, bitorder="little"))()
+        }.get(made, lambda: np.packbits(advice, axis=-1, bitorder="little"))()
         data = write_tensors(folder / "advice.safetensors", {name: array}).read_bytes()
         stored = {"file": "advice.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     entry = {

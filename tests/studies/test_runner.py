@@ -124,7 +124,12 @@ def test_the_command_prints_json_and_one_line_errors(fake, monkeypatch, capsys):
 
 
 def test_an_unfinished_run_says_how_to_go_on(fake, monkeypatch, capsys):
-    saved = {"recipe": fake.recipe, "study": "fake", "config": Settings().model_dump()}
+    saved = {
+        "recipe": fake.recipe,
+        "study": "fake",
+        "overrides": [],
+        "config": Settings().model_dump(),
+    }
     runs.start(fake.folder, saved).close()
     code, out = command(monkeypatch, capsys, "report", str(fake.folder))
     assert code == 2
