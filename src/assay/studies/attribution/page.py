@@ -47,9 +47,9 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             f"slope {_number(gradient['agreement']['slope'])}",
         ),
         Fact(
-            "bars cover",
+            "bars that contain the exact effect",
             ig["bars"]["coverage"],
-            f"{1 - ig['bars']['alpha']:.0%} promised; mean width {_number(ig['bars']['mean_width'])}",
+            f"{1 - ig['bars']['alpha']:.0%} nominal; mean width {_number(ig['bars']['mean_width'])}",
         ),
         Fact(
             "pairs",
