@@ -199,30 +199,6 @@ CATALOGUE = [
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre",)',
         NODES,
     ),
-    Mutant(
-        "assay/mechanisms/nodes/suffix.py",
-        "future = torch.ones_like(called.mask, dtype=torch.bool).triu(1)",
-        "future = torch.ones_like(called.mask, dtype=torch.bool).triu(2)",
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/suffix.py",
-        "asks = torch.isin(columns, query.columns().to(columns.device)).all()",
-        "asks = torch.isin(columns, query.columns().to(columns.device)).any()",
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/bind.py",
-        "    active = distance > 8 * torch.finfo(value.dtype).eps * size\n",
-        "    active = distance > 0 * size\n",
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/bind.py",
-        'wanted = sorted({ref.site for ref in refs.values()}, key=lambda site: "+" in site)',
-        "wanted = sorted({ref.site for ref in refs.values()})",
-        NODES,
-    ),
     # edges
     Mutant(
         "assay/edges/scores.py",
