@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from run_mutants import Mutant
 
-CORE = ("tests/core",)
 INVARIANTS = ("tests/core/test_invariants.py",)
 SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
@@ -84,7 +83,7 @@ CATALOGUE = [
         "assay/core/mechanisms.py",
         "squares[name] = add(squares[name], square) if name in squares else square",
         "squares[name] = square",
-        CORE,
+        SUM,
     ),
     Mutant(
         "assay/core/target.py",
