@@ -46,12 +46,17 @@ def narrow(*values: float) -> list[float]:
 
 
 def ties() -> list[Tensors]:
-    """Both logits are a + b + c, added in different orders, and float64 rounds them differently."""
+    """Both logits are a + b + c, added in different orders, and float64 rounds them differently:
+    either the two sums, or the sum of the three differences.
+    """
     rng, found = np.random.default_rng(0), []
-    while len(found) < 40:
+    while len(found) < 20:
         a, b, c = narrow(rng.uniform(1, 2), rng.uniform(1, 2) * 2.0**-33, -rng.uniform(2, 4))
-        first, second = (a + b) + c, (b + c) + a
-        if first != second:
+        if (a + b) + c != (b + c) + a:
+            found.append(written([a, b], [b, c], [c, a]))
+    while len(found) < 40:
+        a, b, c = narrow(rng.uniform(1, 2), *(rng.uniform(1, 2, 2) * [2.0**-30, 2.0**-33]))
+        if ((a - b) + (b - c)) + (c - a) != 0:
             found.append(written([a, b], [b, c], [c, a]))
     return found
 

@@ -79,9 +79,12 @@ def tables_of(scores: list[float], written: list[list[float]], places: list[floa
     return w
 
 
-def test_tokens_count_by_how_many_sequences_have_them_as_their_worst() -> None:
+@pytest.mark.parametrize("bad", [0, 1])
+def test_tokens_count_by_how_many_sequences_have_them_as_their_worst(bad: int) -> None:
     """One bad token takes all the attention, so that a mixture loses what that token loses."""
-    w = tables_of([0.0, 25.0, 12.0], [[6.0, 0, 0], [0, 6.0, 0], [0, 0, 6.0]], [0.0] * 4)
+    scores = [0.0, 0.0, 12.0]
+    scores[bad] = 25.0
+    w = tables_of(scores, [[6.0, 0, 0], [0, 6.0, 0], [0, 0, 6.0]], [0.0] * 4)
     for level in LEVELS:
         bound, loss = float(bound_cross_entropy(w, level).bound), true_loss(w)
         assert loss * (1 - 1e-9) <= bound < loss * 1.001
