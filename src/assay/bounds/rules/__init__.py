@@ -1,0 +1,19 @@
+"""Operations of traced graphs: moving entries, sums with constants, products, smooth functions."""
+
+from assay.bounds.rules.movement import Pick
+from assay.bounds.rules.products import Contract, Planes, Product
+from assay.bounds.rules.simple import Divide, Enclosed, Shift, Total
+from assay.bounds.rules.smooth import FUNCTIONS, Smooth
+
+__all__ = [
+    "FUNCTIONS",
+    "Contract",
+    "Divide",
+    "Enclosed",
+    "Pick",
+    "Planes",
+    "Product",
+    "Shift",
+    "Smooth",
+    "Total",
+]

@@ -1,0 +1,179 @@
+"""A function as a graph that can be bounded, with what is known of it at every level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assay.bounds.graph import Graph, Ref
+from assay.bounds.levels import Arithmetic, arithmetic
+from assay.bounds.rounding import Array, Interval, add_up, sub_down
+from assay.bounds.rules import Enclosed
+from assay.bounds.trace.constants import fold
+from assay.bounds.trace.handlers import HANDLERS
+from assay.bounds.trace.lower import Lowering, RefusedError, lower
+from assay.bounds.trace.record import Program, check, record, refusal, require_value
+from assay.errors import AssayError
+
+
+@dataclass(frozen=True)
+class LevelGraph:
+    """A graph at one level: what depends on no input is enclosed in the level's arithmetic.
+
+    limits: intervals of nodes that hold for every input."""
+
+    graph: Graph
+    limits: dict[Ref, Interval]
+    level: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function's graph: `at(level)` gives it in the arithmetic of a level.
+
+    `program` runs the recorded operations themselves."""
+
+    program: Program
+    lowering: Lowering
+    output: Ref
+    _levels: dict[str, LevelGraph] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """The shapes of the inputs."""
+        return [tuple(example.shape) for example in self.program.examples]
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """Return the value of the function itself, not of the trace."""
+        with torch.no_grad():
+            return self.program.function(*inputs)
+
+    def at(self, level: str) -> LevelGraph:
+        """Return the graph at a level.
+
+        Raises `InputError` on an unknown level, and `AssayError` where level float32 does not cover
+        how the function is executed."""
+        if level not in self._levels:
+            ar = arithmetic(level)
+            if ar.executed and self.lowering.dtypes - {torch.float32}:
+                others = sorted(map(str, self.lowering.dtypes - {torch.float32}))
+                raise AssayError(
+                    f"level float32: the function computes in {', '.join(others)} too; use level"
+                    " real"
+                )
+            with np.errstate(all="ignore"):
+                self._levels[level] = _fold(self.lowering, self.output, ar)
+        return self._levels[level]
+
+
+def trace(
+    function: Callable[..., Tensor],
+    *examples: Tensor,
+    regions: Sequence[tuple[Tensor, Tensor]] | None = None,
+) -> Traced:
+    """Return the graph of a plain function of tensors, from one run of it on the examples.
+
+    Every ATen operation must have a rule, or be independent of the inputs. Constants are copied.
+    The recorded operations are compared with the function, bit for bit, at points of the regions
+    (by default at the examples alone), and the bounds at the examples with the value there.
+
+    Raises `InputError` naming the operation, and the module it is in, that has no rule or that
+    differs at another point."""
+    program = record(function, *examples)
+    check(program, regions or [(e, e) for e in program.examples])
+    try:
+        lowering, output = lower(program.module, program.examples, HANDLERS, fold)
+    except RefusedError as error:
+        raise refusal(function, program.examples, error.target, _advised(error)) from error
+    _drop_unused(lowering, output.ref)
+    found = Traced(program, lowering, output.ref)
+    at = found.at("float64")
+    with np.errstate(all="ignore"):
+        value = evaluate(at, [Interval.exactly(e.double().numpy()[None]) for e in program.examples])
+    require_value(value.midpoint(), program(*program.examples), lowering.dtypes)
+    return found
+
+
+def _advised(error: RefusedError) -> str:
+    if "attention" in str(error.target):
+        return f"{error.reason}; load the model with attn_implementation='eager'"
+    return error.reason
+
+
+def evaluate(at: LevelGraph, boxes: Sequence[Interval]) -> Interval:
+    """Return the interval of the output over boxes (samples, *shape), one per input."""
+    ar, values = arithmetic(at.level), list[Interval]()
+    given = dict(zip(at.graph.inputs, boxes, strict=True))
+    for ref, node in enumerate(at.graph.nodes):
+        values.append(given[ref] if node.operation is None else _step(at.graph, ref, values, ar))
+        if ref in at.limits:
+            values[ref] = values[ref].meet(at.limits[ref])
+    return values[-1]
+
+
+def _step(graph: Graph, ref: Ref, values: list[Any], ar: Arithmetic) -> Interval:
+    node = graph.nodes[ref]
+    assert node.operation is not None
+    xs = [values[p] for p in node.parents]
+    value = node.operation.interval(xs, ar)
+    if ar.executed and not node.virtual:
+        error = node.operation.error(xs, value)
+        value = Interval(sub_down(value.lo, error), add_up(value.hi, error))
+    return value
+
+
+def _drop_unused(lowering: Lowering, output: Ref) -> None:
+    """Forget the limits of nodes that the output does not need."""
+    used, stack = set[Ref](), [output]
+    while stack:
+        ref = stack.pop()
+        if ref not in used:
+            used.add(ref)
+            stack += lowering.graph.nodes[ref].parents
+    lowering.fixed -= {ref for ref in lowering.fixed if ref not in used}
+    lowering.limits = {ref: limit for ref, limit in lowering.limits.items() if ref in used}
+
+
+def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
+    """Return the nodes that the output needs, with those that depend on no input as enclosures."""
+    source = lowering.graph
+    needed, stack = set[Ref](), [output]
+    while stack:
+        ref = stack.pop()
+        if ref not in needed:
+            needed.add(ref)
+            stack += source.nodes[ref].parents
+    values = dict[Ref, Interval]()
+    for ref in sorted(needed & lowering.fixed):
+        values[ref] = _step(source, ref, values, ar)  # type: ignore[arg-type]
+        if ref in lowering.limits:
+            values[ref] = values[ref].meet(lowering.limits[ref])
+    graph, place, limits = Graph(), dict[Ref, Ref](), dict[Ref, Interval]()
+    # Inputs come first: the engine reads the number of samples off the first node.
+    for ref in source.inputs:
+        place[ref] = graph.input(*source.nodes[ref].shape)
+    read = {p for ref in needed - lowering.fixed for p in source.nodes[ref].parents}
+    for ref in sorted(needed):
+        node = source.nodes[ref]
+        if node.operation is None or (ref in lowering.fixed and ref not in read):
+            continue
+        if ref in lowering.fixed:
+            place[ref] = graph.add_node(_enclosed(values[ref]))
+            continue
+        parents = [place[p] for p in node.parents]
+        place[ref] = graph.add_node(node.operation, *parents, virtual=node.virtual)
+        if ref in lowering.limits:
+            old = lowering.limits[ref]
+            limits[place[ref]] = Interval(old.lo[None], old.hi[None])
+    return LevelGraph(graph, limits, ar.level)
+
+
+def _enclosed(x: Interval) -> Enclosed:
+    lo: Array = x.lo[0]
+    hi: Array = x.hi[0]
+    return Enclosed(lo, hi)
