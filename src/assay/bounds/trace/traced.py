@@ -116,6 +116,30 @@ def evaluate(at: LevelGraph, boxes: Sequence[Interval]) -> Interval:
     return values[-1]
 
 
+def always(at: LevelGraph) -> Interval | None:
+    """Return the interval of the output that follows from the limits of norms alone, whatever the
+    inputs are; None where it follows from none.
+    """
+    ar, graph, last = arithmetic(at.level), at.graph, len(at.graph.nodes) - 1
+    values: dict[Ref, Interval] = {}
+
+    def find(ref: Ref) -> bool:
+        node = graph.nodes[ref]
+        if ref in at.limits:
+            values[ref] = at.limits[ref]
+        elif node.operation is None or not all(find(p) for p in node.parents):
+            return False
+        else:
+            values[ref] = node.operation.interval([values[p] for p in node.parents], ar)
+        return True
+
+    with np.errstate(all="ignore"):
+        try:
+            return values[last] if find(last) else None
+        except AssayError:
+            return None
+
+
 def _step(graph: Graph, ref: Ref, values: list[Any], ar: Arithmetic) -> Interval:
     node = graph.nodes[ref]
     assert node.operation is not None

@@ -1,0 +1,74 @@
+"""Mechanisms whose gates move in narrower boxes than their kind's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Gates, Group, Parts
+from assay.core.sites import Record, Seen
+from assay.errors import InputError
+
+Low = float | Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Boxed(Mechanisms):
+    """Another object's gates in the boxes [low, high]; everything else is the other object's.
+
+    The target may be another one, so that a search can be about another metric."""
+
+    inner: Mechanisms
+    lows: Mapping[str, Tensor]
+
+    @property
+    def groups(self) -> Mapping[str, Group]:
+        return self.inner.groups
+
+    def parts(self, site: str, seen: Seen) -> Mapping[str, Parts]:
+        return self.inner.parts(site, seen)
+
+    def box(self, name: str) -> tuple[Tensor, Tensor]:
+        return self.lows[name], self.inner.box(name)[1]
+
+    def take(self, index: Tensor | slice) -> Self:
+        inner = self.inner.take(index)
+        lows = {
+            name: low[index] if self.group(name).per_example else low
+            for name, low in self.lows.items()
+        }
+        return replace(self, inner=inner, batch=inner.batch, lows=lows)
+
+    def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:
+        if self.target is self.inner.target:
+            return self.inner.values(gates, record=record)
+        return super().values(gates, record=record)
+
+
+def boxed(mechanisms: Mechanisms, low: Low | None) -> Boxed:
+    """Return mechanisms whose gates go down to `low` at most: one number, or a tensor for each
+    group that broadcasts to its gates; by default to the lowest value that the kind allows.
+
+    Raises InputError for a low above the box, NaN, an unknown group or another shape."""
+    lows = {}
+    if isinstance(low, Mapping):
+        mechanisms.check(low)
+    for name, ones in mechanisms.ones().items():
+        least, most = (bound.to(ones).expand(ones.shape) for bound in mechanisms.box(name))
+        mine: Any = low.get(name) if isinstance(low, Mapping) else low
+        if mine is None:
+            lows[name] = least
+            continue
+        wanted = torch.as_tensor(mine, dtype=ones.dtype, device=ones.device).expand(ones.shape)
+        if not bool((wanted <= most).all()):  # false for NaN too
+            raise InputError(
+                f"low: the lowest gate of {name!r} must be a number at most"
+                f" {float(most.max())}, got {float(wanted.max())}"
+            )
+        lows[name] = torch.maximum(least, wanted)
+    return Boxed(mechanisms.target, mechanisms.batch, mechanisms, lows)
