@@ -128,7 +128,8 @@ class Divide(Operation):
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         check_float32(self.divisor)
-        return executed_sum(1, value.magnitude(), largest(value.magnitude()))
+        # Division, or multiplication with a rounded reciprocal.
+        return executed_sum(3, value.magnitude(), largest(value.magnitude()))
 
 
 class Total(Affine):

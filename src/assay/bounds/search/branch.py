@@ -132,6 +132,7 @@ class _Search:
         return time.process_time() - self.began
 
     def run(self, start: Sequence[Sequence[Tensor]]) -> Found:
+        self.offer(self.highs)
         for point in start:
             self.offer([entry.detach().double().numpy() for entry in point])
         try:

@@ -22,6 +22,10 @@ _MOVED = {
     *("maximum", "minimum", "amax", "amin", "clamp", "clamp_min", "clamp_max", "constant_pad_nd"),
     *("unfold", "max", "min", "contiguous"),
 }
+_DECIDED = {
+    *("eq", "ne", "lt", "le", "gt", "ge", "logical_and", "logical_or", "logical_not", "isnan"),
+    *("bitwise_and", "bitwise_or", "bitwise_not", "any", "all", "isin", "isinf"),
+}
 _SUMS = {"add", "sub", "rsub", "mul"}
 
 
@@ -38,10 +42,8 @@ def fold(target: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
     floats = any(x.dtype.is_floating_point for x in tensors)
     if floats and name in _SUMS:
         return _exact_sum(name, plain_args, plain_kwargs)
-    result = target(*plain_args, **plain_kwargs)
-    dtypes = {x.dtype for x in _flat([result]) if isinstance(x, Tensor)}
-    if name in _CREATED or name in _MOVED or not any(d.is_floating_point for d in dtypes):
-        return result
+    if name in _CREATED | _MOVED | _DECIDED or not (floats or name in ("div", "mean")):
+        return target(*plain_args, **plain_kwargs)
     return None
 
 

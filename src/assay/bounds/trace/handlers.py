@@ -340,6 +340,15 @@ def _mm(low: Lowering, op: Any, x: Value, y: Value) -> Node:
     return low.add(Contract(), low.node(x), low.node(y))
 
 
+@_rule("mv", "dot")
+def _mv(low: Lowering, op: Any, x: Value, y: Value) -> Node:
+    column = low.move(lambda v: v.unsqueeze(-1), y)
+    rows = low.move(lambda v: v.reshape(-1, v.shape[-1]), x)
+    found = _mm(low, op, rows, column)
+    shape = _shape(low, x)[:-1]
+    return low.move(lambda v: v.reshape(shape), found)
+
+
 @_rule("addmm")
 def _addmm(
     low: Lowering, op: Any, b: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1

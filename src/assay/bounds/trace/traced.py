@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from assay.bounds.graph import Graph, Ref
+from assay.bounds.graph import Graph, Node, Ref
 from assay.bounds.levels import Arithmetic, arithmetic
+from assay.bounds.operations import Operation, Scale
 from assay.bounds.rounding import Array, Interval, add_up, sub_down
-from assay.bounds.rules import Enclosed
+from assay.bounds.rules import Divide, Enclosed, Shift
 from assay.bounds.trace.constants import fold
 from assay.bounds.trace.handlers import HANDLERS
 from assay.bounds.trace.lower import Lowering, RefusedError, lower
@@ -110,7 +111,7 @@ def evaluate(at: LevelGraph, boxes: Sequence[Interval]) -> Interval:
     ar, values = arithmetic(at.level), list[Interval]()
     given = dict(zip(at.graph.inputs, boxes, strict=True))
     for ref, node in enumerate(at.graph.nodes):
-        values.append(given[ref] if node.operation is None else _step(at.graph, ref, values, ar))
+        values.append(given[ref] if node.operation is None else _step(node, values, ar))
         if ref in at.limits:
             values[ref] = values[ref].meet(at.limits[ref])
     return values[-1]
@@ -140,8 +141,7 @@ def always(at: LevelGraph) -> Interval | None:
             return None
 
 
-def _step(graph: Graph, ref: Ref, values: list[Any], ar: Arithmetic) -> Interval:
-    node = graph.nodes[ref]
+def _step(node: Node, values: list[Any], ar: Arithmetic) -> Interval:
     assert node.operation is not None
     xs = [values[p] for p in node.parents]
     value = node.operation.interval(xs, ar)
@@ -174,7 +174,10 @@ def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
             stack += source.nodes[ref].parents
     values = dict[Ref, Interval]()
     for ref in sorted(needed & lowering.fixed):
-        values[ref] = _step(source, ref, values, ar)  # type: ignore[arg-type]
+        node = source.nodes[ref]
+        if ar.executed and node.operation is not None:
+            node = replace(node, operation=_as_executed(node.operation))
+        values[ref] = _step(node, values, ar)  # type: ignore[arg-type]
         if ref in lowering.limits:
             values[ref] = values[ref].meet(lowering.limits[ref])
     graph, place, limits = Graph(), dict[Ref, Ref](), dict[Ref, Interval]()
@@ -190,11 +193,29 @@ def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
             place[ref] = graph.add_node(_enclosed(values[ref]))
             continue
         parents = [place[p] for p in node.parents]
-        place[ref] = graph.add_node(node.operation, *parents, virtual=node.virtual)
+        operation = _as_executed(node.operation) if ar.executed else node.operation
+        place[ref] = graph.add_node(operation, *parents, virtual=node.virtual)
         if ref in lowering.limits:
             old = lowering.limits[ref]
             limits[place[ref]] = Interval(old.lo[None], old.hi[None])
     return LevelGraph(graph, limits, ar.level)
+
+
+def _as_executed(operation: Operation) -> Operation:
+    """Return an operation with its scalars rounded to float32, as float32 executes them."""
+
+    def near(x: Array) -> Array:
+        return x.astype(np.float32).astype(np.float64)
+
+    match operation:
+        case Shift():
+            return Shift(near(operation.bias))
+        case Divide():
+            return Divide(near(operation.divisor))
+        case Scale():
+            return replace(operation, weight=near(operation.weight), bias=near(operation.bias))
+        case _:
+            return operation
 
 
 def _enclosed(x: Interval) -> Enclosed:

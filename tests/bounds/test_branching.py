@@ -1,0 +1,165 @@
+"""The search for tight bounds: its twin in torch, any slope sound, splits, and anytime bounds."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from assay.bounds.rounding import Interval
+from assay.bounds.search.branch import Budget, least
+from assay.bounds.search.sweep import bound_rows, sweep
+from assay.bounds.search.twin import State, Twin
+from assay.bounds.trace import Traced, trace
+from assay.errors import InputError
+
+
+@cache
+def weights(seed: int, *shape: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def relu(g: Tensor) -> Tensor:
+    x = torch.relu((g * weights(0, 6)) @ weights(1, 6, 8) - 0.2)
+    return (torch.relu(x @ weights(2, 8, 8)) @ weights(3, 8, 1))[:, 0]
+
+
+def bilinear(g: Tensor) -> Tensor:
+    x = g * weights(0, 6)
+    h = (x @ weights(1, 6, 8)) * (x @ weights(2, 6, 8))
+    return ((h @ weights(3, 8, 4)) ** 2 @ weights(4, 4, 1))[:, 0] + x.sum(-1)
+
+
+def attention(g: Tensor) -> Tensor:
+    x = (g[..., None] * weights(0, 6, 4)).reshape(-1, 6, 4)
+    x = torch.nn.functional.layer_norm(x + weights(5, 6, 4), (4,))
+    scores = (x @ weights(1, 4, 4)) @ x.mT / 2
+    mixed = scores.softmax(-1) @ x
+    return torch.nn.functional.gelu(mixed @ weights(2, 4, 8), approximate="tanh")[:, -1] @ weights(
+        3, 8
+    )
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": relu,
+    "bilinear": bilinear,
+    "attention": attention,
+}
+
+
+@cache
+def traced(name: str) -> Traced:
+    ones = torch.ones(1, 6, dtype=torch.float64)
+    FUNCTIONS[name](ones)  # draws the weights before the trace
+    return trace(FUNCTIONS[name], ones, regions=[(0 * ones, ones)])
+
+
+def grid(name: str, low: float) -> float:
+    """The least value on a grid of the box, corners included."""
+    steps = 5 if name == "attention" else 7
+    axis = torch.linspace(low, 1, steps, dtype=torch.float64)
+    points = torch.cartesian_prod(*[axis] * 6)
+    return min(float(FUNCTIONS[name](part).min()) for part in points.split(4096))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_twin_and_the_sound_sweep_agree(name: str) -> None:
+    found = traced(name)
+    at, twin = found.at("float64"), Twin(found.at("float64"))
+    lo, hi = np.full((2, 1, 6), 0.6), np.ones((2, 1, 6))
+    lo[1] = 0.9
+    parameters = {
+        ref: tuple(0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(ref)).double() for p in ps)
+        for ref, ps in twin.parameters(2).items()
+    }
+    with np.errstate(all="ignore"):
+        state = twin.sweep([(torch.tensor(lo), torch.tensor(hi))], parameters)
+        mine = twin.bound(state, parameters, torch.ones(1, 1, 1, dtype=torch.float64))[:, 0]
+        slopes = twin.slopes(State(state.values, {}), parameters)
+        for level in ("float64", "real"):
+            known = sweep(found.at(level), [Interval(lo, hi)], slopes=slopes)
+            other = bound_rows(at if level == "float64" else found.at(level), known, np.ones((1, 1, 1)))
+            assert np.maximum(mine.numpy(), other[:, 0]) == pytest.approx(other[:, 0], abs=1e-6)
+            assert other[:, 0] == pytest.approx(np.maximum(mine.numpy(), other[:, 0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_any_slopes_are_sound(name: str) -> None:
+    found, rng = traced(name), np.random.default_rng(0)
+    twin = Twin(found.at("float64"))
+    box = Interval(np.full((1, 1, 6), 0.7), np.ones((1, 1, 6)))
+    lowest = grid(name, 0.7)
+    with np.errstate(all="ignore"):
+        state = twin.sweep([(torch.tensor(box.lo), torch.tensor(box.hi))], twin.parameters(1))
+        own = twin.slopes(state, twin.parameters(1))
+        for _ in range(5):
+            forged = {
+                ref: tuple(s + rng.normal(size=s.shape) for s in ss) for ref, ss in own.items()
+            }
+            known = sweep(found.at("real"), [box], slopes=forged)
+            assert bound_rows(found.at("real"), known, np.ones((1, 1, 1)))[0, 0] <= lowest
+
+
+@pytest.mark.parametrize("name", ["relu", "bilinear"])
+def test_splits_close_the_gap(name: str) -> None:
+    ones = torch.ones(1, 6, dtype=torch.float64)
+    budget = Budget(seconds=40, gap=1e-6)
+    for level in ("float64", "real"):
+        result = least(traced(name), [0.5 * ones], [ones], np.ones(1), level=level, budget=budget)
+        assert result.closed
+        assert result.bound <= grid(name, 0.5) + 1e-9
+        size = abs(float(FUNCTIONS[name](ones)) - result.value)
+        assert result.value - result.bound <= 2e-6 * max(size, abs(result.value))
+
+
+def test_the_bound_is_anytime_and_grows() -> None:
+    ones, found = torch.ones(1, 6, dtype=torch.float64), traced("attention")
+    lowest, bounds = grid("attention", 0.8), []
+    for boxes in (1, 15, 63):
+        result = least(
+            found,
+            [0.8 * ones],
+            [ones],
+            np.ones(1),
+            level="float64",
+            budget=Budget(seconds=60, boxes=boxes),
+        )
+        bounds.append(result.bound)
+        assert result.bound <= lowest
+        assert result.value >= result.bound
+        volume = sum(
+            float(np.prod((leaf.highs[0] - leaf.lows[0]) / 0.2)) for leaf in result.leaves
+        )
+        assert volume == pytest.approx(1.0, abs=1e-9)
+    for earlier, later in itertools.pairwise(bounds):
+        assert later >= earlier - 1e-9
+
+
+def test_a_false_claim_comes_with_a_counterexample() -> None:
+    ones, found = torch.ones(1, 6, dtype=torch.float64), traced("bilinear")
+    lowest = grid("bilinear", 0.0)
+    claim = lowest + 0.2 * abs(lowest) + 0.1
+    result = least(
+        found, [0 * ones], [ones], np.ones(1), above=claim, budget=Budget(seconds=20)
+    )
+    assert result.value <= claim
+    assert float(bilinear(result.point[0])) == result.value
+    safe = least(
+        found, [0.99 * ones], [ones], np.ones(1), above=lowest - 5, budget=Budget(seconds=20)
+    )
+    assert safe.bound > lowest - 5
+
+
+def test_a_budget_is_checked() -> None:
+    with pytest.raises(InputError, match="must not be negative"):
+        Budget(seconds=-1)
+    with pytest.raises(InputError, match="must not be negative"):
+        Budget(seconds=float("nan"))
+    with pytest.raises(InputError, match="must not be negative"):
+        Budget(boxes=0)
