@@ -42,6 +42,7 @@ _HOMES = {
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
+    "assay.proofs.gates": ("certify",),
     "assay.targets.load": ("load", "pairs"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
@@ -73,6 +74,7 @@ __all__ = [
     "agreement",
     "attribute",
     "budgeted",
+    "certify",
     "channels",
     "curve",
     "directions",
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
     from assay.mechanisms.channels import channels
     from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes
+    from assay.proofs.gates import certify
     from assay.targets.load import load, pairs
 
 

@@ -198,6 +198,49 @@ def audit(
 
 
 @app.command()
+def certify(
+    folder: Folder,
+    keep: Annotated[
+        str, typer.Option("--keep", help="The parts that stay on: top:N, by the method's scores.")
+    ],
+    low: Annotated[
+        float | None,
+        typer.Option("--low", help="Lowest gate of the others. Default: what the kind allows."),
+    ] = None,
+    claim: Annotated[str, typer.Option(help="damage or same-answer.")] = "damage",
+    method: By = "gradient",
+    budget: Annotated[float, typer.Option(help="CPU seconds an example.")] = 10.0,
+    level: Annotated[
+        str, typer.Option(help="real, float32, or float64 (a search: proves nothing).")
+    ] = "real",
+    examples: Annotated[
+        int,
+        typer.Option(
+            help="Examples, from the first.", callback=_within("--examples", 1, 1_000_000)
+        ),
+    ] = 10,
+    as_json: Json = False,
+) -> None:
+    """Bound what all other parts of a saved run can do, in any combination and at any strength:
+    the bracket of the damage that a search found and a proof allows.
+    """
+    _opened(folder)
+    from assay.studies.verbs import certify_run
+
+    found = certify_run(
+        folder,
+        keep,
+        low=low,
+        claim=claim,
+        by=method,
+        budget=budget,
+        level=level,
+        examples=examples,
+    )
+    _table(*found, as_json)
+
+
+@app.command()
 def explain(
     folder: Folder,
     part: Annotated[str, typer.Argument(help="group[index], as `assay attribute` prints it.")],

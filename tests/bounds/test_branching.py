@@ -111,9 +111,9 @@ def test_splits_close_the_gap(name: str) -> None:
     ones = torch.ones(1, 6, dtype=torch.float64)
     budget = Budget(seconds=40, gap=1e-6)
     for level in ("float64", "real"):
-        result = least(traced(name), [0.5 * ones], [ones], np.ones(1), level=level, budget=budget)
+        result = least(traced(name), [0.85 * ones], [ones], np.ones(1), level=level, budget=budget)
         assert result.closed
-        assert result.bound <= grid(name, 0.5) + 1e-9
+        assert result.bound <= grid(name, 0.85) + 1e-9
         size = abs(float(FUNCTIONS[name](ones)) - result.value)
         assert result.value - result.bound <= 2e-6 * max(size, abs(result.value))
 
@@ -121,14 +121,14 @@ def test_splits_close_the_gap(name: str) -> None:
 def test_the_bound_is_anytime_and_grows() -> None:
     ones, found = torch.ones(1, 6, dtype=torch.float64), traced("attention")
     lowest, bounds = grid("attention", 0.8), []
-    for boxes in (1, 15, 63):
+    for boxes in (1, 5, 15):
         result = least(
             found,
             [0.8 * ones],
             [ones],
             np.ones(1),
             level="float64",
-            budget=Budget(seconds=60, boxes=boxes),
+            budget=Budget(seconds=60, boxes=boxes, whole=0),
         )
         bounds.append(result.bound)
         assert result.bound <= lowest

@@ -18,8 +18,11 @@ from torch import Tensor
 from assay.audit.adversary import exhaustive, worst_case
 from assay.audit.faithfulness import Keep, kept_gates
 from assay.bounds.levels import LEVELS
+from assay.bounds.rounding import Interval
 from assay.bounds.search.branch import Budget, Found, least
+from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.trace import Traced, trace
+from assay.bounds.trace.traced import always
 from assay.core.mechanisms import Mechanisms
 from assay.core.sites import run_edited
 from assay.core.target import Batch, Target
@@ -346,13 +349,16 @@ def _margins(part: Mechanisms) -> Callable[[Any, Batch], Tensor]:
     answers = labels.get("answers")
     chosen = torch.arange(logits.shape[1]) if answers is None else answers[0]
     seen = logits[0, chosen]
-    answer, rivals = int(seen.argmax()), [i for i in range(len(seen)) if i != int(seen.argmax())]
-    if not rivals:
+    best = int(seen.argmax())
+    answer, rivals = int(chosen[best]), torch.cat([chosen[:best], chosen[best + 1 :]])
+    if not len(rivals):
         raise InputError("same-answer: the model has one output, and its answer has no rival")
-    return lambda output, batch: (
-        _logits(output, batch)[:, chosen[answer], None]
-        - _logits(output, batch)[:, chosen[torch.tensor(rivals)]]
-    )
+
+    def margins(output: Any, batch: Batch) -> Tensor:
+        found = _logits(output, batch)
+        return found[:, answer : answer + 1] - found.index_select(1, rivals)
+
+    return margins
 
 
 def _logits(output: Any, batch: Batch) -> Tensor:
@@ -370,14 +376,12 @@ def _logits(output: Any, batch: Batch) -> Tensor:
 
 def _top(traced: Traced, ones: list[Tensor], sign: float, level: str) -> float:
     """Return an upper bound, at the level, of the right value of the untouched network."""
-    from assay.bounds.rounding import Interval
-    from assay.bounds.trace.traced import evaluate
-
+    at = traced.at(level)
     with np.errstate(all="ignore"):
-        value = evaluate(
-            traced.at(level), [Interval.exactly(one.double().numpy()[None]) for one in ones]
-        )
-    return float((value.hi if sign > 0 else -value.lo).reshape(-1)[0])
+        point = [Interval.exactly(one.double().numpy()[None]) for one in ones]
+        known = sweep(at, point, refine=False)
+        row = np.full((1, 1, *at.graph.nodes[-1].shape), -sign)
+        return -float(bound_rows(at, known, row)[0, 0])
 
 
 def _is_vacuous(
@@ -386,8 +390,6 @@ def _is_vacuous(
     """Return whether the bound is no better than what holds whatever the gates are: that of the
     last norm's ball.
     """
-    from assay.bounds.trace.traced import always
-
     if any(not np.isfinite(entry.bound) for entry in found):
         return True
     whole = always(traced.at(level))

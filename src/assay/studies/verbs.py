@@ -13,9 +13,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from assay.attribution import Scores, ablate, attribute
+from assay.audit import keep_top
 from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError, shown
 from assay.io.runs import Run, opened
+from assay.proofs.gates import certify
 from assay.studies.methods import method
 from assay.studies.runner import mechanisms_of, study_of
 
@@ -85,6 +87,42 @@ def audit_run(
     audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)
     run.save_table(f"verb-audit-{by}.parquet", audit.table)
     return audit.summary(), audit.top(20)
+
+
+def certify_run(
+    folder: Path | str,
+    keep: str,
+    *,
+    low: float | None = None,
+    claim: str = "damage",
+    by: str = "gradient",
+    budget: float = 10.0,
+    level: str = "real",
+    examples: int = 10,
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Bound what the parts outside the kept ones can do in the first examples of a run, save the
+    brackets as `verb-certify-CLAIM.parquet`, and return them.
+
+    keep: "top:N" keeps the N parts with the largest mean |score|. Raises InputError for another
+    form, for more parts than there are, and as `certify`."""
+    run, mechanisms = _open(folder)
+    some = mechanisms.take(slice(0, examples))
+    masks = keep_top(attribute(some, method(by)), _kept_share(keep, some))
+    found = certify(some, masks, low=low, claim=claim, budget=budget, level=level)  # type: ignore[arg-type]
+    table = pl.DataFrame(found.rows())
+    run.save_table(f"verb-certify-{claim}.parquet", table)
+    return {"keep": keep, "low": low, **found.summary()}, table
+
+
+def _kept_share(keep: str, mechanisms: Mechanisms) -> float:
+    """Return the share of all parts that "top:N" names."""
+    match = re.fullmatch(r"top:([0-9]{1,9})", keep.strip())
+    total = sum(int(np.prod(group.axes, dtype=int)) for group in mechanisms.groups.values())
+    if match is None or int(match[1]) > total:
+        raise InputError(
+            f"--keep is written top:N, with N parts of {total} at most; got {shown(keep)}"
+        )
+    return int(match[1]) / total
 
 
 def explain_run(

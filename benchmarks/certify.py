@@ -1,0 +1,197 @@
+"""Brackets [found, proved] of what free gates can do: channels of the digits network, units of
+ReLU networks, and nodes of the agreement model, with the plain linear bound beside them.
+
+    assay run digits-channels -o runs/digits
+    assay run agreement-attribution -o runs/agreement
+    OMP_NUM_THREADS=1 python benchmarks/certify.py runs/digits runs/agreement [--seconds 60]
+
+The last argument is the CPU seconds an example may take, recomputation at level real included. The
+found damages are lower bounds by a search, the proved ones upper bounds; a row prints the means
+over the examples and their ratio. "before splits" is the same without a single split."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from assay import Batch, attribute, certify, nodes, target
+from assay.attribution import Exact
+from assay.bounds.search.branch import Budget
+from assay.core.mechanisms import Mechanisms
+from assay.io.runs import opened
+from assay.studies.runner import mechanisms_of
+from assay.targets.data import load_digits
+
+Masks = dict[str, Tensor]
+
+
+def least_important(mechanisms: Mechanisms, sizes: Masks, free: int) -> Masks:
+    """Keep all parts of every example but the `free` least important of those with an effect."""
+    flat = torch.cat([size.flatten(1) for size in sizes.values()], 1)
+    order = torch.where(flat > 0, flat, torch.inf).argsort(1)
+    masks = torch.ones_like(flat, dtype=torch.bool).scatter(1, order[:, :free], False)
+    masks |= flat == 0
+    parts = masks.split([size[0].numel() for size in sizes.values()], 1)
+    return {
+        name: part.reshape(size.shape)
+        for (name, size), part in zip(sizes.items(), parts, strict=True)
+    }
+
+
+def effect_sizes(mechanisms: Mechanisms, exact: bool) -> Masks:
+    """Return |score| of every part, (examples, *axes) by group."""
+    scores = attribute(mechanisms, Exact()) if exact else attribute(mechanisms)
+    return {name: values.abs() for name, values in scores.values.items()}
+
+
+def row(
+    name: str, mechanisms: Mechanisms, keep: Masks, low: float | None, seconds: float
+) -> None:
+    """Print one line of the table."""
+    plain = certify(
+        mechanisms, keep, low=low, level="float64", budget=Budget(seconds, boxes=1, steps=(0, 0), whole=0)
+    )
+    slopes = certify(mechanisms, keep, low=low, budget=Budget(seconds, boxes=1))
+    split = certify(mechanisms, keep, low=low, budget=seconds)
+    count = len(split.full)
+    print(
+        f"{name:<34}{float(split.found.values.mean()):>10.4g}"
+        + "".join(
+            f"{float(r.proved.values.mean()):>10.4g}{r.ratio:>7.3f}{sum(r.seconds) / count:>6.1f}"
+            for r in (plain, slopes, split)
+        )
+        + f"{sum(split.boxes) / count:>7.0f}",
+        flush=True,
+    )
+
+
+def answers(
+    name: str, mechanisms: Mechanisms, keep: Masks, low: float | None, seconds: float
+) -> None:
+    """Print how many answers are certified, broken and open."""
+    found = certify(mechanisms, keep, low=low, claim="same-answer", budget=seconds)
+    unbroken = int((~found.broken).sum())
+    print(
+        f"{name:<34}certified {int(found.certified.sum())} of {unbroken} unbroken"
+        f" ({len(found.full)} examples, {int(found.open.sum())} open,"
+        f" {int(found.vacuous.sum())} vacuous)",
+        flush=True,
+    )
+    for entry in found.rows():
+        if entry["verdict"] == "open":
+            proved = entry["proved"]
+            shown = "none" if proved is None else f"{proved:.3g}"
+            print(f"    open: example {entry['example']}, margin in [{shown}, {entry['found']:.3g}]")
+
+
+class Residual(nn.Module):
+    """A ReLU network of two hidden layers, the second of which is added to the first."""
+
+    def __init__(self, generator: torch.Generator, residual: bool) -> None:
+        super().__init__()
+        self.residual = residual
+        self.first, self.second, self.head = nn.Linear(64, 47), nn.Linear(47, 47), nn.Linear(47, 10)
+        self.one, self.two = nn.ReLU(), nn.ReLU()
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.copy_(
+                    (2 * torch.rand(parameter.shape, generator=generator) - 1)
+                    / parameter.shape[-1] ** 0.5
+                )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.one(self.first(x))
+        inner = self.two(self.second(h))
+        return self.head(h + inner if self.residual else inner)
+
+
+def trained(residual: bool) -> tuple[nn.Module, Tensor, Tensor]:
+    """Train on digits for 600 steps; return the network and the held-out examples."""
+    data, generator = load_digits(), torch.Generator().manual_seed(0)
+    model = Residual(generator, residual)
+    optimiser = torch.optim.AdamW(model.parameters(), 5e-3, weight_decay=0.1)
+    x, y = data.train_x.float(), data.train_y
+    for _ in range(600):
+        some = torch.randint(0, len(x), (128,), generator=generator)
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(x[some]), y[some]).backward()
+        optimiser.step()
+    return model.requires_grad_(False), data.test_x.float(), data.test_y
+
+
+def label_logit(output: Tensor, batch: Batch) -> Tensor:
+    """Return the logit of each example's class."""
+    return output.gather(1, batch.labels[:, None])[:, 0]
+
+
+def head() -> None:
+    print(
+        f"{'free gates':<34}{'found':>10}{'plain':>10}{'ratio':>7}{'s':>6}{'slopes':>10}{'ratio':>7}"
+        f"{'s':>6}{'splits':>10}{'ratio':>7}{'s':>6}{'boxes':>7}"
+    )
+
+
+def digits(folder: Path, seconds: float, examples: int) -> None:
+    """The channels of the digits network, least important free, every gate in [0, 1]."""
+    mechanisms = mechanisms_of(opened(folder)).take(slice(0, examples))
+    sizes = effect_sizes(mechanisms, exact=False)
+    for free in (50, 100, 200, 256):
+        keep = least_important(mechanisms, sizes, free)
+        row(f"digits channels, {free} of 256", mechanisms, keep, None, seconds)
+    answers("digits channels, same answer", mechanisms, {}, None, seconds)
+
+
+def relu(seconds: float, examples: int) -> None:
+    """The units of two ReLU networks, zero at gate zero."""
+    for residual in (False, True):
+        model, x, y = trained(residual)
+        batch = Batch(x[:examples], y[:examples])
+        units = nodes(
+            target(model, label_logit), batch, None, ["one", "two"], "zero", neurons=["one", "two"]
+        )
+        sizes = effect_sizes(units, exact=False)
+        for free in (10, 40, 94):
+            name = f"ReLU {'residual' if residual else 'plain'}, {free} free"
+            row(name, units, least_important(units, sizes, free), None, seconds)
+
+
+def agreement(folder: Path, seconds: float, examples: int) -> None:
+    """The nodes of the agreement model that have an effect, least important free."""
+    mechanisms = mechanisms_of(opened(folder)).take(slice(0, examples))
+    sizes = effect_sizes(mechanisms, exact=True)
+    for free, low in ((5, 0.5), (5, 0.0), (10, 0.9), (10, 0.5), (10, 0.0)):
+        keep = least_important(mechanisms, sizes, free)
+        name = f"agreement nodes, {free} free, low {low}"
+        row(name, mechanisms, keep, low, seconds)
+        answers(name, mechanisms, keep, low, seconds)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("digits", type=Path)
+    parser.add_argument("agreement", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--examples", type=int, default=5)
+    parser.add_argument("--only", choices=("digits", "relu", "agreement"))
+    given = parser.parse_args()
+    parts: dict[str, Callable[[], None]] = {
+        "digits": lambda: digits(given.digits, given.seconds, given.examples),
+        "relu": lambda: relu(given.seconds, given.examples),
+        "agreement": lambda: agreement(given.agreement, given.seconds, given.examples),
+    }
+    began = time.process_time()
+    head()
+    for name, part in parts.items():
+        if given.only in (None, name):
+            part()
+    print(f"CPU seconds in all: {time.process_time() - began:.0f}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
