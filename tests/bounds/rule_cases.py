@@ -146,8 +146,7 @@ def inverse_root(rng: Rng) -> Use:
 def product(rng: Rng) -> Use:
     x, y = box(rng, 6), box(rng, 6)
     slopes = tuple(
-        other.midpoint() + rng.normal(size=x.lo.shape) * other.radius()
-        for other in (y, x, y, x)
+        other.midpoint() + rng.normal(size=x.lo.shape) * other.radius() for other in (y, x, y, x)
     )
     return Use(
         Product(), [x, y], slopes, lambda xs: exact(xs[0]) * exact(xs[1]), lambda x, y: x * y
@@ -161,9 +160,7 @@ def product_together(rng: Rng) -> Use:
     slopes = tuple(rng.normal(size=t.lo.shape) + t.midpoint() for _ in range(4))
     double = Interval(2 * t.lo, 2 * t.hi)
     nothing = Interval(np.zeros_like(t.lo), np.zeros_like(t.lo))
-    return Use(
-        Product(), [t, y, double, nothing], slopes, lambda xs: exact(xs[0]) * exact(xs[0])
-    )
+    return Use(Product(), [t, y, double, nothing], slopes, lambda xs: exact(xs[0]) * exact(xs[0]))
 
 
 def product_column(rng: Rng) -> Use:
@@ -261,7 +258,9 @@ def pick(rng: Rng) -> Use:
 
     def value(xs: list[np.ndarray]) -> np.ndarray:
         joined = np.concatenate([exact(xs[0]), exact(xs[1])])
-        return np.array([joined[s] if s >= 0 else arb(float(f)) for s, f in zip(start, fill, strict=True)])
+        return np.array(
+            [joined[s] if s >= 0 else arb(float(f)) for s, f in zip(start, fill, strict=True)]
+        )
 
     return Use(Pick(fill, sources, (4, 3)), [x, y], None, value)
 
@@ -327,16 +326,30 @@ def violations(
                     failed += int(v > arb(float(high - lift)))
                     made += 1
                 for r in range(ROWS):
-                    left = sum((arb(float(a)) * v for a, v in zip(rows[0, r].reshape(-1), true, strict=True)), arb(0))
-                    right, scale = arb(float(constant[r])), float(np.abs(rows[0, r]).reshape(-1) @ size)
+                    left = sum(
+                        (
+                            arb(float(a)) * v
+                            for a, v in zip(rows[0, r].reshape(-1), true, strict=True)
+                        ),
+                        arb(0),
+                    )
+                    right, scale = (
+                        arb(float(constant[r])),
+                        float(np.abs(rows[0, r]).reshape(-1) @ size),
+                    )
                     for part, x in zip(parts, xs, strict=True):
                         if part is None:
                             continue
                         mine = np.broadcast_to(part, (1, ROWS, *x.shape))[0, r].reshape(-1)
-                        right += sum((arb(float(a)) * arb(float(v)) for a, v in zip(mine, x.reshape(-1), strict=True)), arb(0))
+                        right += sum(
+                            (
+                                arb(float(a)) * arb(float(v))
+                                for a, v in zip(mine, x.reshape(-1), strict=True)
+                            ),
+                            arb(0),
+                        )
                         scale += float(np.abs(mine) @ np.abs(x.reshape(-1)))
                     lift = (planted - slack) * (1 + scale)
                     failed += int(right + arb(lift) > left)
                     made += 1
     return failed, made
-

@@ -75,7 +75,10 @@ def test_the_twin_and_the_sound_sweep_agree(name: str) -> None:
     lo, hi = np.full((2, 1, 6), 0.6), np.ones((2, 1, 6))
     lo[1] = 0.9
     parameters = {
-        ref: tuple(0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(ref)).double() for p in ps)
+        ref: tuple(
+            0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(ref)).double()
+            for p in ps
+        )
         for ref, ps in twin.parameters(2).items()
     }
     with np.errstate(all="ignore"):
@@ -84,7 +87,9 @@ def test_the_twin_and_the_sound_sweep_agree(name: str) -> None:
         slopes = twin.slopes(State(state.values, {}), parameters)
         for level in ("float64", "real"):
             known = sweep(found.at(level), [Interval(lo, hi)], slopes=slopes)
-            other = bound_rows(at if level == "float64" else found.at(level), known, np.ones((1, 1, 1)))
+            other = bound_rows(
+                at if level == "float64" else found.at(level), known, np.ones((1, 1, 1))
+            )
             assert np.maximum(mine.numpy(), other[:, 0]) == pytest.approx(other[:, 0], abs=1e-6)
             assert other[:, 0] == pytest.approx(np.maximum(mine.numpy(), other[:, 0]), abs=1e-6)
 
@@ -109,33 +114,31 @@ def test_any_slopes_are_sound(name: str) -> None:
 @pytest.mark.parametrize("name", ["relu", "bilinear"])
 def test_splits_close_the_gap(name: str) -> None:
     ones = torch.ones(1, 6, dtype=torch.float64)
-    budget = Budget(seconds=40, gap=1e-6)
+    budget = Budget(seconds=20, gap=1e-6, whole=5, steps=(20, 10))
     for level in ("float64", "real"):
-        result = least(traced(name), [0.85 * ones], [ones], np.ones(1), level=level, budget=budget)
+        result = least(traced(name), [0.95 * ones], [ones], np.ones(1), level=level, budget=budget)
         assert result.closed
-        assert result.bound <= grid(name, 0.85) + 1e-9
+        assert result.bound <= grid(name, 0.95) + 1e-9
         size = abs(float(FUNCTIONS[name](ones)) - result.value)
         assert result.value - result.bound <= 2e-6 * max(size, abs(result.value))
 
 
 def test_the_bound_is_anytime_and_grows() -> None:
     ones, found = torch.ones(1, 6, dtype=torch.float64), traced("attention")
-    lowest, bounds = grid("attention", 0.8), []
-    for boxes in (1, 5, 15):
+    lowest, bounds = grid("attention", 0.9), []
+    for boxes in (1, 5):
         result = least(
             found,
-            [0.8 * ones],
+            [0.9 * ones],
             [ones],
             np.ones(1),
             level="float64",
-            budget=Budget(seconds=60, boxes=boxes, whole=0),
+            budget=Budget(seconds=60, boxes=boxes, whole=0, steps=(5, 5)),
         )
         bounds.append(result.bound)
         assert result.bound <= lowest
         assert result.value >= result.bound
-        volume = sum(
-            float(np.prod((leaf.highs[0] - leaf.lows[0]) / 0.2)) for leaf in result.leaves
-        )
+        volume = sum(float(np.prod((leaf.highs[0] - leaf.lows[0]) / 0.1)) for leaf in result.leaves)
         assert volume == pytest.approx(1.0, abs=1e-9)
     for earlier, later in itertools.pairwise(bounds):
         assert later >= earlier - 1e-9
@@ -145,9 +148,7 @@ def test_a_false_claim_comes_with_a_counterexample() -> None:
     ones, found = torch.ones(1, 6, dtype=torch.float64), traced("bilinear")
     lowest = grid("bilinear", 0.0)
     claim = lowest + 0.2 * abs(lowest) + 0.1
-    result = least(
-        found, [0 * ones], [ones], np.ones(1), above=claim, budget=Budget(seconds=20)
-    )
+    result = least(found, [0 * ones], [ones], np.ones(1), above=claim, budget=Budget(seconds=20))
     assert result.value <= claim
     assert float(bilinear(result.point[0])) == result.value
     safe = least(

@@ -138,9 +138,7 @@ def _gated_logits(mechanisms: Mechanisms, gates: dict[str, Tensor]) -> Tensor:
 
 def test_nodes_keep_their_answer() -> None:
     mechanisms = one("nodes")
-    found = certify(
-        mechanisms, few_free(mechanisms, 2), low=0.9, claim="same-answer", budget=QUICK
-    )
+    found = certify(mechanisms, few_free(mechanisms, 2), low=0.9, claim="same-answer", budget=QUICK)
     assert bool(found.certified.all())
     assert float(found.full) == pytest.approx(abs(float(mechanisms.values())), abs=1e-9)
 

@@ -138,7 +138,7 @@ class Certified:
         rows = []
         for index in range(len(self.full)):
             proved = float(self.proved.values[index])
-            row = {
+            row: dict[str, Any] = {
                 "example": index,
                 "full": float(self.full[index]),
                 "found": float(self.found.values[index]),
@@ -185,9 +185,7 @@ def certify(
     search = [_search(part, mask, claim, seed) for part, mask in parts]
     found = [
         _prove(part, mask, claim, worst, spent, level)
-        for (part, mask), worst in zip(
-            progress(parts, f"certify: {claim}"), search, strict=True
-        )
+        for (part, mask), worst in zip(progress(parts, f"certify: {claim}"), search, strict=True)
     ]
     free = [
         sum(float(((mask[name] == 0) & (low < 1)).sum()) for name, low in part.lows.items())
@@ -224,9 +222,7 @@ class _Bracket:
     vacuous: bool
 
 
-def _one(
-    whole: Boxed, kept: Mapping[str, Tensor], index: int
-) -> tuple[Boxed, dict[str, Tensor]]:
+def _one(whole: Boxed, kept: Mapping[str, Tensor], index: int) -> tuple[Boxed, dict[str, Tensor]]:
     """Return the mechanisms of one example, with its masks."""
     some = slice(index, index + 1)
     mask = {
@@ -257,9 +253,7 @@ def _prove(
     part: Boxed, mask: Mapping[str, Tensor], claim: Claim, worst: Any, budget: Budget, level: str
 ) -> _Bracket:
     ones = part.ones()
-    lows = {
-        name: torch.where(mask[name] == 0, part.lows[name], ones[name]) for name in part.groups
-    }
+    lows = {name: torch.where(mask[name] == 0, part.lows[name], ones[name]) for name in part.groups}
     names = [name for name in part.groups if bool((lows[name] < ones[name]).any())]
     began = time.process_time()
     if claim == "damage":
@@ -288,7 +282,9 @@ def _prove(
             above=None if claim == "damage" else 0.0,
             reference=float((row * full).sum()),
             start=start,
-            budget=replace(budget, seconds=max(budget.seconds - (time.process_time() - began), 0.0)),
+            budget=replace(
+                budget, seconds=max(budget.seconds - (time.process_time() - began), 0.0)
+            ),
         )
         for row in _rows(full, sign, claim)
     ]
@@ -309,9 +305,7 @@ def _prove(
             seconds,
             vacuous,
         )
-    return _Bracket(
-        float(full.min()), least_found.value, proved, gates, boxes, seconds, vacuous
-    )
+    return _Bracket(float(full.min()), least_found.value, proved, gates, boxes, seconds, vacuous)
 
 
 def _rows(full: np.ndarray, sign: float, claim: Claim) -> list[np.ndarray]:
@@ -384,9 +378,7 @@ def _top(traced: Traced, ones: list[Tensor], sign: float, level: str) -> float:
         return -float(bound_rows(at, known, row)[0, 0])
 
 
-def _is_vacuous(
-    traced: Traced, found: list[Found], rows: list[np.ndarray], level: str
-) -> bool:
+def _is_vacuous(traced: Traced, found: list[Found], rows: list[np.ndarray], level: str) -> bool:
     """Return whether the bound is no better than what holds whatever the gates are: that of the
     last norm's ball.
     """
@@ -400,8 +392,7 @@ def _is_vacuous(
         for row in rows
     ]
     return any(
-        entry.bound <= end + 1e-6 * (1 + abs(end))
-        for entry, end in zip(found, ends, strict=True)
+        entry.bound <= end + 1e-6 * (1 + abs(end)) for entry, end in zip(found, ends, strict=True)
     )
 
 

@@ -69,7 +69,9 @@ class Pick(Operation):
 
     def shape(self, *parents: Shape) -> Shape:
         for (_, start), size, shape in zip(self.sources, self.sizes, parents, strict=True):
-            if size != math.prod(shape) or (len(start) and not 0 <= start.min() <= start.max() < size):
+            if size != math.prod(shape) or (
+                len(start) and not 0 <= start.min() <= start.max() < size
+            ):
                 raise InputError(f"pick: a source lies outside a parent of shape {shape}")
         return self.fill.shape
 

@@ -70,7 +70,7 @@ class Product(Multiply):
             value = value.meet((_square(xs[2]) - _square(xs[3])) * 0.25)
         return Interval(np.where(nought, 0.0, value.lo), np.where(nought, 0.0, value.hi))
 
-    def relax(self, xs: list[Interval], ar: Arithmetic) -> Planes:
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> Any:
         p, q = xs[1].midpoint(), xs[0].midpoint()
         return self.relax_at(xs, (p, q, p, q), ar)
 
@@ -119,7 +119,7 @@ class Contract(MatMul):
             raise InputError(f"matmul: shapes {x} and {y} do not match")
         return (*x[:-1], y[-1])
 
-    def relax(self, xs: list[Interval], ar: Arithmetic) -> tuple[Array, ...]:
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> Any:
         p, q = xs[1].midpoint(), xs[0].midpoint()
         return self.relax_at(xs, (p, q, p, q), ar)
 

@@ -8,6 +8,7 @@ levels."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,7 +107,9 @@ FUNCTIONS: dict[str, Function] = {
             True,
             range=(0.0, math.inf),
         ),
-        Function("log", np.log, lambda x: 1 / x, lambda b: b.log(), lambda b: 1 / b, False, above=0),
+        Function(
+            "log", np.log, lambda x: 1 / x, lambda b: b.log(), lambda b: 1 / b, False, above=0
+        ),
         Function(
             "sqrt",
             np.sqrt,
@@ -184,8 +187,9 @@ FUNCTIONS: dict[str, Function] = {
             lambda x: x * special.ndtr(x),
             _gelu_slope,
             lambda b: b * (-b / arb(2).sqrt()).erfc() / 2,
-            lambda b: (-b / arb(2).sqrt()).erfc() / 2
-            + b * (-b * b / 2).exp() / (2 * arb.pi()).sqrt(),
+            lambda b: (
+                (-b / arb(2).sqrt()).erfc() / 2 + b * (-b * b / 2).exp() / (2 * arb.pi()).sqrt()
+            ),
             False,
             (_near(-math.sqrt(2)), _near(math.sqrt(2))),
             (-0.751792, -0.751791, -0.16997121),
@@ -284,7 +288,7 @@ class Smooth(Elementwise):
 
     def _stretches(self) -> list[tuple[tuple[float, float], tuple[float, float]]]:
         ends = [(-math.inf, -math.inf), *self.function.inflections, (math.inf, math.inf)]
-        return list(zip(ends[:-1], ends[1:], strict=True))
+        return list(itertools.pairwise(ends))
 
     def lines(self, x: Interval, ar: Arithmetic) -> Lines:
         return self.relax_at([x], self.slopes(x), ar)

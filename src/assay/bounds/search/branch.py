@@ -148,12 +148,15 @@ class _Search:
         heap = [(root.bound, next(self.tie), root)]
         boxes, width = 1, self.width()
         while heap and not self.done(heap[0][0]) and root.bound > -np.inf:
-            if self.spent + rigorous * len(heap) > self.budget.seconds or boxes >= self.budget.boxes:
+            if (
+                self.spent + rigorous * len(heap) > self.budget.seconds
+                or boxes >= self.budget.boxes
+            ):
                 break
-            taken = []
+            taken: list[Leaf] = []
             while heap and len(taken) < width and not self.done(heap[0][0]):
                 taken.append(heapq.heappop(heap)[2])
-            children, kept = [], []
+            children, kept = list[Leaf](), list[Leaf]()
             for leaf in taken:
                 halves = self.halves(leaf)
                 (children if halves else kept).extend(halves or [leaf])
@@ -223,7 +226,9 @@ class _Search:
             leaf.bound = max(leaf.bound, float(bounds[index].nan_to_num(-torch.inf)))
             leaf.before = {ref: tuple(p[index] for p in ps) for ref, ps in before.items()}
             leaf.after = {ref: tuple(p[index] for p in ps) for ref, ps in after.items()}
-            mine = [None if slope is None else slope[index].numpy() for slope in slopes]
+            mine: list[Array | None] = [
+                None if slope is None else slope[index].numpy() for slope in slopes
+            ]
             leaf.split = _choose(leaf, mine)
             found.append(leaf)
         return found
@@ -385,9 +390,7 @@ def _stacked(each: list[Parameters]) -> Parameters:
     if not each or not each[0]:
         return {}
     return {
-        ref: tuple(
-            torch.stack([mine[ref][i] for mine in each]) for i in range(len(each[0][ref]))
-        )
+        ref: tuple(torch.stack([mine[ref][i] for mine in each]) for i in range(len(each[0][ref])))
         for ref in each[0]
     }
 
@@ -409,4 +412,3 @@ def _choose(leaf: Leaf, slopes: list[Array | None]) -> tuple[int, int] | None:
         if score.size and score.flat[place] > best:
             best, chosen = float(score.flat[place]), (which, place)
     return chosen
-

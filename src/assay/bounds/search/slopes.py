@@ -52,14 +52,14 @@ def square_at(x: Interval, slope: Array) -> Lines:
     """Bound x^2: a tangent below, `x^2 >= s x - s^2 / 4` for every s; the chord above."""
     half = Interval.exactly(0.5 * slope)
     chord = x.lo + x.hi
-    ends = [
-        Interval.exactly(end) * end - Interval.exactly(chord) * end for end in (x.lo, x.hi)
-    ]
+    ends = [Interval.exactly(end) * end - Interval.exactly(chord) * end for end in (x.lo, x.hi)]
     return Lines(slope, -(half * half).hi, chord, np.maximum(ends[0].hi, ends[1].hi))
 
 
 def inverse_root_at(x: Interval, operation: InverseRoot, point: Array) -> Lines:
-    """Bound the convex `(scale x + shift)^(-1/2)`: the tangent at a point below, the chord above."""
+    """Bound the convex `(scale x + shift)^(-1/2)`: the tangent at a point below, the chord
+    above.
+    """
     usual = operation.lines(x, None)  # type: ignore[arg-type]
     t = np.clip(point, x.lo, x.hi)
     at = inverse_root(Interval.exactly(t), operation.scale, operation.shift)

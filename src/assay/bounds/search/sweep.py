@@ -15,7 +15,7 @@ from assay.bounds.graph import Graph, Ref
 from assay.bounds.levels import Arithmetic, arithmetic, check_range
 from assay.bounds.nonlinear import Relu, Square
 from assay.bounds.rounding import Array, Interval, add_up, sub_down
-from assay.bounds.rules import Pick, Product, Smooth
+from assay.bounds.rules import Pick, Smooth
 from assay.bounds.search.slopes import Slopes, relax
 from assay.bounds.trace.traced import LevelGraph
 from assay.errors import AssayError
@@ -88,9 +88,7 @@ def bound_rows(at: LevelGraph, known: SlopedKnown, rows: Array) -> Array:
     """Bound `rows . output` from below, (samples, rows); rows are (samples or 1, rows, *shape)."""
     ar, last = arithmetic(at.level), len(at.graph.nodes) - 1
     value = known.values[last]
-    return np.fmax(
-        lower(at.graph, known, {last: rows}, ar), ar.lower(rows, value.lo, value.hi)
-    )
+    return np.fmax(lower(at.graph, known, {last: rows}, ar), ar.lower(rows, value.lo, value.hi))
 
 
 def readers(graph: Graph) -> dict[Ref, list[Any]]:
@@ -104,7 +102,7 @@ def readers(graph: Graph) -> dict[Ref, list[Any]]:
         for parent in node.parents:
             for source in _sources(graph, parent):
                 operation = graph.nodes[source].operation
-                if operation is not None and operation.shape and graph.nodes[source].parents:
+                if operation is not None and graph.nodes[source].parents:
                     found.setdefault(source, []).append(node.operation)
     return {ref: ops for ref, ops in found.items() if not _exact(graph, ref)}
 
@@ -140,8 +138,3 @@ def _meet(value: Interval, other: Interval) -> Interval:
     """Return the intersection; rounding may cross ends at level float64, which are put in order."""
     lo, hi = np.maximum(value.lo, other.lo), np.minimum(value.hi, other.hi)
     return Interval(np.minimum(lo, hi), np.maximum(lo, hi))
-
-
-def multiplies(operation: Any) -> bool:
-    """Return whether an operation multiplies two values that both vary."""
-    return isinstance(operation, Product)

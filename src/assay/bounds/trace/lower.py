@@ -150,9 +150,7 @@ class Lowering:
             self.never[ref] = never.reshape(where.shape)
         if operation.plain and parents[0].ref in self.limits:
             old = self.limits[parents[0].ref]
-            self.limits[ref] = Interval(
-                old.lo.reshape(where.shape), old.hi.reshape(where.shape)
-            )
+            self.limits[ref] = Interval(old.lo.reshape(where.shape), old.hi.reshape(where.shape))
         if len(parents) == 1 and parents[0].ref in self.origin:
             self.origin[ref] = self.origin[parents[0].ref]
         return Node(ref, parents[0].dtype)
@@ -171,7 +169,7 @@ class Lowering:
         eye = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
         columns = torch.stack([function(unit) - zero for unit in eye]).reshape(size, -1)
         flat = self.move(lambda y: y.reshape(-1), x)
-        done = self.add(ops.Affine(columns.T.contiguous(), zero.reshape(-1)), flat)
+        done = self.add(ops.Affine(columns.T.numpy(), zero.reshape(-1).numpy()), flat)
         return self.move(lambda y: y.reshape(zero.shape), done)
 
 
@@ -257,7 +255,8 @@ def _apply(
     name = node.target._schema.name.partition("::")[2]
     if name.endswith("_") and name.rstrip("_") in handlers:
         # In place, on a value that nothing else reads: the same as the plain operation.
-        (changed, *_), name = node.args, name[:-1]
+        changed, name = node.args[0], name[:-1]
+        assert isinstance(changed, fx.Node)
         if list(changed.users) != [node] or changed.op != "call_function" or _views(changed):
             raise UnsupportedError("changes a value in place that is read elsewhere")
     handler = handlers.get(name)

@@ -47,7 +47,9 @@ def record(function: Function, *examples: Tensor) -> Program:
     with torch.no_grad():
         value = function(*examples)
         if not isinstance(value, Tensor) or not value.dtype.is_floating_point:
-            raise InputError(f"trace: the function must return a tensor, got {type(value).__name__}")
+            raise InputError(
+                f"trace: the function must return a tensor, got {type(value).__name__}"
+            )
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -102,9 +104,7 @@ class _Watch(TorchDispatchMode):
         super().__init__()
         self.target, self.stack, self.found = target, stack, list[nn.Module]()
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is self.target and not self.found:
             self.found = list(self.stack)
         return func(*args, **(kwargs or {}))
@@ -117,9 +117,7 @@ def _module_of(function: Function, examples: Sequence[Tensor], target: Any) -> s
     stack: list[nn.Module] = []
     hooks = [
         register_module_forward_pre_hook(lambda module, args: stack.append(module)),
-        register_module_forward_hook(
-            lambda module, args, out: stack.pop() and None, always_call=True
-        ),
+        register_module_forward_hook(lambda *_: _leave(stack), always_call=True),
     ]
     try:
         with torch.no_grad(), _Watch(target, stack) as watch:
@@ -132,6 +130,10 @@ def _module_of(function: Function, examples: Sequence[Tensor], target: Any) -> s
     root, last = watch.found[0], watch.found[-1]
     name = next((name for name, module in root.named_modules() if module is last), "")
     return f"in module {name or 'model'!r} ({type(last).__name__}) "
+
+
+def _leave(stack: list[nn.Module]) -> None:
+    stack.pop()
 
 
 def _with_copies(module: GraphModule) -> GraphModule:
