@@ -98,7 +98,7 @@ def test_no_certificate_is_violated_in_ten_thousand_draws(thousand: int) -> None
 def test_scores_and_certificates_of_a_network_are_about_the_same_numbers(
     dtype: torch.dtype, norm: bool
 ) -> None:
-    """Of an untrained network in its own precision: whatever way scores and effects are computed."""
+    """Of an untrained network of any precision, whichever way scores and effects are computed."""
     data = load_digits()
     generator = torch.Generator().manual_seed(0)
     model = BilinearNetwork(64, 10, hidden=16, norm=norm, generator=generator).to(dtype)

@@ -35,7 +35,7 @@ class Rounding:
         `steps[i]` bounds the change of the state that block `block + 1 + i` reads (the last one:
         that the head reads) when a channel is ablated, and `first` is the first-order bound."""
         clean, last = self.clean, len(self.clean.weights.layers)
-        state, bent = self._behind(block, self.states[block], 0.0), 0.0
+        state, bent = self._behind(block, self.states[block], 0.0), torch.zeros_like(steps[0])
         for m, step in zip(range(block + 1, last), steps, strict=False):
             state = self._behind(m, state, step)
             bent = bent + self.loud[m] * self.gradients[m] * step.square()

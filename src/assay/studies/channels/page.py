@@ -9,13 +9,7 @@ import polars as pl
 from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
-
-BOUNDS = {
-    "B1": "first-order bound",
-    "B3": "second-order bound",
-    "q+B3": "bound by second order and remainder",
-}
-"""What the certificates of a summary are called in words."""
+from assay.studies.channels.words import BOUNDS
 
 
 def headline(run: Run) -> tuple[str, str]:
@@ -34,20 +28,25 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     """Return the headline numbers and the sections."""
     summary, config = run.json("summary.json"), run.json("config.json")["config"]
     tolerance, top = config["audit"]["tolerance"], config["audit"]["top"]
-    certified = summary["certified_share"]
+    certified, measured = summary["certified_share"], summary["top"]
     first = summary["agreement"]["first"]
-    best = next((name for name in ("q+B3", "B1") if name in certified), None)
+    best = next(
+        (name for name in reversed(BOUNDS) if name in certified and name != "second_order_bound"),
+        None,
+    )
+    needing, within = measured["need_certificate"], measured["within_tolerance_first"]
+    proved = None if best is None or certified[best] is None else round(certified[best] * needing)
     facts = [
         Fact("held-out accuracy", summary["accuracy"], f"{summary['examples']} inputs attributed"),
         Fact(
-            f"attribution within {tolerance:.0%}",
-            summary["top"]["share_within_tolerance_first"],
-            f"share of the top {top} channels of all inputs, against their exact effects",
+            f"attribution within {tolerance:.0%} of the exact effect",
+            f"{within:,} of {needing:,}",
+            f"of the {top} largest channels of each input; {measured['exact_by_construction']:,} more are in the last block and exact",
         ),
         Fact(
-            f"proved within {tolerance:.0%}",
-            certified[best] if best else "none",
-            f"share of the same channels, by the {BOUNDS[best]}" if best else "not available",
+            f"proved to be within {tolerance:.0%}",
+            "none" if proved is None else f"{proved:,} of {needing:,}",
+            "not available" if best is None else f"the same channels, by the {BOUNDS[best]}",
         ),
         Fact("sparsity (Hoyer)", summary["hoyer"], "0: all channels alike, 1: one channel"),
         Fact(
@@ -101,15 +100,19 @@ def _certificates(
 ) -> Section:
     table = run.table("channels.parquet")
     pictures: list[Any] = []
+    tables: list[Table] = []
     text = (
         "The error of a channel's attribution is bounded from the weights and the clean pass alone, without switching anything off. "
         "The first-order bound follows the size of the step through the later blocks. The second-order bound is about the second-order "
-        "estimate. The bound by second order and remainder carries the step's linear part exactly and bounds only the rest."
+        "estimate. The bound by second order plus remainder carries the step's linear part exactly and bounds only the rest. Shares are of "
+        "the largest channels outside the last block; those of the last block need no certificate."
     )
-    if certified:
+    known = {name: share for name, share in certified.items() if share is not None}
+    if known:
         tolerance = config["audit"]["tolerance"]
-        named = [BOUNDS[name] for name in certified]
-        shares = pl.DataFrame({"certificate": named, "share": list(certified.values())})
+        shares = pl.DataFrame(
+            {"certificate": [BOUNDS[name] for name in known], "share": list(known.values())}
+        )
         title = f"Share of top channels whose estimate is proved within {tolerance:.0%}"
         pictures.append(
             charts.bars(
@@ -122,11 +125,10 @@ def _certificates(
             )
         )
     if "bound" in table.columns:
-        points = table.with_columns((pl.col("attribution") - pl.col("exact")).abs().alias("error"))
-        points = points.filter(
-            (pl.col("error") > 0) & (pl.col("bound") > 0) & pl.col("bound").is_finite()
-        ).with_columns(
-            pl.col("error").log10(),
+        rows = table.filter(~pl.col("exact_by_construction"))
+        kept = int((rows["error"].abs() <= rows["bound"]).sum())
+        points = rows.filter((pl.col("error") != 0) & pl.col("bound").is_finite()).with_columns(
+            pl.col("error").abs().log10(),
             pl.col("bound").log10(),
             pl.format("block {}", "block").alias("block"),
         )
@@ -137,36 +139,40 @@ def _certificates(
                     "error",
                     "bound",
                     colour="block",
-                    title="No error exceeds its bound: every point lies above the line",
+                    title=f"{kept:,} of {rows.height:,} errors lie within their bound (above the line)",
                     x_title="log10 of the true error",
                     y_title="log10 of the certified bound",
                 )
             )
-        constants = table.filter(
-            (pl.col("step") > 0) & (pl.col("attribution") != pl.col("exact"))
-        ).with_columns(
-            ((pl.col("attribution") - pl.col("exact")).abs() / pl.col("step") ** 2).alias(
-                "constant"
-            ),
-            pl.format("block {}", "block").alias("block"),
+        constants = rows.filter(pl.col("realised_constant") > 0).with_columns(
+            pl.format("block {}", "block").alias("block")
         )
         if constants.height:
-            title = "The error per squared step is no constant: it spans orders of magnitude"
+            low, high = constants.select(
+                pl.col("realised_constant").quantile(0.05).alias("low"),
+                pl.col("realised_constant").quantile(0.95).alias("high"),
+            ).row(0)
             pictures.append(
                 charts.ecdf(
                     constants,
-                    "constant",
+                    "realised_constant",
                     colour="block",
                     log_x=True,
-                    title=title,
+                    title=f"Error per squared step: the middle nine tenths span a factor of {high / low:,.0f}",
                     x_title="|error| / step squared",
+                )
+            )
+            tables.append(
+                Table(
+                    run.table("constants.parquet"),
+                    "|error| / step squared: realised, certified, and the product of norms it is often taken for",
                 )
             )
     if refused:
         text += "\n\nNot available for this network. " + " ".join(
             f"{name}: {reason}." for name, reason in refused.items()
         )
-    return Section("What can be proved", text, charts=pictures)
+    return Section("What can be proved", text, charts=pictures, tables=tables)
 
 
 def _faces(run: Run) -> list[Section]:
@@ -205,7 +211,7 @@ def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> S
             low="low",
             high="high",
             colour="estimate",
-            title="Coverage against the promise (dashed), over 20 resplits of the inputs",
+            title="Coverage of the bars against the promise (dashed), over 20 resplits of the inputs",
         ),
         charts.line(
             coverage.filter(pl.col("width").is_finite()),
@@ -213,7 +219,7 @@ def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> S
             "width",
             colour="estimate",
             log_y=True,
-            title="Narrow bars are what a scale is for",
+            title="Scaling by the certificate makes the bars of the second-order estimate narrower",
             x_title="nominal coverage",
             y_title="mean width of a bar",
         ),
@@ -226,16 +232,30 @@ def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> S
             f"On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean width of {bars['mean_width']:.3g}; "
             f"a constant bar around the first-order estimate needs {bars['constant_first_order_width']:.3g}."
         )
-    threshold, audit = summary["calibrated_threshold"], config["audit"]
-    if threshold is not None and threshold.get("threshold") is not None:
+    promises, splits = summary["promises"], summary["over_resplits"]
+    text += (
+        f"\n\nFor the largest channels of an input together. {promises['bars']} Over {splits['splits']} random halves of the inputs, "
+        f"{splits['mean_share_of_inputs_in_bars']:.1%} of the inputs in the other half had all their effects in the bars.\n\n"
+        f"A threshold on certificate over |attribution|. {promises['threshold']}"
+    )
+    if splits.get("splits_with_a_threshold"):
         text += (
-            f"\n\nSelective risk: among top channels whose certificate is below {threshold['threshold']:.3g} of their attribution, at most "
-            f"{audit['risk']:.0%} are wrong by more than {audit['tolerance']:.0%}, with probability {1 - audit['eta']:.0%} over the "
-            "calibration inputs."
+            f" Over {splits['splits_with_a_threshold']} random halves with a threshold it trusts {splits['mean_share_of_trusted_channels']:.1%} "
+            f"of the channels that need a certificate, and {splits['mean_share_of_inputs_wrong']:.2%} of the inputs in the other half have a "
+            f"wrong one among them."
         )
-    elif threshold is not None:
-        text += "\n\nSelective risk: no threshold keeps the promised risk at the promised confidence on these data; the answer is none."
-    return Section("Error bars, and what they promise", text, charts=pictures)
+    rules = run.table("rules.parquet")
+    tables = (
+        [
+            Table(
+                rules,
+                "What a rule accepts, and what of that is wrong, on the inputs that calibrated it",
+            )
+        ]
+        if rules.height
+        else []
+    )
+    return Section("What is promised for new inputs", text, charts=pictures, tables=tables)
 
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:
@@ -275,7 +295,10 @@ def _training(run: Run) -> Section:
         "sparsity/hoyer_0",
     ]
     keys = [name for name in wanted if name in metrics.columns]
-    text = "Cross-entropy falls while channels become sparse and their steps small enough for the attribution to be right."
+    text = (
+        "Cross-entropy falls while channels become sparse and their steps small enough for the attribution to be right. Accuracy, agreement and "
+        "sparsity are those on training inputs: the test part is read once, after training."
+    )
     return Section("Training", text, charts=[charts.training_curves(metrics, keys=keys)])
 
 
