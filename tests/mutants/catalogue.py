@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from run_mutants import Mutant
 
-CORE = ("tests/core",)
 INVARIANTS = ("tests/core/test_invariants.py",)
 SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
@@ -76,15 +75,21 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/core/mechanisms.py",
-        "return tuple(dict.fromkeys([*chain.from_iterable(needed), *acting]))",
+        "return tuple(dict.fromkeys([*self._read(acting), *acting]))",
         "return tuple(acting)",
+        INVARIANTS,
+    ),
+    Mutant(
+        "assay/core/mechanisms.py",
+        "for site in dict.fromkeys([*read, *acting])}",
+        "for site in acting}",
         INVARIANTS,
     ),
     Mutant(
         "assay/core/mechanisms.py",
         "squares[name] = add(squares[name], square) if name in squares else square",
         "squares[name] = square",
-        CORE,
+        SUM,
     ),
     Mutant(
         "assay/core/target.py",

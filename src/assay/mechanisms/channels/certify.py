@@ -77,9 +77,9 @@ def certify_channels(
         eps_{m-1}^2,
 
     and the second-order one carries the linear part t exactly and bounds the rest by rho.
-    Cross-entropy adds `range(W e)^2 / 8`; a live norm adds its remainder `(sqrt d max|gain| / sqrt
-    3) u^2 / (||y|| - u)^2`. Norms come from singular values or are Frobenius norms, never from power
-    iteration, which bounds from below.
+    Cross-entropy adds `range(W e)^2 / 8`; a live norm adds its remainder
+    `(sqrt d max|gain| / sqrt 3) u^2 / (||y|| - u)^2`. Norms come from singular values or are
+    Frobenius norms, never from power iteration, which bounds from below.
 
     Raises InputError for a gate nonlinearity, weights that are not float64, or `tight` with live
     norms."""

@@ -143,6 +143,9 @@ def _null_dominance(factors: DenseFactors, k: int, count: int, generator: torch.
     covariance.diagonal().add_(1e-9)
     root = torch.linalg.cholesky(covariance).to(values.dtype)
     sizes = torch.linalg.svdvals(values)
+    # What is left of a singular value of zero by rounding is not a row of its own.
+    rounding = torch.finfo(values.dtype).eps * max(values.shape[1:])
+    sizes = sizes.where(sizes > rounding * sizes[:, :1], 0)
     largest = 0.0
     for _ in range(count):
         drawn = torch.randn(
