@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,8 +59,8 @@ def test_summary_and_files(runs):
     summary = files.read_json(runs / "0" / "summary.json")
     assert summary["accuracy"] > 0.8
     shares = summary["certified_share"]
-    assert 0 <= shares["first_order_bound"]
-    assert shares["first_order_bound"] <= shares["second_order_plus_remainder_bound"] + 0.05
+    tighter = shares["second_order_plus_remainder_bound"]
+    assert 0 <= shares["first_order_bound"] <= tighter + 0.05
     top = summary["top"]
     assert top["channels"] == 300
     assert top["channels"] == top["exact_by_construction"] + top["need_certificate"]
@@ -73,8 +74,7 @@ def test_summary_and_files(runs):
     )
     page = (runs / "0" / "report.html").read_text()
     assert "What can be proved" in page
-    assert "B1" not in page.replace("B1_", "")
-    assert "B3" not in page
+    assert not re.search(r"\bB[13]\b", re.sub(r"<script.*?</script>", "", page, flags=re.S))
     assert len(page) < 2_000_000
     for name in (
         "config.json",

@@ -25,9 +25,10 @@ def rows(x: torch.Tensor) -> set[tuple[float, ...]]:
 def test_copies_are_in_one_part_together(seed: int, distinct: int, train: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(distinct, 2, 2, generator=generator)
-    copies = torch.randint(1, 5, (distinct,), generator=generator)
-    x = x.repeat_interleave(copies, 0)[torch.randperm(int(copies.sum()), generator=generator)]
-    data = split_data(x, torch.arange(len(x)) % 2, train=train, seed=seed)
+    copies = torch.randint(2, 5, (distinct,), generator=generator)
+    order = torch.randperm(int(copies.sum()), generator=generator)
+    x = x.repeat_interleave(copies, 0)[order]
+    data = split_data(x, order % 2, train=train, seed=seed)  # copies of one input differ in class
     assert not rows(data.train_x) & rows(data.test_x)
     assert len(data.train_x) + len(data.test_x) == len(x)
     assert data.repeated == len(x) - distinct
@@ -69,7 +70,7 @@ def test_channels_last_are_told_by_their_number(shape: tuple[int, ...]) -> None:
 def test_unclear_layouts_are_asked_for(shape: tuple[int, ...]) -> None:
     x = torch.rand(20, *shape, generator=torch.Generator().manual_seed(0))
     y = torch.arange(20) % 2
-    with pytest.raises(InputError, match="say data.layout=channels-first or channels-last"):
+    with pytest.raises(InputError, match=r"say data\.layout=channels-first or channels-last"):
         split_data(x, y)
     assert split_data(x, y, layout="channels-first").image == shape
     assert split_data(x, y, layout="channels-last").image == (shape[2], shape[0], shape[1])

@@ -59,7 +59,7 @@ class SelectiveRisk:
         return f"{subject}. This holds with probability {1 - self.eta:.0%} over the calibration."
 
     def trusts(self, score: np.ndarray, exact: np.ndarray | None = None) -> np.ndarray:
-        """Return which rows of new inputs are trusted: those below the threshold, and exact ones."""
+        """Return which rows of new inputs are trusted: exact ones and those below the threshold."""
         score = np.asarray(score, float)
         below = np.zeros(score.shape, bool) if self.threshold is None else score <= self.threshold
         return below if exact is None else below | np.asarray(exact, bool)

@@ -1,4 +1,4 @@
-"""The constant of the error budget `|error| = C L delta^2`: what it is, and what it was taken for."""
+"""The constant C of the error budget `|error| = C L delta^2`, realised and certified."""
 
 from __future__ import annotations
 

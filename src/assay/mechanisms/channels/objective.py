@@ -33,8 +33,8 @@ def make_objective(
     """Return the objective for `assay.learn.fit`: step -> (loss, quantities to log), drawing
     batches with `generator`.
 
-    The quantities of `monitor` are computed on the steps that are logged only: every `log_every` steps and
-    at the last."""
+    The quantities of `monitor` are computed only on the steps that are logged: every `log_every`
+    steps and the last."""
 
     def objective(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         index = torch.randint(len(data.train_y), (config.batch,), generator=generator)
