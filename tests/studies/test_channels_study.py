@@ -13,11 +13,13 @@ import sys
 import time
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from assay import cli
 from assay.io import files
+from assay.io.runs import Run
 from assay.studies import runner
 
 SMALL = ["training.steps=120", "audit.examples=60", "audit.exact=8"]
@@ -184,7 +186,6 @@ def new_digits(tmp_path):
 
 
 def test_thresholds_and_bars_apply_to_inputs_that_were_not_there(runs, new_digits):
-    from assay.io.runs import Run
     from assay.studies.channels import study
 
     run = Run(runs / "0")
@@ -213,7 +214,6 @@ def test_inputs_that_cannot_be_applied_to_are_refused(runs, tmp_path):
     from sklearn.datasets import load_digits
 
     from assay.errors import InputError
-    from assay.io.runs import Run
     from assay.studies.channels import study
 
     run = Run(runs / "0")
@@ -269,6 +269,22 @@ def test_forty_rows_are_enough_or_refused_in_one_line(tmp_path):
     assert summary["calibrated_threshold"]["threshold"] is None
     assert "No threshold is returned" in summary["promises"]["threshold"]
     assert "No threshold is returned" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_other_objectives_and_depths_are_a_row_each(tmp_path):
+    x, y = images(120, 4, 4)
+    compared = ("compare.objectives=true", "compare.depths=[1, 3]", "audit.alpha=0.2")
+    user_run(tmp_path, x, y, *compared)
+    table = Run(tmp_path / "run").table("networks.parquet")
+    assert table.height == 7
+    assert table["network"].to_list()[-2:] == ["1 blocks", "3 blocks"]
+    assert len(set(table["network"])) == 7
+    deep = table.filter(pl.col("network") != "1 blocks")
+    assert deep["|cos|"].is_between(0, 1).all()
+    assert (deep["C, median"] <= deep["C certified, median"]).all()
+    # The attributions of the last block are exact, and there is no other.
+    assert table["right within tolerance"].null_count() == 1
+    assert "What makes attributions right" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_copies_of_an_input_are_measured_once(tmp_path):

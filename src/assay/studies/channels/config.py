@@ -76,11 +76,21 @@ class AuditConfig(Keys):
             )
 
 
+class CompareConfig(Keys):
+    """Other networks trained on the same data: with `objectives`, under each of five objectives,
+    from cross-entropy alone to sparse and short steps; with each number of blocks in `depths`.
+    """
+
+    objectives: bool = False
+    depths: tuple[Size, ...] = ()
+
+
 class Config(StudyConfig):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     audit: AuditConfig = AuditConfig()
+    compare: CompareConfig = CompareConfig()
 
     def require(self) -> None:
         """Refuse missing data, and a network that does not fit the memory."""
@@ -102,9 +112,9 @@ class Config(StudyConfig):
                 f"audit.exact = {self.audit.exact} parts per example cannot cover model.blocks ="
                 f" {self.model.blocks}; give at least one per block"
             )
-        model = self.model
+        model, blocks = self.model, max(self.model.blocks, *self.compare.depths, 1)
         # Weights, gradients and two moments in float32.
         require_memory(
-            16 * 3 * model.blocks * model.width * model.hidden,
-            f"training {model.blocks} blocks of {model.width} x {model.hidden}",
+            16 * 3 * blocks * model.width * model.hidden,
+            f"training {blocks} blocks of {model.width} x {model.hidden}",
         )

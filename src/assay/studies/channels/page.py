@@ -9,6 +9,7 @@ import polars as pl
 from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
+from assay.studies.channels.page_of_promises import calibration
 from assay.studies.channels.words import BOUNDS
 
 
@@ -58,8 +59,9 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         _certificates(run, config, certified, summary["not_available"]),
     ]
     parts += _faces(run)
+    parts += _networks(run, config)
     parts += [
-        _calibration(run, summary, config),
+        calibration(run, summary),
         _circuit(run, summary),
         _training(run),
         _tables(run),
@@ -200,62 +202,18 @@ def _faces(run: Run) -> list[Section]:
     return [Section("What the weights look for", text, charts=pictures)]
 
 
-def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> Section:
-    coverage = run.table("coverage.parquet")
-    bars = summary["bars"]["second" if "second" in summary["bars"] else "first"]
-    pictures = [
-        charts.calibration(
-            coverage,
-            "nominal",
-            "measured",
-            low="low",
-            high="high",
-            colour="estimate",
-            title="Coverage of the bars against the promise (dashed), over 20 resplits of the inputs",
-        ),
-        charts.line(
-            coverage.filter(pl.col("width").is_finite()),
-            "nominal",
-            "width",
-            colour="estimate",
-            log_y=True,
-            title="Scaling by the certificate makes the bars of the second-order estimate narrower",
-            x_title="nominal coverage",
-            y_title="mean width of a bar",
-        ),
-    ]
-    text = f"Error bars from a random, exactly ablated subset: {bars['guarantee']}. "
-    if bars["coverage"] is None:
-        text += "The estimate is exact up to rounding on every held-out row, so there is nothing for a bar to cover."
-    else:
-        text += (
-            f"On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean width of {bars['mean_width']:.3g}; "
-            f"a constant bar around the first-order estimate needs {bars['constant_first_order_width']:.3g}."
-        )
-    promises, splits = summary["promises"], summary["over_resplits"]
-    text += (
-        f"\n\nFor the largest channels of an input together. {promises['bars']} Over {splits['splits']} random halves of the inputs, "
-        f"{splits['mean_share_of_inputs_in_bars']:.1%} of the inputs in the other half had all their effects in the bars.\n\n"
-        f"A threshold on certificate over |attribution|. {promises['threshold']}"
+def _networks(run: Run, config: dict[str, Any]) -> list[Section]:
+    table = run.table("networks.parquet")
+    if not table.height:
+        return []
+    text = (
+        "Networks trained on the same data, with other objectives or another number of blocks. The relative error of an attribution is "
+        "C delta / (||g|| |cos|): delta is the step that switching a channel off takes, |cos| the alignment of what the channel writes with the "
+        "gradient g, and C the constant of the error. Medians are over the largest channels outside the last block; "
+        f"an attribution is right within a tolerance of {config['audit']['tolerance']:.0%}."
     )
-    if splits.get("splits_with_a_threshold"):
-        text += (
-            f" Over {splits['splits_with_a_threshold']} random halves with a threshold it trusts {splits['mean_share_of_trusted_channels']:.1%} "
-            f"of the channels that need a certificate, and {splits['mean_share_of_inputs_wrong']:.2%} of the inputs in the other half have a "
-            f"wrong one among them."
-        )
-    rules = run.table("rules.parquet")
-    tables = (
-        [
-            Table(
-                rules,
-                "What a rule accepts, and what of that is wrong, on the inputs that calibrated it",
-            )
-        ]
-        if rules.height
-        else []
-    )
-    return Section("What is promised for new inputs", text, charts=pictures, tables=tables)
+    caption = "Objectives and depths, factor by factor"
+    return [Section("What makes attributions right", text, tables=[Table(table, caption)])]
 
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:

@@ -15,14 +15,14 @@ from assay.attribution import Gradient, SecondOrder, attribute
 from assay.audit import Audit, areas, curve, keep_top, worst_case
 from assay.errors import InputError
 from assay.io.runs import Run
-from assay.learn import cosine, fit
 from assay.mechanisms.channels import ChannelMechanisms, channels
 from assay.mechanisms.channels.attribution import hoyer
-from assay.mechanisms.channels.objective import Training, make_objective, make_optimizer
 from assay.studies import runner
+from assay.studies.channels.comparison import compare_networks
 from assay.studies.channels.config import Config
 from assay.studies.channels.evaluation import Evaluation, evaluate, summarise_constants
 from assay.studies.channels.faces import draw_eigenvectors
+from assay.studies.channels.networks import build_network, read_data, train_network
 from assay.studies.channels.page import headline, sections
 from assay.studies.channels.promises import (
     Promises,
@@ -36,15 +36,15 @@ from assay.studies.channels.promises import (
     summarise_resplits,
 )
 from assay.targets.bilinear import BilinearNetwork
-from assay.targets.data import Data, group_inputs, load_arrays, load_digits, load_new
+from assay.targets.data import Data, group_inputs, load_new
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
 
 def check(config: Config) -> None:
     """Refuse data or sizes that cannot be trained on, and too few examples for the bars."""
-    data = _data(config)
-    _model(config, data)
+    data = read_data(config)
+    build_network(config, data)
     config.audit.require_bars(len(data.distinct_test()[0]))
 
 
@@ -52,8 +52,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """Train, open and report; every table is saved for the report and for the verbs over saved
     runs.
     """
-    data = _data(config)
-    model = _train(config, data, run)
+    data = read_data(config)
+    model = train_network(config, data, run)
     mechanisms = _bind(config, model, data)
     clean = mechanisms.clean
     with torch.no_grad():
@@ -86,6 +86,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     if faces is not None:
         run.save_table("faces.parquet", faces)
     run.save_table("coverage.parquet", _coverage(audits))
+    run.save_table("networks.parquet", compare_networks(config, data, run))
     worst = worst_case(mechanisms, keep_top(first, 0.2, per_example=True), steps=10, restarts=3)
     return {
         "accuracy": accuracy,
@@ -117,14 +118,14 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     promised of each, are saved as `verb-on-FILE.parquet`. Raises InputError when every input was
     there before, and for data that the network cannot read."""
     config = runner.config_of(run)
-    data, promises = _data(config), Promises.from_dict(run.json("promises.json"))
+    data, promises = read_data(config), Promises.from_dict(run.json("promises.json"))
     x, y = load_new(path, data)
     seen = group_inputs(torch.cat([data.train_x, data.test_x, x]))
     old, new = seen[: len(seen) - len(x)], seen[len(seen) - len(x) :]
     fresh = (new > old.max()).nonzero()[:, 0]
     if not len(fresh):
         raise InputError(f"all {len(x)} inputs of {path} were there when the run was made")
-    model = _model(config, data)
+    model = build_network(config, data)
     model.load_state_dict(run.tensors("model.safetensors"))
     bound = channels(model, x[fresh], y[fresh], config.audit.functional)
     audit = config.audit
@@ -149,8 +150,8 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
 def load(run: Run) -> ChannelMechanisms:
     """Bind the channels of a saved run to its held-out examples again."""
     config = runner.config_of(run)
-    data = _data(config)
-    model = _model(config, data)
+    data = read_data(config)
+    model = build_network(config, data)
     model.load_state_dict(run.tensors("model.safetensors"))
     return _bind(config, model, data)
 
@@ -158,7 +159,7 @@ def load(run: Run) -> ChannelMechanisms:
 def contexts(run: Run) -> pl.DataFrame:
     """Describe the examples that the run's channels were bound to: label and prediction."""
     mechanisms = load(run)
-    names = _data(runner.config_of(run)).names
+    names = read_data(runner.config_of(run)).names
     clean = mechanisms.clean
     labels, guesses = clean.labels.tolist(), clean.logits.argmax(-1).tolist()
     return pl.DataFrame(
@@ -198,44 +199,6 @@ def _evaluate(
         "over_resplits": summarise_resplits(splits, audit.risk),
     }
     return found, summary
-
-
-def _data(config: Config) -> Data:
-    chosen = config.data
-    data = (
-        load_digits()
-        if chosen.path is None
-        else load_arrays(chosen.path, train=chosen.train, layout=chosen.layout)
-    )
-    return data.without_test() if chosen.choosing else data
-
-
-def _model(config: Config, data: Data) -> BilinearNetwork:
-    generator = torch.Generator().manual_seed(config.seed)
-    image = data.image if config.model.patch is not None else None
-    return BilinearNetwork(
-        data.inputs, data.classes, **config.model.model_dump(), image=image, generator=generator
-    )
-
-
-def _train(config: Config, data: Data, run: Run) -> BilinearNetwork:
-    model = _model(config, data)
-    training = Training(**config.training.model_dump())
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    objective = make_objective(model, data, training, generator)
-    optimizer = make_optimizer(model, training)
-    fit(
-        model,
-        objective,
-        optimizer,
-        steps=training.steps,
-        generator=generator,
-        schedule=cosine,
-        run=run,
-        log_every=training.log_every,
-    )
-    run.save_tensors("model.safetensors", model.state_dict())
-    return model
 
 
 def _bind(config: Config, model: BilinearNetwork, data: Data) -> ChannelMechanisms:
