@@ -11,6 +11,10 @@ VALUES = ("tests/core/test_values.py",)
 METHODS = ("tests/attribution/test_methods.py", "tests/attribution/test_estimators.py")
 NODES = ("tests/mechanisms/nodes", "tests/core/test_invariants.py")
 EDGES = ("tests/edges",)
+RISK = ("tests/audit/test_risk.py",)
+CONSTANTS = ("tests/mechanisms/channels/test_channel_constants.py",)
+CERTIFICATES = ("tests/mechanisms/channels/test_channel_bounds.py",)
+COUNTING = ("tests/mechanisms/directions/test_counting.py",)
 
 CATALOGUE = [
     # core
@@ -203,6 +207,96 @@ CATALOGUE = [
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")',
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre",)',
         NODES,
+    ),
+    # channels, directions and selective risk
+    Mutant("assay/audit/risk.py", "        if inputs < needed:", "        if inputs < 1:", RISK),
+    Mutant("assay/audit/risk.py", "    held = kept[~tuned]", "    held = kept", RISK),
+    Mutant(
+        "assay/audit/risk.py", "        if p_value > eta:", "        if p_value > 1 - eta:", RISK
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "failures = len(np.unique(owner[below & failed]))",
+        "failures = len(np.unique(owner[below & failed])) // 2",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "kept = kept[np.unique(group[kept], return_index=True)[1]]",
+        "kept = np.unique(kept)",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "return below if exact is None else below | np.asarray(exact, bool)",
+        "return below if exact is None else below & ~np.asarray(exact, bool)",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "    np.maximum.at(largest, place, residual)",
+        "    np.add.at(largest, place, residual)",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "math.ceil(round((len(inputs) + 1) * (1 - alpha), 9))",
+        "math.ceil(round(len(inputs) * (1 - alpha), 9))",
+        RISK,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/constants.py",
+        "    budget = (torch.as_tensor(constant, dtype=attribution.dtype) * later)[:, None]",
+        "    budget = (torch.as_tensor(constant, dtype=attribution.dtype) + later)[:, None]",
+        CONSTANTS,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/constants.py",
+        "torch.where(steps > 0, steps.square(), torch.nan)",
+        "torch.where(steps > 0, steps, torch.nan)",
+        CONSTANTS,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/attribution.py",
+        "    size = attribute_channels(clean).abs()",
+        "    size = attribute_channels(clean)",
+        CONSTANTS,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/certify.py",
+        "    total = self.curvature.abs() + self.second",
+        "    total = self.curvature + self.second",
+        CERTIFICATES,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/certify.py",
+        "    return bound <= tolerance * estimate.abs() / (1 + tolerance)",
+        "    return bound <= tolerance * estimate.abs() * (1 + tolerance)",
+        CERTIFICATES,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/counting.py",
+        "    bounded = ended and max(high, count) <= k",
+        "    bounded = True",
+        COUNTING,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/counting.py",
+        "    structured = (dominance > threshold) & back",
+        "    structured = back",
+        COUNTING,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/counting.py",
+        "    clear = structured & ((second >= 3 * first.square()) | (dominance > 0.5))",
+        "    clear = structured",
+        COUNTING,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/choice.py",
+        "    best = max(strengths, key=lambda name: strengths[name])",
+        "    best = min(strengths, key=lambda name: strengths[name])",
+        COUNTING,
     ),
     # edges
     Mutant(
