@@ -67,16 +67,17 @@ def test_noise_has_no_directions() -> None:
         assert found.answer == "none"
 
 
-def test_a_direction_active_everywhere_is_not_one_of_a_few_inputs() -> None:
-    """It is a direction of the gradients all the same: the upper end of the interval counts it."""
-    factors, rows = planted(4, noise=0.05)
+def test_a_direction_active_in_many_inputs_is_in_the_upper_end_alone() -> None:
+    """It is a direction of the gradients, and not one of a few inputs."""
+    factors, rows = planted(8, size=40, noise=0.05)
     last = torch.linalg.svd(rows).Vh[-1]  # orthogonal to those of a few inputs
-    shared = 0.75 * last.expand(factors.samples, 1, -1)
+    active = torch.rand(300, 1, 1, generator=torch.Generator().manual_seed(3)) < 0.4
+    shared = 0.98 * active * last.expand(300, 1, -1)
     mixed = normalise(DenseFactors(torch.cat([factors.values, shared], 1)))[0]
-    found = decompose(mixed, PowerIteration(7), generator=torch.Generator().manual_seed(0))
+    found = decompose(mixed, PowerIteration(12), generator=torch.Generator().manual_seed(0))
     counted = count_directions(mixed, found.directions, generator=torch.Generator().manual_seed(1))
-    assert counted.count == 4
-    assert counted.interval == (4, 5)
+    assert counted.count == 8
+    assert counted.interval == (8, 9)
     assert float((found.directions[counted.clear] @ last).abs().max()) < 0.1
 
 
