@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from run_mutants import Mutant
 
+RISK = ("tests/audit/test_risk.py",)
+CONSTANTS = ("tests/mechanisms/channels/test_channel_constants.py",)
+CERTIFICATES = ("tests/mechanisms/channels/test_channel_bounds.py",)
+COUNTING = ("tests/mechanisms/directions/test_counting.py",)
 INVARIANTS = ("tests/core/test_invariants.py",)
 SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
@@ -11,10 +15,6 @@ VALUES = ("tests/core/test_values.py",)
 METHODS = ("tests/attribution/test_methods.py", "tests/attribution/test_estimators.py")
 NODES = ("tests/mechanisms/nodes", "tests/core/test_invariants.py")
 EDGES = ("tests/edges",)
-RISK = ("tests/audit/test_risk.py",)
-CONSTANTS = ("tests/mechanisms/channels/test_channel_constants.py",)
-CERTIFICATES = ("tests/mechanisms/channels/test_channel_bounds.py",)
-COUNTING = ("tests/mechanisms/directions/test_counting.py",)
 
 CATALOGUE = [
     # core
