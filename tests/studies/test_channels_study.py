@@ -194,8 +194,10 @@ def test_thresholds_and_bars_apply_to_inputs_that_were_not_there(runs, new_digit
     assert summary["measured"]["inputs"] == 40
     assert summary["measured"]["channels"] == 200
     assert {"low", "high", "exact", "attribution"} <= set(shown.columns)
+    assert shown.height == 20
     saved = run.table(summary["saved_as"])
     assert saved.height == 200
+    assert set(saved["example"]) == set(range(20, 60))  # places in the file
     half = (saved["high"] - saved["low"]) / 2
     assert half.min() > 0
     # The bars are those of the run: a multiple of the certificate, and rounding.

@@ -114,9 +114,10 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     """Put the run's threshold and bars on the inputs of another file with `x` and `y`, and measure
     whether they hold there.
 
-    Inputs that the run has seen are left out. The largest channels of every input, with what is
-    promised of each, are saved as `verb-on-FILE.parquet`. Raises InputError when every input was
-    there before, and for data that the network cannot read."""
+    Inputs that the run has seen are left out; `example` is an input's place in the file. The
+    largest channels of every input, with what is promised of each, are saved as
+    `verb-on-FILE.parquet`, and the largest of all are returned. Raises InputError when every input
+    was there before, and for data that the network cannot read."""
     config = runner.config_of(run)
     data, promises = read_data(config), Promises.from_dict(run.json("promises.json"))
     x, y = load_new(path, data)
@@ -130,7 +131,8 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     bound = channels(model, x[fresh], y[fresh], config.audit.functional)
     audit = config.audit
     found = evaluate(bound.clean, new[fresh], top=audit.top, tolerance=audit.tolerance)
-    table = put_on(found.table, promises)
+    place = pl.Series("example", fresh.tolist())
+    table = put_on(found.table.with_columns(place[found.table["example"]]), promises)
     saved_as = f"verb-on-{Path(path).stem}.parquet"
     run.save_table(saved_as, table)
     measured = measure_promises(table, promises)
@@ -144,7 +146,7 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     }
     columns = ["example", "block", "channel", "attribution", "low", "high", "trusted", "exact"]
     shown = table.select(name for name in columns if name in table.columns)
-    return summary, shown.group_by("example", maintain_order=True).head(3)
+    return summary, shown.sort(pl.col("attribution").abs(), descending=True).head(20)
 
 
 def load(run: Run) -> ChannelMechanisms:
