@@ -182,6 +182,12 @@ def test_the_relative_certificate_implies_the_relative_error() -> None:
         assert bool(certify_relative(found.first_tight, attribution, tolerance)[:, :-1].any())
 
 
+def test_the_relative_certificate_goes_to_its_limit() -> None:
+    """An estimate of 1 that is at most 1/11 off is of an effect of at least 10/11: a tenth."""
+    bound = torch.tensor([1 / 11 - 1e-9, 1 / 11 + 1e-9], dtype=torch.float64)
+    assert certify_relative(bound, torch.ones(2).double(), 0.1).tolist() == [True, False]
+
+
 def test_an_overflowing_network_has_infinite_bounds() -> None:
     model = network(4, blocks=5, scale=1e30)
     with pytest.raises(InputError):
