@@ -284,12 +284,6 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/mechanisms/directions/counting.py",
-        "    structured = (dominance > threshold) & back",
-        "    structured = back",
-        COUNTING,
-    ),
-    Mutant(
-        "assay/mechanisms/directions/counting.py",
         "    clear = structured & ((second >= 3 * first.square()) | (dominance > 0.5))",
         "    clear = structured",
         COUNTING,
