@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import catalogue_bounds
+import catalogue_checker
+import catalogue_networks
 from run_mutants import Mutant
 
 INVARIANTS = ("tests/core/test_invariants.py",)
@@ -13,6 +16,9 @@ NODES = ("tests/mechanisms/nodes", "tests/core/test_invariants.py")
 EDGES = ("tests/edges",)
 
 CATALOGUE = [
+    *catalogue_bounds.MUTANTS,
+    *catalogue_checker.MUTANTS,
+    *catalogue_networks.MUTANTS,
     # core
     Mutant(
         "assay/core/parts.py",

@@ -1,0 +1,149 @@
+"""Mutants of the independent checker: what it reads, counts, and allows for rounding."""
+
+from __future__ import annotations
+
+from run_mutants import Mutant
+
+ROOMS = ("tests/checker/test_check_rooms.py",)
+READER = ("tests/checker/test_check_reader.py",)
+ENVELOPE = ("tests/checker/test_check_envelope.py",)
+TAMPERING = ("tests/checker/test_check_tampering.py",)
+LOSS = ("tests/checker/test_check_cross_entropy.py",)
+EXHAUSTIVE = ("tests/checker/test_check_exhaustively.py",)
+
+MUTANTS = [
+    Mutant(
+        "assay_check/reading.py",
+        '        need(len(dict(pairs)) == len(pairs), "a key appears twice")\n',
+        '        need(len(dict(pairs)) <= len(pairs), "a key appears twice")\n',
+        TAMPERING,
+    ),
+    Mutant(
+        "assay_check/reading.py",
+        "and span[1] - span[0] == math.prod(shape) * np.dtype(TYPES[kind]).itemsize",
+        "and span[1] - span[0] >= math.prod(shape) * np.dtype(TYPES[kind]).itemsize",
+        READER,
+    ),
+    Mutant("assay_check/reading.py", "        len(body),\n", "        spans[-1][1],\n", READER),
+    Mutant(
+        "assay_check/envelope.py",
+        "hashlib.sha256(data).hexdigest() == self.stored.get(\"sha256\"),",
+        "self.stored.get(\"sha256\"),",
+        TAMPERING,
+    ),
+    Mutant(
+        "assay_check/envelope.py",
+        "        need(self.stored == none, ",
+        "        need(self.stored or none, ",
+        LOSS,
+    ),
+    Mutant(
+        "assay_check/envelope.py",
+        "            f\"assumptions: {'; '.join(self.assumptions) or 'none'}\",",
+        "            \"assumptions: none\",",
+        ENVELOPE,
+    ),
+    Mutant("assay_check/tasks.py", '{"max-of-k": MAX_OF_K}', '{"max_of_k": MAX_OF_K}', ENVELOPE),
+    Mutant(
+        "assay_check/max_of_k/__init__.py",
+        "    elif envelope.model != model.entry:",
+        '    elif envelope.model.keys() != model.entry.keys():',
+        TAMPERING,
+    ),
+    Mutant(
+        "assay_check/max_of_k/measure.py",
+        "return self.plain and not self.listed",
+        "return self.plain",
+        ENVELOPE,
+    ),
+    Mutant(
+        "assay_check/max_of_k/measure.py",
+        'label = "" if "accuracy" in self.name.casefold() else',
+        'label = "" if "accuracy" in self.name else',
+        ENVELOPE,
+    ),
+    Mutant(
+        "assay_check/max_of_k/accuracy.py",
+        "return found >= count, reason",
+        "return found + 1 >= count, reason",
+        TAMPERING,
+    ),
+    Mutant(
+        "assay_check/max_of_k/accuracy.py",
+        "(sets[..., V:].any(-1) | (sets[..., :V] & ~tokens).any(-1)).any(0)",
+        "(sets[..., V:].any(-1) | (sets[..., :V] & ~tokens).all(-1)).any(0)",
+        TAMPERING,
+    ),
+    Mutant(
+        "assay_check/max_of_k/margins.py",
+        "2.0**-46 * model.K**2 * R",
+        "0.0 * model.K**2 * R",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/margins.py",
+        "self.error[q] + self.error[q, m] + self.extra",
+        "self.error[q] + self.extra",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/margins.py",
+        "                if best[c] < 0:",
+        "                if best[c] <= 0:",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/margins.py",
+        "sums[m, lane] - 2 * self.error[q, m] * sums[V],",
+        "sums[m, lane],",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/execution.py",
+        "(K + 4) * MANY + floor",
+        "4 * MANY + floor",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/execution.py",
+        "query @ k_error.T + (h + 4) * MANY * s_top",
+        "query @ k_error.T + 4 * MANY * s_top",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/execution.py",
+        "return error @ W + (len(W) + 1) * MANY * sizes",
+        "return error @ W + len(W) * MANY * sizes",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/execution.py",
+        "l_error, l_top = _sum(slip + o_error + UNIT * r_top + TINY,",
+        "l_error, l_top = _sum(slip + o_error + TINY,",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/cross_entropy.py",
+        "                    ceil(ldexp(total, UNITS)) * count",
+        "                    int(ldexp(total, UNITS)) * count",
+        LOSS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/cross_entropy.py",
+        "room = (4 * K + 32) * 2.0**-53",
+        "room = 0 * 2.0**-53",
+        ROOMS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/cross_entropy.py",
+        "        (places[:, c:].sum(1), places[:, :c].sum(1)),",
+        "        (places[:, :n].sum(1), places[:, n:].sum(1)),",
+        LOSS,
+    ),
+    Mutant(
+        "assay_check/max_of_k/cross_entropy.py",
+        'return f"{ceil(value * 10**9) / 10**9:.9f}"',
+        'return f"{int(value * 10**9) / 10**9:.9f}"',
+        LOSS,
+    ),
+]
