@@ -58,7 +58,7 @@ MUTANTS = [
     ),
     Mutant(
         "assay_check/max_of_k/measure.py",
-        'label = "" if "accuracy" in self.name.casefold() else',
+        'label = "" if "accuracy" in letters else',
         'label = "" if "accuracy" in self.name else',
         ENVELOPE,
     ),
