@@ -156,7 +156,7 @@ MUTANTS = [
     Mutant(
         "assay/mechanisms/nodes/bind.py",
         "sorted({ref.site for ref in refs.values()}, key=lambda site: \"+\" in site)",
-        "sorted({ref.site for ref in refs.values()})",
+        'sorted({ref.site for ref in refs.values()}, key=lambda site: "+" not in site)',
         NODES,
     ),
     Mutant(
