@@ -299,6 +299,22 @@ def test_global_hooks_are_refused() -> None:
     graph_of(bilinear(), (16,))
 
 
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1, 3.0, 1e4])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("method", ["interval", "crown"])
+def test_the_epsilon_of_a_norm_counts_once(
+    eps: float, kind: type[nn.LayerNorm] | type[nn.RMSNorm], method: str
+) -> None:
+    """Small or large against the variance of what the norm reads."""
+    model = kind(5, eps=eps).double().requires_grad_(False)
+    for size in (1e-2, 1.0, 30.0):
+        x = size * torch.randn(6, 5, generator=networks.generator(3), dtype=torch.float64)
+        found, value = bound(graph_of(model, (5,)), ball(x, 0.0), method=method), model(x).numpy()
+        assert np.all(found.lower <= value + 1e-9)
+        assert np.all(value - 1e-9 <= found.upper)
+        assert np.max(found.width) < 1e-9
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_default_eps_of_a_norm_is_that_of_its_precision(dtype: torch.dtype) -> None:
     model = nn.Sequential(networks.mlp([16, 4]), nn.RMSNorm(4)).requires_grad_(False)

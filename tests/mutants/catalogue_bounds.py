@@ -11,6 +11,7 @@ ROUNDING = ("tests/bounds/test_rounding.py",)
 REGIONS = ("tests/bounds/test_regions.py",)
 RELAXATIONS = ("tests/bounds/test_relaxations.py",)
 PROPAGATE = ("tests/bounds/test_propagate.py",)
+CORNERS = ("tests/bounds/test_execution_corners.py",)
 RANGE = ("tests/bounds/test_float32_range.py",)
 CERTIFY = ("tests/bounds/test_certify.py",)
 SOUNDNESS = ("tests/proofs/test_soundness.py",)
@@ -33,7 +34,7 @@ MUTANTS = [
         "assay/bounds/numbers.py",
         "return values.copy() if copy else values",
         "return values",
-        CONVERSION,
+        PRECISIONS,
     ),
     # bounds: rounding
     Mutant(
@@ -66,7 +67,7 @@ MUTANTS = [
         "assay/bounds/levels.py",
         "flushed = 2 * terms * SMALL32 * (1 + largest)",
         "flushed = 2 * terms * SMALL32",
-        OPERATIONS,
+        CORNERS,
     ),
     Mutant(
         "assay/bounds/levels.py",
@@ -91,7 +92,7 @@ MUTANTS = [
         "assay/bounds/operations.py",
         'add_up(Arithmetic("real").dot_up(x, self.absolute.T), np.abs(self.bias))',
         'add_up(Arithmetic("real").dot_up(x, self.absolute.T), 0.0)',
-        OPERATIONS,
+        CORNERS,
     ),
     Mutant(
         "assay/bounds/operations.py",
@@ -100,7 +101,9 @@ MUTANTS = [
         "ar.dot(xs[0].midpoint(), self.weight.T) + Interval(-spread, spread)).values()))",
         OPERATIONS,
     ),
-    Mutant("assay/bounds/operations.py", "    terms: int = 2\n", "    terms: int = 1\n", OPERATIONS),
+    Mutant(
+        "assay/bounds/operations.py", "    terms: int = 2\n", "    terms: int = 1\n", OPERATIONS
+    ),
     Mutant(
         "assay/bounds/operations.py",
         "return [rows, self.sign * rows], constant",
@@ -123,7 +126,7 @@ MUTANTS = [
         "assay/bounds/nonlinear.py",
         "mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 1.05 * (terms + 2) * UNIT32",
         "mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 0.0 * (terms + 2) * UNIT32",
-        OPERATIONS,
+        CORNERS,
     ),
     Mutant(
         "assay/bounds/nonlinear.py",
@@ -131,14 +134,12 @@ MUTANTS = [
         "return np.zeros(value.shape)",
         RANGE,
     ),
-    Mutant(
-        "assay/bounds/graph.py", "virtual=True, limited=True)", "virtual=True)", RANGE
-    ),
+    Mutant("assay/bounds/graph.py", "virtual=True, limited=True)", "virtual=True)", RANGE),
     Mutant(
         "assay/bounds/graph.py",
         "last = ops.Scale(weight, np.zeros(()), width + 8 + 2 * ULPS, reason)",
         "last = ops.Scale(weight, np.zeros(()), 8 + 2 * ULPS, reason)",
-        OPERATIONS,
+        CORNERS,
     ),
     Mutant(
         "assay/bounds/graph.py",
@@ -161,8 +162,8 @@ MUTANTS = [
     ),
     Mutant(
         "assay/bounds/relaxations.py",
-        "error = mul_up(3.0, mul_up(exact.radius()",
-        "error = mul_up(0.0, mul_up(exact.radius()",
+        "-mul_up(0.5, mul_up(box.hi, second))",
+        "-mul_up(0.25, mul_up(box.hi, second))",
         RELAXATIONS,
     ),
     Mutant(
@@ -189,6 +190,12 @@ MUTANTS = [
         "if not np.all(np.isfinite(r) & (r >= 0)):",
         "if not np.all(np.isfinite(r)):",
         REGIONS,
+    ),
+    Mutant(
+        "assay/bounds/convert.py",
+        "in module._modules.items():",
+        "in module.named_children():",
+        CONVERSION,
     ),
     Mutant(
         "assay/bounds/convert.py",

@@ -27,8 +27,8 @@ MUTANTS = [
     Mutant("assay_check/reading.py", "        len(body),\n", "        spans[-1][1],\n", READER),
     Mutant(
         "assay_check/envelope.py",
-        "hashlib.sha256(data).hexdigest() == self.stored.get(\"sha256\"),",
-        "self.stored.get(\"sha256\"),",
+        'hashlib.sha256(data).hexdigest() == self.stored.get("sha256"),',
+        'self.stored.get("sha256"),',
         TAMPERING,
     ),
     Mutant(
@@ -40,14 +40,14 @@ MUTANTS = [
     Mutant(
         "assay_check/envelope.py",
         "            f\"assumptions: {'; '.join(self.assumptions) or 'none'}\",",
-        "            \"assumptions: none\",",
+        '            "assumptions: none",',
         ENVELOPE,
     ),
     Mutant("assay_check/tasks.py", '{"max-of-k": MAX_OF_K}', '{"max_of_k": MAX_OF_K}', ENVELOPE),
     Mutant(
         "assay_check/max_of_k/__init__.py",
         "    elif envelope.model != model.entry:",
-        '    elif envelope.model.keys() != model.entry.keys():',
+        "    elif envelope.model.keys() != model.entry.keys():",
         TAMPERING,
     ),
     Mutant(

@@ -26,13 +26,13 @@ MUTANTS = [
     Mutant(
         "assay/learn/loop.py",
         '        generator.set_state(state["generator"].cpu())\n',
-        '        generator.manual_seed(0)\n',
+        "        generator.manual_seed(0)\n",
         LOOP,
     ),
     Mutant(
         "assay/learn/loop.py",
         '        optimizer.load_state_dict(state["optimizer"])\n',
-        '        optimizer.state_dict()\n',
+        "        optimizer.state_dict()\n",
         LOOP,
     ),
     Mutant(
@@ -155,7 +155,7 @@ MUTANTS = [
     ),
     Mutant(
         "assay/mechanisms/nodes/bind.py",
-        "sorted({ref.site for ref in refs.values()}, key=lambda site: \"+\" in site)",
+        'sorted({ref.site for ref in refs.values()}, key=lambda site: "+" in site)',
         'sorted({ref.site for ref in refs.values()}, key=lambda site: "+" not in site)',
         NODES,
     ),
@@ -189,6 +189,19 @@ MUTANTS = [
         "return self.seen_by_heads(layer) + (0 if self.parallel else self.heads)",
         "return self.seen_by_heads(layer) + self.heads",
         EDGES,
+    ),
+    # what is kept is kept as it was
+    Mutant(
+        "assay/core/sites.py",
+        "        found, _ = _read(model, inputs, wanted, copied=changed)",
+        "        found, _ = _read(model, inputs, wanted, copied=frozenset())",
+        ("tests/core/test_sites.py",),
+    ),
+    Mutant(
+        "assay/mechanisms/channels/bind.py",
+        "            Target(copy.deepcopy(network).double(), metric,",
+        "            Target(network.double(), metric,",
+        ("tests/mechanisms/channels/test_channel_binding.py",),
     ),
     # named by earlier surveys of the tests
     Mutant(
