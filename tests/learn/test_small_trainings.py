@@ -1,4 +1,4 @@
-"""Trainings small enough to be worked out by hand: steps, rates, logs and the choice among copies."""
+"""Trainings small enough to be worked out by hand: steps, rates, logs, the choice among copies."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_every_rate_is_its_first_one_times_the_schedule(steps: int) -> None:
 def test_an_interrupted_training_logs_every_step_once(
     stop: int, log_every: int, tmp_path: Path
 ) -> None:
-    """Interrupted before, at and behind a checkpoint, and gone on from: no line twice, none lost."""
+    """Interrupted before, at and behind a checkpoint: no line is there twice, and none is lost."""
     options = {"log_every": log_every, "save_every": 4}
 
     def schedule(done: float) -> float:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import random
-import shutil
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
