@@ -5,6 +5,7 @@ from __future__ import annotations
 import catalogue_bounds
 import catalogue_checker
 import catalogue_networks
+import catalogue_proofs
 from run_mutants import Mutant
 
 INVARIANTS = ("tests/core/test_invariants.py",)
@@ -17,6 +18,7 @@ EDGES = ("tests/edges",)
 
 CATALOGUE = [
     *catalogue_bounds.MUTANTS,
+    *catalogue_proofs.MUTANTS,
     *catalogue_checker.MUTANTS,
     *catalogue_networks.MUTANTS,
     # core

@@ -1,329 +1,250 @@
-"""Mutants of bounds and proofs: roundings that are left out, ends that are mixed up, ties."""
+"""Mutants of bounds: roundings that are left out, ends that are mixed up, aliases."""
 
 from __future__ import annotations
 
 from run_mutants import Mutant
 
-PRECISIONS = ("tests/bounds/test_precisions.py",)
-CONVERSION = ("tests/bounds/test_conversion.py",)
-OPERATIONS = ("tests/bounds/test_operations.py",)
-ROUNDING = ("tests/bounds/test_rounding.py",)
-REGIONS = ("tests/bounds/test_regions.py",)
-RELAXATIONS = ("tests/bounds/test_relaxations.py",)
-PROPAGATE = ("tests/bounds/test_propagate.py",)
-CORNERS = ("tests/bounds/test_execution_corners.py",)
-RANGE = ("tests/bounds/test_float32_range.py",)
-CERTIFY = ("tests/bounds/test_certify.py",)
-SOUNDNESS = ("tests/proofs/test_soundness.py",)
-TABLES = ("tests/proofs/test_tables.py",)
-CELLS = ("tests/proofs/test_cells.py",)
-LOSS = ("tests/proofs/test_cross_entropy.py",)
-CERTIFICATE = ("tests/proofs/test_certificate.py",)
-ROOMS = ("tests/checker/test_check_rooms.py",)
-
 MUTANTS = [
-    # bounds: numbers of any precision
+    # numbers
     Mutant(
         "assay/bounds/numbers.py",
         "np.nextafter(nearest, direction), nearest)",
         "nearest, nearest)",
-        PRECISIONS,
+        (
+            "tests/bounds/test_precisions.py::test_what_float64_cannot_hold_is_refused_as_a_number_and_enclosed_as_an_end",
+        ),
     ),
-    Mutant("assay/bounds/numbers.py", "_WHOLE = 2.0**53", "_WHOLE = 2.0**54", PRECISIONS),
+    Mutant(
+        "assay/bounds/numbers.py",
+        "_WHOLE = 2.0**53",
+        "_WHOLE = 2.0**54",
+        (
+            "tests/bounds/test_precisions.py::test_what_float64_cannot_hold_is_refused_as_a_number_and_enclosed_as_an_end",
+        ),
+    ),
     Mutant(
         "assay/bounds/numbers.py",
         "return values.copy() if copy else values",
         "return values",
-        PRECISIONS,
+        ("tests/bounds/test_precisions.py::test_tensors_and_arrays_are_never_shared",),
     ),
-    # bounds: rounding
+    # rounding
     Mutant(
         "assay/bounds/rounding.py",
         "return add_up(mul_up(value, 1 + 2 * gamma(terms)), 2 * terms * TINY)",
         "return add_up(value, 2 * terms * TINY)",
-        ROUNDING,
+        (
+            "tests/bounds/test_rounding.py::test_one_float_product_with_its_error_encloses_the_exact_one",
+        ),
     ),
     Mutant(
         "assay/bounds/rounding.py",
         "return cast(Array, np.maximum(sub_up(self.hi, middle), sub_up(middle, self.lo)))",
         "return cast(Array, sub_up(self.hi, middle))",
-        ROUNDING,
+        ("tests/bounds/test_rounding.py::test_interval_operators_contain_every_pair",),
     ),
     Mutant(
         "assay/bounds/rounding.py",
         "return math.nextafter(terms * unit / (1 - terms * unit), math.inf) * (1 + 4 * UNIT)",
         "return terms * unit",
-        ROUNDING,
+        ("tests/bounds/test_rounding.py::test_gamma_is_an_upper_bound_and_refuses_long_sums",),
     ),
     Mutant(
         "assay/bounds/rounding.py",
         "return Interval(sub_down(self.lo, other.hi), sub_up(self.hi, other.lo))",
         "return Interval(sub_down(self.lo, other.lo), sub_up(self.hi, other.hi))",
-        ROUNDING,
+        ("tests/bounds/test_rounding.py::test_interval_operators_contain_every_pair",),
     ),
-    # bounds: levels
-    Mutant("assay/bounds/levels.py", "LARGEST32 = 2.0**127", "LARGEST32 = 2.0**129", RANGE),
+    # levels
+    Mutant(
+        "assay/bounds/levels.py",
+        "LARGEST32 = 2.0**127",
+        "LARGEST32 = 2.0**129",
+        ("tests/bounds/test_float32_range.py::test_nothing_overflows_behind_a_bound",),
+    ),
     Mutant(
         "assay/bounds/levels.py",
         "flushed = 2 * terms * SMALL32 * (1 + largest)",
         "flushed = 2 * terms * SMALL32",
-        CORNERS,
+        ("tests/bounds/test_execution_corners.py::test_subnormal_numbers_may_be_read_as_zeros",),
     ),
     Mutant(
         "assay/bounds/levels.py",
         "lo, hi = sub_down(lo, wobble), add_up(hi, wobble)",
         "lo, hi = sub_down(lo, 0.0), add_up(hi, 0.0)",
-        OPERATIONS,
+        ("tests/bounds/test_operations.py::test_merging_rows_pays_for_its_rounding",),
     ),
     Mutant(
         "assay/bounds/levels.py",
         "total = sum((sum_up(m.reshape(len(m), -1)) for m in magnitudes), np.ones(1))",
         "total = sum((sum_up(m.reshape(len(m), -1)) for m in magnitudes[:0]), np.ones(1))",
-        OPERATIONS,
+        ("tests/bounds/test_operations.py::test_underflowing_coefficients_are_paid_for",),
     ),
-    # bounds: operations
+    # operations
     Mutant(
         "assay/bounds/operations.py",
         "            self.weight.shape[1] + 1, absolute, max(largest(x), largest(self.weight))",
         "            self.weight.shape[1], absolute, max(largest(x), largest(self.weight))",
-        OPERATIONS,
+        ("tests/bounds/test_operations.py::test_every_rounding_in_float32_is_allowed_for[affine]",),
     ),
     Mutant(
         "assay/bounds/operations.py",
         'add_up(Arithmetic("real").dot_up(x, self.absolute.T), np.abs(self.bias))',
         'add_up(Arithmetic("real").dot_up(x, self.absolute.T), 0.0)',
-        CORNERS,
+        (
+            "tests/bounds/test_execution_corners.py::test_a_bias_that_dwarfs_the_products_is_rounded_too",
+        ),
     ),
     Mutant(
         "assay/bounds/operations.py",
         "return ar.dot(xs[0].midpoint(), self.weight.T) + Interval(-spread, spread) + self.bias",
-        "return Interval(*(end + self.bias for end in vars("
-        "ar.dot(xs[0].midpoint(), self.weight.T) + Interval(-spread, spread)).values()))",
-        OPERATIONS,
+        "x = ar.dot(xs[0].midpoint(), self.weight.T) + Interval(-spread, spread)\n"
+        "        return Interval(x.lo + self.bias, x.hi + self.bias)",
+        ("tests/bounds/test_operations.py::test_a_bias_is_added_outward",),
     ),
     Mutant(
-        "assay/bounds/operations.py", "    terms: int = 2\n", "    terms: int = 1\n", OPERATIONS
+        "assay/bounds/operations.py",
+        "    terms: int = 2\n",
+        "    terms: int = 1\n",
+        ("tests/bounds/test_operations.py::test_every_rounding_in_float32_is_allowed_for[scale]",),
     ),
     Mutant(
         "assay/bounds/operations.py",
         "return [rows, self.sign * rows], constant",
         "return [rows, rows], constant",
-        OPERATIONS,
+        ("tests/bounds/test_operations.py::test_a_step_through_two_inputs",),
     ),
     Mutant(
         "assay/bounds/operations.py",
         "return executed_sum(1, value.magnitude(), 0.0)",
         "return executed_sum(0, value.magnitude(), 0.0)",
-        OPERATIONS,
+        ("tests/bounds/test_operations.py::test_every_rounding_in_float32_is_allowed_for[add]",),
     ),
+    # nonlinear
     Mutant(
         "assay/bounds/nonlinear.py",
         "        check_range(x)\n",
         "        check_range(0 * x)\n",
-        RANGE,
+        (
+            "tests/bounds/test_float32_range.py::test_nothing_overflows_behind_a_bound[interval-gelu]",
+        ),
     ),
     Mutant(
         "assay/bounds/nonlinear.py",
         "mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 1.05 * (terms + 2) * UNIT32",
         "mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 0.0 * (terms + 2) * UNIT32",
-        CORNERS,
+        ("tests/bounds/test_execution_corners.py::test_a_softmax_may_lose_all_its_small_terms",),
     ),
     Mutant(
         "assay/bounds/nonlinear.py",
         "return np.full(value.shape, SMALL32)  # a subnormal number may be flushed",
         "return np.zeros(value.shape)",
-        RANGE,
+        ("tests/bounds/test_float32_range.py::test_subnormal_numbers_may_be_flushed",),
     ),
-    Mutant("assay/bounds/graph.py", "virtual=True, limited=True)", "virtual=True)", RANGE),
+    # graph
+    Mutant(
+        "assay/bounds/graph.py",
+        "virtual=True, limited=True)",
+        "virtual=True)",
+        ("tests/bounds/test_float32_range.py::test_nothing_overflows_behind_a_bound",),
+    ),
     Mutant(
         "assay/bounds/graph.py",
         "last = ops.Scale(weight, np.zeros(()), width + 8 + 2 * ULPS, reason)",
         "last = ops.Scale(weight, np.zeros(()), 8 + 2 * ULPS, reason)",
-        CORNERS,
+        ("tests/bounds/test_execution_corners.py::test_a_norm_may_lose_all_its_small_squares",),
     ),
     Mutant(
         "assay/bounds/graph.py",
         "shift = Interval.exactly(float(width**2)) * _checked_eps(eps)",
         "shift = Interval.exactly(float(4 * width**2)) * _checked_eps(eps)",
-        CONVERSION,
+        ("tests/bounds/test_conversion.py::test_the_epsilon_of_a_norm_counts_once",),
     ),
-    # bounds: relaxations
+    # relaxations
     Mutant(
         "assay/bounds/relaxations.py",
         "GELU_LEAST = -0.16997121",
         "GELU_LEAST = -0.1699712",
-        RELAXATIONS,
+        ("tests/bounds/test_relaxations.py::test_gelu_turns_where_stated",),
     ),
     Mutant(
         "assay/bounds/relaxations.py",
         "np.where(unstable, (x.hi > -x.lo).astype(np.float64), chord)",
         "np.where(unstable, (x.hi < -x.lo).astype(np.float64), chord)",
-        RELAXATIONS,
+        ("tests/bounds/test_relaxations.py::test_relu_lines_are_the_tightest_ones",),
     ),
     Mutant(
         "assay/bounds/relaxations.py",
         "-mul_up(0.5, mul_up(box.hi, second))",
         "-mul_up(0.25, mul_up(box.hi, second))",
-        RELAXATIONS,
+        ("tests/bounds/test_relaxations.py::test_softmax_and_its_linear_part",),
     ),
     Mutant(
         "assay/bounds/relaxations.py",
         "high = np.minimum(radii, mul_up(0.25, mul_up(sum_, sum_)))",
         "high = np.minimum(radii, mul_up(0.25, mul_up(difference, difference)))",
-        RELAXATIONS,
+        ("tests/bounds/test_relaxations.py::test_product_rest",),
     ),
-    # bounds: regions, graphs, propagation
+    # regions
     Mutant(
         "assay/bounds/regions.py",
         "grown = add_up(box.radii, sqrt_up(sum_up(squares)))",
         "grown = box.radii",
-        REGIONS,
+        (
+            "tests/bounds/test_regions.py::test_float32_bounds_hold_for_inputs_that_are_rounded_first",
+        ),
     ),
     Mutant(
         "assay/bounds/regions.py",
         "return np.where(beyond, stepped, near).astype(np.float64)",
         "return near.astype(np.float64)",
-        REGIONS,
+        (
+            "tests/bounds/test_regions.py::test_float32_bounds_hold_for_inputs_that_are_rounded_first",
+        ),
     ),
     Mutant(
         "assay/bounds/regions.py",
         "if not np.all(np.isfinite(r) & (r >= 0)):",
         "if not np.all(np.isfinite(r)):",
-        REGIONS,
+        ("tests/bounds/test_regions.py::test_a_ball_that_is_none_is_refused",),
     ),
+    # convert
     Mutant(
         "assay/bounds/convert.py",
         "in module._modules.items():",
         "in module.named_children():",
-        CONVERSION,
+        (
+            "tests/bounds/test_conversion.py::test_a_module_counts_as_often_as_it_stands_in_a_sequence",
+        ),
     ),
     Mutant(
         "assay/bounds/convert.py",
         "    if type(model) is BilinearNetwork:",
         "    if isinstance(model, BilinearNetwork):",
-        CONVERSION,
+        (
+            "tests/bounds/test_conversion.py::test_some_impostors_are_bounded_right_and_subclasses_are_refused",
+        ),
     ),
     Mutant(
         "assay/bounds/convert.py",
         "shape if rows * columns > 1 else shape[1:], (1, 3, 0, 2, 4))",
         "shape if rows * columns > 1 else shape[1:], (1, 3, 0, 4, 2))",
-        CERTIFY,
+        (
+            "tests/bounds/test_certify.py::test_a_converted_network_computes_the_same_function[patches]",
+        ),
     ),
+    # engine
     Mutant(
         "assay/bounds/engine.py",
         "mul_up(ar.gamma(1), magnitude))",
         "mul_up(0.0, magnitude))",
-        OPERATIONS,
+        ("tests/bounds/test_operations.py::test_merging_rows_pays_for_its_rounding",),
     ),
+    # certify
     Mutant(
         "assay/bounds/certify.py",
         "return self.margins > 0",
         "return self.margins >= 0",
-        CERTIFY,
-    ),
-    # proofs: ties are wrong
-    Mutant(
-        "assay/proofs/max_of_k/strategies/subcubic.py",
-        "good = (margins(p, limits) < 0) & (limits >= 0)",
-        "good = (margins(p, limits) <= 0) & (limits >= 0)",
-        SOUNDNESS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/strategies/exact.py",
-        "            no_others = part.over_competitors(part.all_max.copy()) < 0",
-        "            no_others = part.over_competitors(part.all_max.copy()) <= 0",
-        SOUNDNESS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/strategies/exact.py",
-        "claimed & (part.worst(largest, c) < 0)[:, None]",
-        "claimed & (part.worst(largest, c) <= 0)[:, None]",
-        SOUNDNESS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/strategies/cubic.py",
-        "sets[0, queries, m, c, :m] &= margin < 0",
-        "sets[0, queries, m, c, :m] &= margin <= 0",
-        SOUNDNESS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/strategies/rivals.py",
-        "(tables.up(tables.times(few, of_key) + fixed) < 0) | absent",
-        "(tables.up(tables.times(few, of_key) + fixed) <= 0) | absent",
-        SOUNDNESS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/strategies/brute.py",
-        "return np.asarray((margin < 0).all(-1))",
-        "return np.asarray((margin <= 0).all(-1))",
-        SOUNDNESS,
-    ),
-    # proofs: enclosures
-    Mutant(
-        "assay/proofs/max_of_k/strategies/brute.py",
-        "found = largest < -doubt",
-        "found = largest < 0",
-        ROOMS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/tables.py",
-        "return self.up(self.EV.hi[tokens] - self.EV.lo[tokens, m : m + 1])",
-        "return self.up(self.EV.hi[tokens] - self.EV.hi[tokens, m : m + 1])",
-        TABLES,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/tables.py",
-        "        2.0 * logit_error(weights, exp_ulp=exp_ulp).max(1)",
-        "        1.0 * logit_error(weights, exp_ulp=exp_ulp).max(1)",
-        TABLES,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/execution.py",
-        "relative, summed = 2 * UNIT * exp_ulp, (positions + 4) * UNIT",
-        "relative, summed = 2 * UNIT * exp_ulp, 4 * UNIT",
-        ROOMS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/execution.py",
-        "spread = spread + gamma(w.head + 4) * (exact + spread)",
-        "spread = spread + gamma(4) * (exact + spread)",
-        ROOMS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/cross_entropy.py",
-        "        np.ceil(loss * 2.0**_SCALE)",
-        "        np.floor(loss * 2.0**_SCALE)",
-        LOSS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/cross_entropy.py",
-        "return Fraction(ceil(self.bound * (1 + Fraction(1, 1 << 20)) * unit), unit)",
-        "return Fraction(int(self.bound * (1 + Fraction(1, 1 << 20)) * unit), unit)",
-        LOSS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/cross_entropy.py",
-        "mean = tables.up(np.maximum(top / low, top / high))",
-        "mean = tables.up(top / high)",
-        LOSS,
-    ),
-    Mutant(
-        "assay/proofs/max_of_k/cells.py",
-        "(c <= np.where(q == m, positions - 1, positions - 2)) & ((c == 0) | (m > 0))",
-        "(c <= positions - 1) & ((c == 0) | (m > 0))",
-        CELLS,
-    ),
-    # proofs: certificates
-    Mutant(
-        "assay/proofs/certificate.py",
-        "        if any(_same(target, Path(given)) for given in inputs):",
-        "        if any(target == Path(given) for given in inputs):",
-        CERTIFICATE,
-    ),
-    Mutant(
-        "assay/proofs/certificate.py",
-        "    if os.path.lexists(advice) and not _is_advice(advice):",
-        "    if os.path.exists(advice) and not _is_advice(advice):",
-        CERTIFICATE,
+        ("tests/bounds/test_certify.py::test_a_tie_is_not_certified",),
     ),
 ]

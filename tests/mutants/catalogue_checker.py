@@ -4,146 +4,162 @@ from __future__ import annotations
 
 from run_mutants import Mutant
 
-ROOMS = ("tests/checker/test_check_rooms.py",)
-READER = ("tests/checker/test_check_reader.py",)
-ENVELOPE = ("tests/checker/test_check_envelope.py",)
-TAMPERING = ("tests/checker/test_check_tampering.py",)
-LOSS = ("tests/checker/test_check_cross_entropy.py",)
-EXHAUSTIVE = ("tests/checker/test_check_exhaustively.py",)
-
 MUTANTS = [
+    # reading
     Mutant(
         "assay_check/reading.py",
         '        need(len(dict(pairs)) == len(pairs), "a key appears twice")\n',
         '        need(len(dict(pairs)) <= len(pairs), "a key appears twice")\n',
-        TAMPERING,
+        ("tests/checker/test_check_tampering.py",),
     ),
     Mutant(
         "assay_check/reading.py",
         "and span[1] - span[0] == math.prod(shape) * np.dtype(TYPES[kind]).itemsize",
         "and span[1] - span[0] >= math.prod(shape) * np.dtype(TYPES[kind]).itemsize",
-        READER,
+        ("tests/checker/test_check_reader.py",),
     ),
-    Mutant("assay_check/reading.py", "        len(body),\n", "        spans[-1][1],\n", READER),
+    Mutant(
+        "assay_check/reading.py",
+        "        len(body),\n",
+        "        spans[-1][1],\n",
+        ("tests/checker/test_check_reader.py",),
+    ),
+    # envelope
     Mutant(
         "assay_check/envelope.py",
         'hashlib.sha256(data).hexdigest() == self.stored.get("sha256"),',
         'self.stored.get("sha256"),',
-        TAMPERING,
+        ("tests/checker/test_check_tampering.py",),
     ),
     Mutant(
         "assay_check/envelope.py",
         "        need(self.stored == none, ",
         "        need(self.stored or none, ",
-        LOSS,
+        ("tests/checker/test_check_cross_entropy.py",),
     ),
     Mutant(
         "assay_check/envelope.py",
         "            f\"assumptions: {'; '.join(self.assumptions) or 'none'}\",",
         '            "assumptions: none",',
-        ENVELOPE,
+        ("tests/checker/test_check_envelope.py",),
     ),
-    Mutant("assay_check/tasks.py", '{"max-of-k": MAX_OF_K}', '{"max_of_k": MAX_OF_K}', ENVELOPE),
+    # tasks
+    Mutant(
+        "assay_check/tasks.py",
+        '{"max-of-k": MAX_OF_K}',
+        '{"max_of_k": MAX_OF_K}',
+        ("tests/checker/test_check_envelope.py",),
+    ),
+    # max_of_k
     Mutant(
         "assay_check/max_of_k/__init__.py",
         "    elif envelope.model != model.entry:",
         "    elif envelope.model.keys() != model.entry.keys():",
-        TAMPERING,
+        ("tests/checker/test_check_tampering.py",),
     ),
+    # measure
     Mutant(
         "assay_check/max_of_k/measure.py",
         "return self.plain and not self.listed",
         "return self.plain",
-        ENVELOPE,
+        ("tests/checker/test_check_envelope.py",),
     ),
     Mutant(
         "assay_check/max_of_k/measure.py",
         'label = "" if "accuracy" in letters else',
         'label = "" if "accuracy" in self.name else',
-        ENVELOPE,
+        ("tests/checker/test_check_envelope.py",),
     ),
+    # accuracy
     Mutant(
         "assay_check/max_of_k/accuracy.py",
         "return found >= count, reason",
         "return found + 1 >= count, reason",
-        TAMPERING,
+        ("tests/checker/test_check_tampering.py",),
     ),
     Mutant(
         "assay_check/max_of_k/accuracy.py",
         "(sets[..., V:].any(-1) | (sets[..., :V] & ~tokens).any(-1)).any(0)",
         "(sets[..., V:].any(-1) | (sets[..., :V] & ~tokens).all(-1)).any(0)",
-        TAMPERING,
+        ("tests/checker/test_check_tampering.py",),
     ),
+    # margins
     Mutant(
         "assay_check/max_of_k/margins.py",
         "2.0**-46 * model.K**2 * R",
         "0.0 * model.K**2 * R",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py::test_ties_that_float64_gets_wrong_are_settled",),
     ),
     Mutant(
         "assay_check/max_of_k/margins.py",
         "self.error[q] + self.error[q, m] + self.extra",
         "self.error[q] + self.extra",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py",),
     ),
     Mutant(
         "assay_check/max_of_k/margins.py",
         "                if best[c] < 0:",
         "                if best[c] <= 0:",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py::test_ties_that_float64_gets_wrong_are_settled",),
     ),
     Mutant(
         "assay_check/max_of_k/margins.py",
         "sums[m, lane] - 2 * self.error[q, m] * sums[V],",
         "sums[m, lane],",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py",),
     ),
+    # execution
     Mutant(
         "assay_check/max_of_k/execution.py",
         "(K + 4) * MANY + floor",
         "4 * MANY + floor",
-        ROOMS,
+        (
+            "tests/checker/test_check_rooms.py::test_a_softmax_and_a_mean_that_lose_all_their_small_terms",
+        ),
     ),
     Mutant(
         "assay_check/max_of_k/execution.py",
         "query @ k_error.T + (h + 4) * MANY * s_top",
         "query @ k_error.T + 4 * MANY * s_top",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py::test_a_score_that_loses_all_its_small_terms",),
     ),
     Mutant(
         "assay_check/max_of_k/execution.py",
         "return error @ W + (len(W) + 1) * MANY * sizes",
         "return error @ W + len(W) * MANY * sizes",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py::test_every_rounding_of_the_direct_path",),
     ),
     Mutant(
         "assay_check/max_of_k/execution.py",
         "l_error, l_top = _sum(slip + o_error + UNIT * r_top + TINY,",
         "l_error, l_top = _sum(slip + o_error + TINY,",
-        ROOMS,
+        ("tests/checker/test_check_rooms.py::test_every_rounding_of_the_direct_path",),
     ),
+    # cross_entropy
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
         "                    ceil(ldexp(total, UNITS)) * count",
         "                    int(ldexp(total, UNITS)) * count",
-        LOSS,
+        ("tests/checker/test_check_cross_entropy.py",),
     ),
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
         "room = (4 * K + 32) * 2.0**-53",
         "room = 0 * 2.0**-53",
-        ROOMS,
+        (
+            "tests/checker/test_check_rooms.py::test_the_mean_loss_allows_for_large_numbers_that_cancel",
+        ),
     ),
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
         "        (places[:, c:].sum(1), places[:, :c].sum(1)),",
         "        (places[:, :n].sum(1), places[:, n:].sum(1)),",
-        LOSS,
+        ("tests/checker/test_check_cross_entropy.py",),
     ),
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
         'return f"{ceil(value * 10**9) / 10**9:.9f}"',
         'return f"{int(value * 10**9) / 10**9:.9f}"',
-        LOSS,
+        ("tests/checker/test_check_cross_entropy.py",),
     ),
 ]

@@ -107,6 +107,22 @@ def test_executed_logits_stay_within_the_forward_error_bound() -> None:
             assert (error <= bound[tokens[:, -1]]).all()
 
 
+def test_the_slack_covers_both_logits_of_a_difference() -> None:
+    """One logit may be executed too low and the other too high, by their whole errors each."""
+    for seed in range(6):
+        w = draw(seed, "rough")
+        # Twin columns of the unembedding have equal errors, and so the largest difference.
+        twins = replace(w, U=np.repeat(w.U[:, :1], w.vocabulary, axis=1))
+        for weights in (w, twins):
+            error = logit_error(weights)
+            both = error[:, :, None] + error[:, None, :]
+            both[:, np.eye(weights.vocabulary, dtype=bool)] = 0
+            slack = Problem(weights, "float32").outputs.slack
+            assert (slack >= both.max((1, 2))).all()
+            assert (slack <= 2 * both.max((1, 2))).all()
+            assert not Problem(weights, "real").outputs.slack.any()
+
+
 def test_biases_and_heads_fold_exactly() -> None:
     w = draw(0, "random")
     shifted = replace(w, k_bias=w.k_bias + np.float32(1.0))
