@@ -94,7 +94,7 @@ MUTANTS = [
         "assay_check/max_of_k/margins.py",
         "self.error[q] + self.error[q, m] + self.extra",
         "self.error[q] + self.extra",
-        ("tests/checker/test_check_rooms.py",),
+        ("tests/checker/test_check_rooms.py::test_the_errors_of_both_logits_count",),
     ),
     Mutant(
         "assay_check/max_of_k/margins.py",
@@ -106,7 +106,7 @@ MUTANTS = [
         "assay_check/max_of_k/margins.py",
         "sums[m, lane] - 2 * self.error[q, m] * sums[V],",
         "sums[m, lane],",
-        ("tests/checker/test_check_rooms.py",),
+        ("tests/checker/test_check_rooms.py::test_the_errors_of_both_logits_count",),
     ),
     # execution
     Mutant(
@@ -140,7 +140,7 @@ MUTANTS = [
         "assay_check/max_of_k/cross_entropy.py",
         "                    ceil(ldexp(total, UNITS)) * count",
         "                    int(ldexp(total, UNITS)) * count",
-        ("tests/checker/test_check_cross_entropy.py",),
+        ("tests/checker/test_check_rooms.py::test_the_smallest_losses_are_not_rounded_away",),
     ),
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
@@ -154,12 +154,14 @@ MUTANTS = [
         "assay_check/max_of_k/cross_entropy.py",
         "        (places[:, c:].sum(1), places[:, :c].sum(1)),",
         "        (places[:, :n].sum(1), places[:, n:].sum(1)),",
-        ("tests/checker/test_check_cross_entropy.py",),
+        (
+            "tests/checker/test_check_rooms.py::test_both_ends_of_the_positional_weight_are_looked_at",
+        ),
     ),
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
         'return f"{ceil(value * 10**9) / 10**9:.9f}"',
         'return f"{int(value * 10**9) / 10**9:.9f}"',
-        ("tests/checker/test_check_cross_entropy.py",),
+        ("tests/checker/test_check_rooms.py::test_a_bound_is_shown_rounded_up",),
     ),
 ]

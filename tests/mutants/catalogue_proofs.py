@@ -107,7 +107,9 @@ MUTANTS = [
         "assay/proofs/max_of_k/cross_entropy.py",
         "mean = tables.up(np.maximum(top / low, top / high))",
         "mean = tables.up(top / high)",
-        ("tests/proofs/test_cross_entropy.py",),
+        (
+            "tests/proofs/test_cross_entropy.py::test_a_mean_is_bounded_whatever_weights_are_in_their_intervals",
+        ),
     ),
     # cells
     Mutant(
@@ -127,6 +129,6 @@ MUTANTS = [
         "assay/proofs/certificate.py",
         "    if os.path.lexists(advice) and not _is_advice(advice):",
         "    if os.path.exists(advice) and not _is_advice(advice):",
-        ("tests/proofs/test_certificate.py",),
+        ("tests/proofs/test_certificate.py::test_links_of_others_are_never_replaced",),
     ),
 ]
