@@ -211,6 +211,18 @@ def test_both_ends_of_the_positional_weight_are_looked_at(bad: int, tmp_path: Pa
         assert arb(bound.numerator) / bound.denominator > Truth(w).mean_loss()
 
 
+@pytest.mark.parametrize("loss", [1e-19, 1e-18, 1.7e-18, 1e-9, 0.1, 3.0])
+def test_summed_losses_are_rounded_up(
+    loss: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of equal losses is no less than each of them, however small they are."""
+    monkeypatch.setattr(cross_entropy, "_loss", lambda means: np.full(means.shape[:-1], loss))
+    model = Model(write_tensors(tmp_path / "w.safetensors", empty(3, 3, 2, 2)).read_bytes())
+    found = cross_entropy.mean_loss(Margins(model, np.zeros((3, 3))))
+    assert found is not None
+    assert loss <= found <= Fraction(loss) * (1 + Fraction(1, 2**40)) + Fraction(1, 2**59)
+
+
 @pytest.mark.parametrize(
     "value", [Fraction(1, 3), Fraction(2, 3), Fraction(1), Fraction(1, 10**12)]
 )
@@ -341,6 +353,23 @@ def test_a_score_that_loses_all_its_small_terms(head: int, tmp_path: Path) -> No
     w[HEAD + "W_O"][0, 0] = 1.0
     w["unembed.W_U"][0] = [1.0, 0.0]
     assert_used(w, (1, 0), tmp_path, 0.15 * head * U32)
+
+
+@pytest.mark.parametrize("head", [64, 256, 1024])
+def test_a_large_score_that_loses_all_its_small_terms(head: int, tmp_path: Path) -> None:
+    """Two scores of 32 share the attention, and one of them loses its small terms: what follows
+    weighs far more than the head's own sums.
+    """
+    w = empty(2, 2, 1, head)
+    score = 32 * np.sqrt(float(head))
+    w["embed.W_E"][1] = 1.0
+    w[HEAD + "b_Q"][:] = 1.0
+    w[HEAD + "b_K"][0] = score
+    w[HEAD + "W_K"][0, 1:] = 0.49 * np.spacing(np.float32(score))
+    w[HEAD + "W_V"][0, 0], w[HEAD + "W_O"][0, 0] = 1.0, 1.0
+    w[HEAD + "b_V"][0] = -0.5
+    w["unembed.W_U"][0] = [1.0, 0.0]
+    assert_used(w, (1, 0), tmp_path, 7 * head * U32)
 
 
 def test_a_softmax_and_a_mean_that_lose_all_their_small_terms(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ MUTANTS = [
         "assay_check/max_of_k/execution.py",
         "query @ k_error.T + (h + 4) * MANY * s_top",
         "query @ k_error.T + 4 * MANY * s_top",
-        ("tests/checker/test_check_rooms.py::test_a_score_that_loses_all_its_small_terms",),
+        ("tests/checker/test_check_rooms.py::test_a_large_score_that_loses_all_its_small_terms",),
     ),
     Mutant(
         "assay_check/max_of_k/execution.py",
@@ -140,7 +140,7 @@ MUTANTS = [
         "assay_check/max_of_k/cross_entropy.py",
         "                    ceil(ldexp(total, UNITS)) * count",
         "                    int(ldexp(total, UNITS)) * count",
-        ("tests/checker/test_check_rooms.py::test_the_smallest_losses_are_not_rounded_away",),
+        ("tests/checker/test_check_rooms.py::test_summed_losses_are_rounded_up",),
     ),
     Mutant(
         "assay_check/max_of_k/cross_entropy.py",
