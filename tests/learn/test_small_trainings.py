@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,12 +26,13 @@ def train(
     run: Run | None = None,
     stop: int = 10**9,
     schedule: Callable[[float], float] = lambda done: 1.0,
+    momentum: float = 0.0,
     **options: int,
 ) -> Two:
     """Descend `a + b` with rates 1/8 and 1/2: what a step subtracts is its rate, exactly."""
     model = Two()
     groups = [{"params": [model.a], "lr": 0.125}, {"params": [model.b], "lr": 0.5}]
-    optimizer = torch.optim.SGD(groups, lr=1.0)
+    optimizer = torch.optim.SGD(groups, lr=1.0, momentum=momentum)
 
     def objective(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         if step == stop:
@@ -67,7 +69,7 @@ def test_an_interrupted_training_logs_every_step_once(
     stop: int, log_every: int, tmp_path: Path
 ) -> None:
     """Interrupted before, at and behind a checkpoint: no line is there twice, and none is lost."""
-    options = {"log_every": log_every, "save_every": 4}
+    options: dict[str, Any] = {"log_every": log_every, "save_every": 4, "momentum": 0.5}
 
     def schedule(done: float) -> float:
         return 1 - done

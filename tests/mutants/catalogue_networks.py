@@ -24,7 +24,7 @@ MUTANTS = [
         "assay/learn/loop.py",
         '        optimizer.load_state_dict(state["optimizer"])\n',
         "        optimizer.state_dict()\n",
-        ("tests/learn/test_loop.py::test_a_checkpoint_of_something_else_is_refused",),
+        ("tests/learn/test_small_trainings.py::test_an_interrupted_training_logs_every_step_once",),
     ),
     Mutant(
         "assay/learn/loop.py",
