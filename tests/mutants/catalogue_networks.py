@@ -55,7 +55,7 @@ MUTANTS = [
         "assay/io/commits.py",
         "        if check != self._check:",
         '        if check == "":',
-        ("tests/io/test_runs.py",),
+        ("tests/io/test_runs.py::test_every_flipped_byte_is_named[assay-run.jsonl]",),
     ),
     Mutant(
         "assay/io/commits.py",
@@ -67,13 +67,13 @@ MUTANTS = [
         "assay/io/locks.py",
         "fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)",
-        ("tests/io/test_runs.py",),
+        ("tests/io/test_runs.py::test_one_process_at_a_time_and_no_lock_outlives_a_kill",),
     ),
     Mutant(
         "assay/io/record.py",
         "            data = path.read_bytes()[: entry.size]",
         "            data = path.read_bytes()",
-        ("tests/io/test_runs.py",),
+        ("tests/io/test_runs.py::test_a_resumed_log_is_that_of_the_last_write",),
     ),
     Mutant(
         "assay/io/files.py",
