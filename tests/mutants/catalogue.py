@@ -13,7 +13,10 @@ SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
 VALUES = ("tests/core/test_values.py",)
 METHODS = ("tests/attribution/test_methods.py", "tests/attribution/test_estimators.py")
-NODES = ("tests/mechanisms/nodes", "tests/core/test_invariants.py")
+NODES = (
+    "tests/mechanisms/nodes/test_suffix_patching.py::test_every_site_of_every_family",
+    "tests/mechanisms/nodes/test_suffix_patching.py::test_module_paths_are_known_too",
+)
 EDGES = ("tests/edges",)
 
 CATALOGUE = [
