@@ -1,4 +1,4 @@
-# make tour | test | test-slow | lint | bench; each sets up what it needs, once.
+# make tour | test | test-slow | lint | bench | mutants; each sets up what it needs, once.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,7 +9,7 @@ BENCHMARKS := $(sort $(wildcard benchmarks/*.py))
 export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: tour test test-slow lint bench
+.PHONY: tour test test-slow lint bench mutants
 
 tour: $(STAMP)
 	$(BIN)/assay tour
@@ -28,6 +28,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants/run_mutants.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Assay needs Python 3.11 or newer, this is " + sys.version.split()[0])'

@@ -138,6 +138,13 @@ def path_scores_add_up_to_the_joint_removal(make: Make) -> None:
     )
 
 
+def the_baseline_is_the_metric_of_the_untouched_network(make: Make) -> None:
+    mechanisms = make()
+    plain = mechanisms.target.values(mechanisms.batch).double()
+    for method in (Gradient(), IntegratedGradients(max_nodes=5), Exact()):
+        torch.testing.assert_close(attribute(mechanisms, method).baseline, plain)
+
+
 def an_audit_of_exact_scores_finds_no_error(make: Make) -> None:
     mechanisms = make()
     found = attribute(mechanisms, Exact()).audit(exact=8)
@@ -246,6 +253,7 @@ INVARIANTS = (
     the_ablate_rule_is_the_general_rule,
     the_second_rule_is_the_general_rule,
     path_scores_add_up_to_the_joint_removal,
+    the_baseline_is_the_metric_of_the_untouched_network,
     an_audit_of_exact_scores_finds_no_error,
     the_worst_case_is_the_exhaustive_one_on_small_boxes,
     keeping_everything_is_faithful_and_nothing_is_not,

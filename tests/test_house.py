@@ -30,8 +30,8 @@ def test_the_rules_hold():
 
 PLANTED = {
     "a kind in the audit": ("assay/audit/agreement.py", "from assay.mechanisms import nodes"),
-    "assay in the checker": ("assay_check/margins.py", "import assay.errors"),
-    "torch in the checker": ("assay_check/margins.py", "import torch"),
+    "assay in the checker": ("assay_check/envelope.py", "import assay.errors"),
+    "torch in the checker": ("assay_check/envelope.py", "import torch"),
     "a lazy import": ("assay/bounds/levels.py", "def f():\n    from assay.audit import audit"),
     "a lazy kind": ("assay/core/parts.py", "def f():\n    import assay.mechanisms.nodes.kind"),
     "one kind in another": (

@@ -237,16 +237,21 @@ def prove(
     level: Annotated[
         str, typer.Option(help="real, float32, or float64 (a search: proves nothing).")
     ] = "real",
+    loss: Annotated[
+        bool,
+        typer.Option("--loss", help="Bound the mean cross-entropy from above, not the accuracy."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="CERT.json", help="Write the certificate here."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Prove a lower bound of a network's accuracy over all inputs."""
+    """Prove a lower bound of a network's accuracy over all inputs, or an upper one of its loss."""
     from assay.studies.proofs import prove_task
 
-    _show(prove_task(task, weights, strategy=strategy, level=level, certificate=out), as_json)
+    summary = prove_task(task, weights, strategy=strategy, level=level, loss=loss, certificate=out)
+    _show(summary, as_json)
 
 
 @app.command()

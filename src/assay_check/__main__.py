@@ -18,6 +18,5 @@ try:
     verdict = check(arguments.certificate, arguments.weights)
 except (InputError, OSError) as error:
     parser.error(str(error))
-text = f"{'accepted' if verdict.accepted else 'rejected'}: {verdict.reason}"
-print(json.dumps({**vars(verdict), "bound": str(verdict.bound)}) if arguments.json else text)
+print(json.dumps(verdict.plain()) if arguments.json else "\n".join(verdict.lines()))
 raise SystemExit(not verdict.accepted)

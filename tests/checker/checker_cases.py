@@ -137,6 +137,28 @@ class Truth:
                     return False
         return True
 
+    def mean_loss(self) -> arb:
+        """Return the mean cross-entropy over all sequences, every logit off by its error."""
+        with ctx.workprec(400):
+            total = arb(0)
+            for tokens in product(range(self.V), repeat=self.K):
+                q, m = tokens[-1], max(tokens)
+                places = [p * self.V + t for p, t in enumerate(tokens)]
+                best = max(self.scores[q][i] for i in places)
+                attention = [
+                    (arb(self.scores[q][i] - best) / arb(self.head).sqrt()).exp() for i in places
+                ]
+                others = arb(0)
+                for x in set(range(self.V)) - {m}:
+                    gap = sum(
+                        a * arb(self.written[i][x] - self.written[i][m])
+                        for a, i in zip(attention, places, strict=True)
+                    ) / sum(attention)
+                    gap = gap + arb(self.kept[q][x] - self.kept[q][m])
+                    others += (gap + float(self.error[q, x]) + float(self.error[q, m])).exp()
+                total += (1 + others).log()
+            return total / self.V**self.K
+
     def count(
         self,
         sets: np.ndarray,

@@ -16,8 +16,8 @@ import assay_check
 from assay.proofs.max_of_k import execution
 from assay.targets.max_of_k import from_tensors
 from assay_check import check
-from assay_check.execution import logit_error
-from assay_check.model import Model
+from assay_check.max_of_k.execution import logit_error
+from assay_check.max_of_k.model import Model
 
 
 def total(terms: np.ndarray, order: str, rng: np.random.Generator) -> np.ndarray:

@@ -15,8 +15,8 @@ from checker_cases import KINDS, Tensors, Truth, certify, draw, possible, sizes_
 
 import assay_check
 from assay_check import InputError, check
-from assay_check.execution import logit_error
-from assay_check.model import Model
+from assay_check.max_of_k.execution import logit_error
+from assay_check.max_of_k.model import Model
 
 
 def advice_for(rng: np.random.Generator, truth: Truth, families: int) -> np.ndarray:
@@ -169,11 +169,11 @@ def test_enumeration_finds_planted_errors(what: str, tmp_path: Path) -> None:
     shutil.copytree(
         Path(assay_check.__file__).parent, mutant, ignore=shutil.ignore_patterns("__pycache__")
     )
-    source = (mutant / "margins.py").read_text()
     for old, new in MUTANTS[what]:
+        (holder,) = [path for path in mutant.rglob("*.py") if old in path.read_text()]
+        source = holder.read_text()
         assert source.count(old) == 1
-        source = source.replace(old, new)
-    (mutant / "margins.py").write_text(source)
+        holder.write_text(source.replace(old, new))
     script = (
         "import sys; from pathlib import Path; from checker_cases import draw; from"
         " test_check_exhaustively import compare\nimport assay_check; assert"

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from assay_check import InputError
-from assay_check.model import Model, parse, tensors
+from assay_check.max_of_k.model import Model
+from assay_check.reading import parse, tensors
 
 ENTRY: dict[str, Any] = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]}
 

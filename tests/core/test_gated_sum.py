@@ -4,6 +4,8 @@ consistent with its adjoint.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import KINDS, dictionary, rank_one, tiny_batch, tiny_target
@@ -50,7 +52,7 @@ def test_adjoint_single_and_norm_agree_with_add(kind):
     mechanisms = kind()
     generator = torch.Generator().manual_seed(0)
     clean = read_sites(mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites)
-    for site, groups in mechanisms.clean_parts().items():
+    for site, groups in mechanisms.clean_parts():
         seen = clean[site]
         for name, parts in groups.items():
             group = mechanisms.group(name)
@@ -106,6 +108,38 @@ def test_gates_are_mixed_wider_than_a_narrow_value():
     assert torch.allclose(wide, torch.full((1, 2), 256.0 - 2**-10))
 
 
+def test_parts_of_a_narrow_value_add_up_before_they_are_rounded():
+    value = torch.full((1, 2), 256.0, dtype=torch.bfloat16)
+    half = Whole(torch.full((1, 2), 0.5), (1,), (1, 2))
+    gates = {"a": torch.zeros(1), "b": torch.zeros(1)}
+    # 255.5 would round back to 256 after each of the two.
+    assert torch.equal(mix(Seen(value, value), {"a": half, "b": half}, gates), value - 1)
+
+
+def test_the_norm_of_a_part_at_two_sites_is_the_root_of_the_summed_squares():
+    mechanisms = KINDS["two sites"]()
+    sites = mechanisms.clean_parts()
+    squares = sum(parts["reader"].norm().square() for _, parts in sites)
+    torch.testing.assert_close(mechanisms.norms()["reader"], squares.sqrt())
+
+
+def test_damage_is_the_loss_of_the_right_answer():
+    from assay.core.target import Target
+
+    full, values = torch.tensor([1.0, 2.0]), torch.tensor([0.0, 5.0])
+    higher = tiny_target()
+    lower = Target(higher.model, higher.metric, higher_is_right=False)
+    assert torch.equal(higher.damage(full, values), torch.tensor([1.0, -3.0]))
+    assert torch.equal(lower.damage(full, values), torch.tensor([-1.0, 3.0]))
+
+
+def test_gates_wider_than_the_value_keep_their_own_precision():
+    value = torch.zeros(1, 2)
+    parts = {"g": Whole(torch.full((1, 2), 2.0**30), (1,), (1, 2))}
+    gate = torch.tensor([1 - 2.0**-30], dtype=torch.float64)  # float32 would round this to one
+    assert torch.equal(mix(Seen(value, value), parts, {"g": gate}), value - 1)
+
+
 def test_shifts_and_groups():
     shifts = Shifts(torch.eye(3).reshape(3, 3, 1))
     assert shifts.shape == (3,)
@@ -139,3 +173,17 @@ def test_nan_weights_and_wrong_metric_shape():
         Target(model, lambda output, batch: output[:, 0])
     with pytest.raises(InputError, match="one number per example"):
         Target(tiny_target().model, lambda output, batch: output).values(tiny_batch())
+
+
+def test_only_sites_that_a_group_says_it_reads_are_remembered():
+    class Undeclared(type(KINDS["reads earlier"]())):
+        @property
+        def groups(self):
+            return {name: replace(group, reads=()) for name, group in super().groups.items()}
+
+    declared = KINDS["reads earlier"]()
+    undeclared = Undeclared(declared.target, declared.batch)
+    assert declared.values(declared.full(0.5)).shape == (5,)
+    for act in (lambda: undeclared.values(undeclared.full(0.5)), undeclared.norms):
+        with pytest.raises(InputError, match="not reached before"):
+            act()

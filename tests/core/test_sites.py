@@ -148,3 +148,40 @@ def test_tuple_outputs_keyword_inputs_and_order():
     assert torch.equal(doubled, expected)
     with pytest.raises(InputError, match="not computed before"):
         run_edited(network, inputs, {"pair + late": lambda seen: seen.written})
+
+
+def test_a_shared_parameter_begins_at_its_first_owner():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.middle = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.last = nn.Linear(3, 3, bias=False)
+            self.last.weight = self.first.weight
+
+        def forward(self, x):
+            return self.last(self.middle(self.first(x)).tanh())
+
+    network, inputs = Tied(), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    record = record_outputs(network, inputs)
+    edits = {"last.weight": lambda seen: seen.written * 1.5}
+    assert record.done_before(network, edits) == []
+    resumed = run_edited(network, inputs, edits, record=record, resume=edits)
+    assert torch.equal(resumed, run_edited(network, inputs, edits))
+
+
+def test_nothing_is_skipped_before_a_shared_parameter_whose_owner_runs_twice():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.again, self.middle = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+            self.last = nn.Linear(3, 3, bias=False)
+            self.last.weight = self.again.weight
+
+        def forward(self, x):
+            return self.last(self.middle(self.again(self.again(x))).tanh())
+
+    network, inputs = Twice(), torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    record = record_outputs(network, inputs)
+    edits = {"last.weight": lambda seen: seen.written * 1.5}
+    resumed = run_edited(network, inputs, edits, record=record, resume=edits)
+    assert torch.equal(resumed, run_edited(network, inputs, edits))

@@ -12,8 +12,7 @@ from safetensors.numpy import load_file
 from small_models import draw, planted
 
 from assay.errors import InputError
-from assay.proofs import certificate
-from assay.proofs.max_of_k import operations
+from assay.proofs.max_of_k import certificate, operations
 from assay.proofs.max_of_k.cells import Measure
 from assay.proofs.max_of_k.prove import prove, prove_all, search
 from assay.proofs.max_of_k.strategies import STRATEGIES, brute, named
@@ -155,9 +154,9 @@ def test_proofs_survive_a_round_trip_through_files(tmp_path: Path) -> None:
 def test_all_leaves_out_what_would_take_too_long(
     weights: Weights, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from assay.proofs.max_of_k.strategies.exact import Exact
+    from assay.proofs.max_of_k.strategies.exact import ExactSets
 
-    monkeypatch.setattr(Exact, "seconds", lambda self, weights: 1e9)
+    monkeypatch.setattr(ExactSets, "seconds", lambda self, weights: 1e9)
     monkeypatch.setattr(brute, "refuse", _refuse)
     names = [
         result.strategy

@@ -12,6 +12,7 @@ import pytest
 
 from assay import cli
 from assay.errors import InputError
+from assay.io import runs
 from assay.report.page import Fact, Section
 from assay.studies import runner
 
@@ -123,12 +124,24 @@ def test_the_command_prints_json_and_one_line_errors(fake, monkeypatch, capsys):
 
 
 def test_an_unfinished_run_says_how_to_go_on(fake, monkeypatch, capsys):
-    recipe = runner.load(fake.recipe)
-    runner.execute(recipe, fake.folder)
-    (fake.folder / "summary.json").unlink()
+    saved = {
+        "recipe": fake.recipe,
+        "study": "fake",
+        "overrides": {},
+        "config": Settings().model_dump(),
+    }
+    runs.start(fake.folder, saved).close()
     code, out = command(monkeypatch, capsys, "report", str(fake.folder))
     assert code == 2
     assert "--resume" in out.err
+
+
+def test_a_summary_that_is_gone_is_named(fake, monkeypatch, capsys):
+    runner.execute(runner.load(fake.recipe), fake.folder)
+    (fake.folder / "summary.json").unlink()
+    code, out = command(monkeypatch, capsys, "report", str(fake.folder))
+    assert code == 2
+    assert "summary.json is missing" in out.err
 
 
 def test_every_shipped_recipe_is_valid_in_both_forms():

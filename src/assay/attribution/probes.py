@@ -14,6 +14,7 @@ from torch import Tensor
 from assay.attribution.gradient import gate_gradient
 from assay.attribution.method import Estimate, Method
 from assay.core.mechanisms import Mechanisms
+from assay.core.values import add
 from assay.errors import InputError
 
 
@@ -43,7 +44,7 @@ class ProbedSecondOrder(Method):
         return Estimate(
             baseline,
             {
-                name: first[name] - probe(mechanisms, name, self.probes, generator) / 2
+                name: add(first[name], -probe(mechanisms, name, self.probes, generator) / 2)
                 for name in mechanisms.groups
             },
         )

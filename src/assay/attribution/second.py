@@ -13,6 +13,7 @@ from assay.attribution.gradient import gate_gradient
 from assay.attribution.method import Estimate, Method
 from assay.core.mechanisms import Mechanisms, differentiable
 from assay.core.sites import Record
+from assay.core.values import add
 from assay.memory import rows_within
 
 
@@ -39,7 +40,7 @@ class SecondOrder(Method):
                     mechanisms, name, every(mechanisms, name), record=record, budget=self.budget
                 )
                 second = rows.T.reshape(len(mechanisms.batch), *group.axes)
-            values[name] = first[name] - second / 2
+            values[name] = add(first[name], -second / 2)
         return Estimate(baseline, values)
 
 

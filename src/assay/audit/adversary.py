@@ -12,6 +12,7 @@ from torch import Tensor
 from assay.attribution.gradient import gate_gradient
 from assay.audit.faithfulness import Keep, kept_gates
 from assay.core.mechanisms import Mechanisms
+from assay.core.values import dense
 from assay.errors import InputError
 
 
@@ -117,7 +118,9 @@ class _Search:
     def slope(self, gates: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return minus the slope of the damage, summed over examples for shared gates."""
         self.evaluations += 1
-        found = gate_gradient(self.mechanisms, gates)[1]
+        found = {
+            name: dense(slope) for name, slope in gate_gradient(self.mechanisms, gates)[1].items()
+        }
         groups = self.mechanisms.groups
         sign = 1.0 if self.mechanisms.target.higher_is_right else -1.0
         return {

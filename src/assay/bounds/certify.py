@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from assay.bounds.convert import graph_of
-from assay.bounds.graph import Graph, as_array
+from assay.bounds.graph import Graph
+from assay.bounds.numbers import Array, as_array
 from assay.bounds.propagate import bound
 from assay.bounds.regions import ball
-from assay.bounds.rounding import Array
 from assay.errors import InputError
 
 
@@ -64,7 +64,12 @@ def certified_accuracy(
     margin `logit_label - logit_k` is bounded as one linear function of the output, which is tighter
     than a bound per logit. Raises `InputError` on labels that do not fit, and as `graph_of` and
     `bound` do."""
-    x = as_array("inputs", inputs)
+    x, reach = as_array("inputs", inputs), as_array("radius", radius)
+    if x.ndim == 0 or reach.shape != ():
+        raise InputError(
+            f"inputs (samples, *shape) and one radius are needed, got shapes {x.shape} and"
+            f" {reach.shape}"
+        )
     graph = model if isinstance(model, Graph) else graph_of(model, x.shape[1:])
     shape = graph.nodes[-1].shape
     if len(shape) != 1 or shape[0] < 2:
@@ -79,7 +84,7 @@ def certified_accuracy(
     one = np.eye(shape[0])[y.astype(int)]
     others = np.nonzero(1 - one)[1].reshape(len(y), shape[0] - 1)
     rows = one[:, None] - np.eye(shape[0])[others]
-    found = bound(graph, ball(x, radius, domain, norm), method=method, level=level, objective=rows)
+    found = bound(graph, ball(x, reach, domain, norm), method=method, level=level, objective=rows)
     return CertifiedAccuracy(
-        found.lower.min(1), float(radius), norm, level, method, found.assumptions
+        found.lower.min(1), float(reach), norm, level, method, found.assumptions
     )

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.bounds.graph import Graph, Ref
-from assay.bounds.levels import Arithmetic
+from assay.bounds.levels import Arithmetic, check_range
 from assay.bounds.regions import Ball, least
 from assay.bounds.rounding import Array, Interval, add_down, add_up, mul_up, sub_down
 from assay.errors import AssayError
@@ -70,6 +70,8 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
                 )
         if not (np.all(np.isfinite(value.lo)) and np.all(np.isfinite(value.hi))):
             raise AssayError(OVERFLOW.format(f"node {ref} ({type(node.operation).__name__})"))
+        if ar.executed and node.limited:
+            check_range(value.magnitude())
         known.values.append(value)
         known.errors.append(error)
         if ref in wanted:

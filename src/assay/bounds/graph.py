@@ -5,6 +5,7 @@ apart.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,9 @@ import numpy as np
 from assay.bounds import nonlinear
 from assay.bounds import operations as ops
 from assay.bounds.levels import ULPS
+from assay.bounds.numbers import as_array
 from assay.bounds.operations import Operation, Shape
-from assay.bounds.rounding import Array, Interval
+from assay.bounds.rounding import Interval
 from assay.errors import InputError
 
 Ref = int
@@ -24,33 +26,22 @@ class Node:
     """An operation (none for an input), the nodes it reads, and the shape of one sample.
 
     virtual: it exists for the bound alone (a part of a norm, a sum that tightens a product), so
-    that float32 never executes it."""
+    that float32 never executes it. limited: a virtual node that float32 does form inside a later
+    operation, such as the sum of squares of a norm, so that it must not overflow."""
 
     operation: Operation | None
     parents: tuple[Ref, ...]
     shape: Shape
     virtual: bool = False
-
-
-def as_array(what: str, x: Any, copy: bool = False) -> Array:
-    """Return a tensor or array as finite float64; raises `InputError` naming what it is."""
-    if hasattr(x, "detach"):
-        x = x.detach().cpu().double().numpy()
-    try:
-        values = np.array(x, np.float64, copy=True if copy else None)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what}: numbers are needed, got {type(x).__name__}") from error
-    if not np.all(np.isfinite(values)):
-        raise InputError(f"{what} has NaN or infinite entries")
-    return values
+    limited: bool = False
 
 
 class Graph:
     """A network under construction: every method adds a node and returns its number; the last node
     is the output.
 
-    Shapes are those of one sample. Constants may be arrays or tensors and are taken as exact
-    float64 numbers."""
+    Shapes are those of one sample. Constants may be arrays or tensors of any precision; they are
+    taken exactly, and copied, so that training the network later changes no bound."""
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -61,14 +52,18 @@ class Graph:
         return [i for i, node in enumerate(self.nodes) if node.operation is None]
 
     def input(self, *shape: int) -> Ref:
-        """Add an input of the given shape."""
-        self.nodes.append(Node(None, (), shape))
+        """Add an input of the given shape; raises `InputError` for sizes that are not positive."""
+        if not all(hasattr(size, "__index__") and size > 0 for size in shape):
+            raise InputError(f"input: positive sizes are needed, got shape {shape}")
+        self.nodes.append(Node(None, (), tuple(map(index, shape))))
         return len(self.nodes) - 1
 
-    def add_node(self, operation: Operation, *parents: Ref, virtual: bool = False) -> Ref:
+    def add_node(
+        self, operation: Operation, *parents: Ref, virtual: bool = False, limited: bool = False
+    ) -> Ref:
         """Add any operation; raises `InputError` when shapes do not fit."""
         shape = operation.shape(*(self.nodes[p].shape for p in parents))
-        self.nodes.append(Node(operation, parents, shape, virtual))
+        self.nodes.append(Node(operation, parents, shape, virtual, limited))
         return len(self.nodes) - 1
 
     def linear(self, x: Ref, weight: Any, bias: Any = None, *, virtual: bool = False) -> Ref:
@@ -83,9 +78,7 @@ class Graph:
 
     def scale(self, x: Ref, weight: Any = 1.0, bias: Any = 0.0) -> Ref:
         """Add `w x + b`, elementwise, w and b broadcast to the shape of x."""
-        return self.add_node(
-            ops.Scale(as_array("scale weight", weight), as_array("scale bias", bias)), x
-        )
+        return self.add_node(ops.Scale(weight, bias), x)
 
     def add(self, x: Ref, y: Ref) -> Ref:
         """Add `x + y`."""
@@ -126,15 +119,17 @@ class Graph:
             raise InputError("softmax: a row of the mask allows no entry")
         return self.add_node(nonlinear.Softmax(allowed), x)
 
-    def rms_norm(self, x: Ref, gain: Any = None, eps: float = 0.0) -> Ref:
-        """Add `gain x / sqrt(mean x^2 + eps)` along the last axis."""
-        width = self.nodes[x].shape[-1]
-        root = self._root(x, Interval.exactly(1.0) / float(width), Interval.exactly(float(eps)))
-        weight = np.ones(width) if gain is None else as_array("norm gain", gain)
+    def rms_norm(self, x: Ref, gain: Any = None, eps: float = 0.0, *, unexecuted: str = "") -> Ref:
+        """Add `gain x / sqrt(mean x^2 + eps)` along the last axis; `unexecuted`: why level float32
+        does not cover it, if it does not.
+        """
+        width, shift = self.nodes[x].shape[-1], _checked_eps(eps)
+        root = self._root(x, Interval.exactly(1.0) / float(width), Interval.exactly(shift))
+        weight = np.ones(width) if gain is None else gain
         scaled = self.add_node(nonlinear.Multiply(), x, root, virtual=True)
-        reason = (
+        reason = unexecuted or (
             ""
-            if eps >= 2.0**-60
+            if shift >= 2.0**-60
             else f"level float32: rms_norm needs eps >= 2^-60 against underflow, got {eps}"
         )
         # width + 4 roundings for the mean and eps, 4 for the root and the two products, and the
@@ -147,15 +142,15 @@ class Graph:
         width = self.nodes[x].shape[-1]
         # c = width (x - mean) has integer weights; norm = c / sqrt(sum c^2 / width + width^2 eps).
         centred = self.linear(x, width * np.eye(width) - 1.0, virtual=True)
-        shift = Interval.exactly(float(width**2)) * float(eps)
+        shift = Interval.exactly(float(width**2)) * _checked_eps(eps)
         root = self._root(
             centred,
             Interval.exactly(1.0) / float(width),
             Interval(np.maximum(shift.lo, 0.0), shift.hi),
         )
         scaled = self.add_node(nonlinear.Multiply(), centred, root, virtual=True)
-        weight = np.ones(width) if gain is None else as_array("norm gain", gain)
-        offset = np.zeros(width) if bias is None else as_array("norm bias", bias)
+        weight = np.ones(width) if gain is None else gain
+        offset = np.zeros(width) if bias is None else bias
         reason = (
             "level float32: LayerNorm is not covered, because how its variance is summed is not"
             " fixed; use level real"
@@ -165,10 +160,18 @@ class Graph:
     def _root(self, x: Ref, scale: Interval, shift: Interval) -> Ref:
         width = self.nodes[x].shape[-1]
         squares = self.add_node(nonlinear.Square(), x, virtual=True)
-        total = self.linear(squares, np.ones((1, width)), virtual=True)
+        ones = ops.Affine(np.ones((1, width)), np.zeros(1))
+        total = self.add_node(ones, squares, virtual=True, limited=True)
         return self.add_node(nonlinear.InverseRoot(scale, shift), total, virtual=True)
 
     def rearrange(self, x: Ref, shape: Shape, axes: tuple[int, ...] | None = None) -> Ref:
         """Add a permutation of the axes of one sample, then a reshape."""
         kept = tuple(range(len(self.nodes[x].shape))) if axes is None else axes
         return self.add_node(ops.Rearrange(kept, shape), x)
+
+
+def _checked_eps(eps: Any) -> float:
+    value = as_array("norm eps", eps)
+    if value.shape or value < 0:
+        raise InputError(f"norm eps: one number >= 0 is needed, got {eps}")
+    return float(value)

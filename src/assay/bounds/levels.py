@@ -4,14 +4,14 @@ float32.
 * `float64`: ordinary float64 products and functions; rounding errors are not covered. For search
   and ranking.
 * `real`: rigorous for the network in real-number arithmetic with the given float weights. Matrix
-  products carry their
-  forward-error bound, elementwise operations round outward, exp and erf are balls.
+  products carry their forward-error bound, elementwise operations round outward, exp and erf are
+  balls.
 * `float32`: rigorous for the network executed in float32: round to nearest, sums in any order, with
-  or without fused
-  multiply-add, gradual underflow or flush to zero, no reduced-precision products (TF32, bfloat16),
-  on the float32 inputs of the region. It is `real` plus the forward error of every operation; that
-  exp, erf and the reciprocal root are accurate to `ULPS` units in the last place is an assumption,
-  recorded in the result.
+  or without fused multiply-add, gradual underflow or flush to zero, no reduced-precision products
+  (TF32, bfloat16), on the inputs of the region rounded to float32. It is `real` plus the forward
+  error of every operation; that exp, erf and the reciprocal root are accurate to `ULPS` units in
+  the last place is an assumption, recorded in the result. A network that could overflow anywhere
+  is refused.
 
 Every linear bound is the lower bound of a row `A.x + c`, kept valid in real arithmetic: a rounding
 error in A is paid for in c, as `|error in A| . |x|`, where |x| is bounded by the interval that is
@@ -138,9 +138,17 @@ def executed_sum(terms: int, absolute: Array, largest: float) -> Array:
 
     absolute: the real sums of |a||b|; largest: the largest |a| or |b|. Raises `AssayError` where a
     partial sum may overflow float32."""
-    if not np.all(absolute < LARGEST32):
-        raise AssayError(
-            "level float32: a partial sum may exceed float32; scale the weights or the inputs down"
-        )
+    check_range(absolute)
     flushed = 2 * terms * SMALL32 * (1 + largest)
     return add_up(mul_up(gamma(terms, UNIT32), absolute), flushed)
+
+
+def check_range(magnitude: Array) -> None:
+    """Raise `AssayError` unless float32 can form numbers of this magnitude, with room for their
+    rounding errors.
+    """
+    if not np.all(magnitude < LARGEST32):
+        raise AssayError(
+            "level float32: a number or a partial sum may exceed float32; scale the weights or the"
+            " inputs down"
+        )

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.bounds import relaxations
-from assay.bounds.levels import SMALL32, ULPS, UNIT32, Arithmetic, executed_sum
+from assay.bounds.levels import (
+    SMALL32,
+    ULPS,
+    UNIT32,
+    Arithmetic,
+    check_range,
+    executed_sum,
+)
+from assay.bounds.numbers import constant
 from assay.bounds.operations import Carried, Operation, Shape, fits, largest
 from assay.bounds.rounding import Array, Interval, add_up, mul_up, sub_down, sub_up, sum_up
 from assay.errors import AssayError, InputError
@@ -124,14 +132,14 @@ class Elementwise(Operation):
         self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
     ) -> Carried:
         lines, magnitude = relaxed, xs[0].magnitude()
-        carried = rows * lines.above_slope[:, None]
+        carried = np.ascontiguousarray(rows * lines.above_slope[:, None])
         bent = np.flatnonzero(
             (lines.below_slope != lines.above_slope).reshape(len(magnitude), -1).any(0)
         )
         if len(bent):  # only where the slopes differ does the sign of the coefficient matter
             some, flat = (
                 rows.reshape(*rows.shape[:2], -1)[..., bent],
-                carried.reshape(*carried.shape[:2], -1),
+                carried.reshape(*carried.shape[:2], -1),  # a view: what is written to it counts
             )
             steeper, flatter = (
                 s.reshape(len(s), 1, -1)[..., bent] for s in (lines.below_slope, lines.above_slope)
@@ -159,7 +167,7 @@ class Relu(Elementwise):
         return relaxations.relu_lines(x)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
-        return 0.0
+        return np.full(value.shape, SMALL32)  # a subnormal number may be flushed
 
     def undecided(self, x: Interval) -> NDArray[np.bool_]:
         return (x.lo < 0) & (x.hi > 0)
@@ -177,10 +185,10 @@ class Gelu(Elementwise):
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         # |x|/2 (erf: ULPS units in the last place of 1, its argument and 1 + erf: 3 roundings) and
-        # the product.
-        return executed_sum(
-            2 * ULPS + 5, mul_up(0.5, xs[0].magnitude()), largest(xs[0].magnitude())
-        )
+        # the product, in any order: x (1 + erf) may be formed before it is halved.
+        x = xs[0].magnitude()
+        check_range(x)
+        return executed_sum(2 * ULPS + 5, mul_up(0.5, x), largest(x))
 
 
 @dataclass(frozen=True)
@@ -233,6 +241,10 @@ class Softmax(Operation):
 
     mask: Array
     nonlinear = True
+
+    def __post_init__(self) -> None:
+        allowed = constant("softmax mask", self.mask) != 0
+        object.__setattr__(self, "mask", allowed.astype(np.float64))
 
     def shape(self, *parents: Shape) -> Shape:
         if not fits(self.mask, parents[0]):

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.bounds.levels import Arithmetic, executed_sum
+from assay.bounds.numbers import constant
 from assay.bounds.rounding import Array, Interval, add_up, mul_up, sub_down
 from assay.errors import AssayError, InputError
 
@@ -83,10 +84,14 @@ class Operation(ABC):
 
 @dataclass(frozen=True)
 class Affine(Operation):
-    """`x W^T + b` along the last axis."""
+    """`x W^T + b` along the last axis; weight (out, in) and bias (out,) are copied."""
 
     weight: Array
     bias: Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", constant("linear weight", self.weight))
+        object.__setattr__(self, "bias", constant("linear bias", self.bias))
 
     @cached_property
     def absolute(self) -> Array:
@@ -133,6 +138,8 @@ class Affine(Operation):
         constant = (signs * self.bias[units])[None]
         if not isinstance(error, float):
             constant = sub_down(constant, error[:, units])
+        elif error:
+            constant = sub_down(constant, error)
         return [(signs[:, None] * self.weight[units])[None]], constant
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
@@ -146,14 +153,18 @@ class Affine(Operation):
 
 @dataclass(frozen=True)
 class Scale(Operation):
-    """`w x + b`, elementwise; `terms` roundings at level float32, or none that can be bounded,
-    for the given reason.
+    """`w x + b`, elementwise, w and b copied; `terms` roundings at level float32, or none that
+    can be bounded, for the given reason.
     """
 
     weight: Array
     bias: Array
     terms: int = 2
     unbounded: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", constant("scale weight", self.weight))
+        object.__setattr__(self, "bias", constant("scale bias", self.bias))
 
     def shape(self, *parents: Shape) -> Shape:
         if not (fits(self.weight, parents[0]) and fits(self.bias, parents[0])):
@@ -267,9 +278,9 @@ def fits(constant: Array, shape: Shape) -> bool:
 
 def check_float32(*constants: Array) -> None:
     """Raise `AssayError` unless every constant is a float32 number."""
-    for constant in constants:
+    for values in constants:
         with np.errstate(over="ignore", under="ignore"):
-            same = np.array_equal(constant.astype(np.float32).astype(np.float64), constant)
+            same = np.array_equal(values.astype(np.float32).astype(np.float64), values)
         if not same:
             raise AssayError(
                 "level float32: a weight is not a float32 number, so that a float32 network cannot"

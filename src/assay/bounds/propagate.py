@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from assay.bounds.engine import OVERFLOW, carry, lower, ordered, propagate, tighten
-from assay.bounds.graph import Graph, as_array
+from assay.bounds.graph import Graph
 from assay.bounds.levels import ULPS, Arithmetic, arithmetic
+from assay.bounds.numbers import as_array
 from assay.bounds.regions import check_boxes
 from assay.bounds.rounding import Array, Interval
 from assay.errors import AssayError, InputError, unknown
@@ -62,7 +63,8 @@ def bound(
     not cover an operation."""
     if method not in METHODS:
         raise unknown("method", method, METHODS)
-    ar, checked = arithmetic(level), check_boxes(graph, boxes)
+    ar = arithmetic(level)
+    checked = check_boxes(graph, boxes, ar)
     samples = len(checked[0].lo)
     rows = None if objective is None else _check_objective(graph, objective, samples)
     found = []
@@ -103,7 +105,8 @@ def linear_lower(
 
     objective: (rows, *output shape), or with a leading sample axis. A dot product then bounds every
     point of a box. Raises as `bound`."""
-    ar, checked = arithmetic(level), check_boxes(graph, boxes)
+    ar = arithmetic(level)
+    checked = check_boxes(graph, boxes, ar)
     samples = len(checked[0].lo)
     rows = _check_objective(graph, objective, samples)
     found: list[list[Array]] = []

@@ -16,11 +16,10 @@ from typing import Any, cast
 
 import numpy as np
 from flint import arb, ctx, fmpz_mat
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from assay.bounds.numbers import Array, as_array, exactly, is_float64, outward
 from assay.errors import AssayError, InputError
-
-Array = NDArray[np.float64]
 
 UNIT = 2.0**-53  # unit roundoff of float64
 TINY = 2.0**-1074  # smallest positive float64
@@ -53,49 +52,49 @@ def check_arithmetic() -> None:
 @_quiet
 def up(x: ArrayLike) -> Array:
     """Return the next float64 above each entry."""
-    return cast(Array, np.nextafter(x, np.inf))
+    return cast(Array, np.nextafter(exactly(x), np.inf))
 
 
 @_quiet
 def down(x: ArrayLike) -> Array:
     """Return the next float64 below each entry."""
-    return cast(Array, np.nextafter(x, -np.inf))
+    return cast(Array, np.nextafter(exactly(x), -np.inf))
 
 
 @_quiet
 def add_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a + b."""
-    return up(np.add(a, b))
+    return up(np.add(exactly(a), exactly(b)))
 
 
 @_quiet
 def add_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a + b."""
-    return down(np.add(a, b))
+    return down(np.add(exactly(a), exactly(b)))
 
 
 @_quiet
 def sub_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a - b."""
-    return up(np.subtract(a, b))
+    return up(np.subtract(exactly(a), exactly(b)))
 
 
 @_quiet
 def sub_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a - b."""
-    return down(np.subtract(a, b))
+    return down(np.subtract(exactly(a), exactly(b)))
 
 
 @_quiet
 def mul_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a * b."""
-    return up(np.multiply(a, b))
+    return up(np.multiply(exactly(a), exactly(b)))
 
 
 @_quiet
 def mul_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a * b."""
-    return down(np.multiply(a, b))
+    return down(np.multiply(exactly(a), exactly(b)))
 
 
 @_quiet
@@ -103,7 +102,7 @@ def div_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a / b; a zero in b gives an infinity or NaN, which `finite`
     refuses.
     """
-    return up(np.divide(a, b))
+    return up(np.divide(exactly(a), exactly(b)))
 
 
 @_quiet
@@ -111,23 +110,23 @@ def div_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a / b; a zero in b gives an infinity or NaN, which `finite`
     refuses.
     """
-    return down(np.divide(a, b))
+    return down(np.divide(exactly(a), exactly(b)))
 
 
 @_quiet
 def sqrt_up(a: ArrayLike) -> Array:
     """Return an upper bound of the square root of a >= 0."""
-    return up(np.sqrt(a))
+    return up(np.sqrt(exactly(a)))
 
 
 @_quiet
 def sqrt_down(a: ArrayLike) -> Array:
     """Return a lower bound of the square root of a >= 0, never negative."""
-    return cast(Array, np.maximum(down(np.sqrt(a)), 0.0))
+    return cast(Array, np.maximum(down(np.sqrt(exactly(a))), 0.0))
 
 
 def _fold(x: ArrayLike, axis: int, add: Callable[[ArrayLike, ArrayLike], Array]) -> Array:
-    x = np.moveaxis(np.asarray(x, np.float64), axis, 0)
+    x = np.moveaxis(exactly(x), axis, 0)
     if len(x) == 0:
         return np.zeros(x.shape[1:])
     while len(x) > 1:
@@ -149,15 +148,24 @@ def sum_down(x: ArrayLike, axis: int = -1) -> Array:
 
 @dataclass(frozen=True)
 class Interval:
-    """Arrays `lo <= hi` of one shape that contain a real array; the operators round outward."""
+    """Arrays `lo <= hi` of one shape that contain a real array; the operators round outward.
+
+    Ends of any other precision than float64 are converted, outward where they must be rounded, so
+    that every operation is float64's own. Raises `InputError` for ends that are no real numbers."""
 
     lo: Array
     hi: Array
 
+    def __post_init__(self) -> None:
+        if not (is_float64(self.lo) and is_float64(self.hi)):
+            object.__setattr__(self, "lo", outward(self.lo, -np.inf))
+            object.__setattr__(self, "hi", outward(self.hi, np.inf))
+
     @staticmethod
-    def exactly(x: ArrayLike) -> Interval:
-        """Return the degenerate interval of the given numbers."""
-        x = np.asarray(x, np.float64)
+    def exactly(x: Any) -> Interval:
+        """Return the degenerate interval of the given numbers, or the narrowest one around those
+        that float64 cannot hold.
+        """
         return Interval(x, x)
 
     @property
@@ -258,7 +266,7 @@ def dot_up(a: Array, b: Array) -> Array:
     """Return an upper bound of `a @ b` for entrywise non-negative a and b, from one float
     product.
     """
-    terms = a.shape[-1]
+    a, b, terms = exactly(a), exactly(b), a.shape[-1]
     value = a @ b
     return add_up(mul_up(value, 1 + 2 * gamma(terms)), 2 * terms * TINY)
 
@@ -268,7 +276,7 @@ def dot_interval(a: Array, b: Array) -> Interval:
     """Return an enclosure of the real product `a @ b` of float64 arrays, from one float product
     and its error bound.
     """
-    terms = a.shape[-1]
+    a, b, terms = exactly(a), exactly(b), a.shape[-1]
     value = a @ b
     error = add_up(mul_up(gamma(terms), dot_up(np.abs(a), np.abs(b))), terms * TINY)
     return Interval(sub_down(value, error), add_up(value, error))
@@ -356,11 +364,9 @@ def dyadic(matrix: ArrayLike) -> Dyadic:
     """Return a finite float matrix (rows, columns) as an exact dyadic one; a vector becomes one
     row.
     """
-    values = np.atleast_2d(np.asarray(matrix, np.float64))
+    values = np.atleast_2d(as_array("dyadic: the matrix", matrix))
     if values.ndim != 2:
         raise InputError(f"dyadic: a matrix is needed, got shape {values.shape}")
-    if not np.all(np.isfinite(values)):
-        raise InputError("dyadic: the matrix has NaN or infinite entries")
     fractions, exponents = np.frexp(values)
     mantissas = (fractions * 2.0**53).astype(np.int64)
     used = mantissas != 0
@@ -409,7 +415,7 @@ def map_balls(function: Callable[[arb], arb], x: ArrayLike, bits: int = 128) -> 
 
     Raises `InputError` on NaN.
     """
-    x = np.asarray(x, np.float64)
+    x = exactly(x)
     if np.any(np.isnan(x)):
         raise InputError("an interval has NaN ends")
     points, where = np.unique(x, return_inverse=True)
@@ -425,7 +431,7 @@ def exp_interval(lo: ArrayLike, hi: ArrayLike, bits: int = 128) -> Interval:
     """Enclose exp on [lo, hi] by balls rounded outward: `lo >= 0`, and `hi` is infinite where
     exp overflows float64.
     """
-    lo, hi = np.asarray(lo, np.float64), np.asarray(hi, np.float64)
+    lo, hi = outward(lo, -np.inf), outward(hi, np.inf)
     # exp(-746) is below the smallest float64 and exp(710) above the largest, so the balls need go
     # no further.
     low = map_balls(lambda x: x.exp(), np.clip(lo, -746.0, 710.0), bits).lo
@@ -437,6 +443,7 @@ def exp_interval(lo: ArrayLike, hi: ArrayLike, bits: int = 128) -> Interval:
 
 def erf_interval(lo: ArrayLike, hi: ArrayLike, bits: int = 128) -> Interval:
     """Enclose the error function on [lo, hi] by balls rounded outward."""
+    lo, hi = outward(lo, -np.inf), outward(hi, np.inf)
     # Beyond 27 the error function differs from its limit by less than 1e-300, and rounding outward
     # already includes the limit.
     low = map_balls(lambda x: x.erf(), np.clip(lo, -27.0, 27.0), bits).lo

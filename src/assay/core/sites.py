@@ -100,11 +100,9 @@ class Record:
                 for path, module in model.named_modules()
                 if any(p is wanted for p in module.parameters(False))
             ]
-            return (
-                min(self.spans[path][0] for path in owners if path in self.spans)
-                if set(owners) & set(self.spans)
-                else 0
-            )
+            # An owner that ran more than once has no span: nothing is known to come before it.
+            known = all(path in self.spans for path in owners)
+            return min((self.spans[path][0] for path in owners), default=0) if known else 0
         if place.path not in self.spans:
             raise InputError(
                 f"module {place.path!r} ran more than once, or not at all, in one forward pass: it"

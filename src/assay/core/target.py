@@ -23,7 +23,10 @@ Metric = Callable[[Any, "Batch"], Tensor]
 class Batch:
     """A batch of examples: `inputs` for the model (tensor, tuple or keyword arguments), `labels`
     for the metric.
-    """
+
+    Inputs are checked once; `checked` says that they were, as those of a batch cut from another.
+
+    Raises InputError when there is no example, or an input that is NaN or infinite."""
 
     inputs: Any
     labels: Any = None

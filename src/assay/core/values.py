@@ -13,13 +13,17 @@ from torch import Tensor
 
 DENSE = 1 << 22
 """Entries up to which a group's values stay dense."""
+SHARE = 1 / 8
+"""The largest share of entries that are not zero at which sparse values are worth it."""
 
 
 def compact(values: Float[Tensor, "examples ..."]) -> Tensor:
-    """Return values as they are, or sparse where they are many and at most one in eight is not
-    zero.
+    """Return values as they are, or sparse where they are more than `DENSE` and at most a `SHARE`
+    of them is not zero.
     """
-    if values.is_sparse or values.numel() <= DENSE or values.count_nonzero() * 8 > values.numel():
+    if values.is_sparse or values.numel() <= DENSE:
+        return values
+    if values.count_nonzero() > SHARE * values.numel():
         return values
     return values.to_sparse().coalesce()
 
@@ -141,7 +145,7 @@ def scatter(
     where = torch.cat([examples[:, None], index[rows, examples].to(examples)], dim=1)
     entries = found[rows, examples].double()
     if torch.Size(shape).numel() > DENSE:
-        return torch.sparse_coo_tensor(where.T, entries, shape).coalesce()
+        return torch.sparse_coo_tensor(where.T, entries, shape, check_invariants=False).coalesce()
     values = torch.zeros(shape, dtype=torch.float64, device=found.device)
     values[tuple(where.T)] = entries
     return values

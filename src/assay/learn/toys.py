@@ -19,7 +19,8 @@ def tms(
     *,
     seed: int = 0,
     steps: int = 2000,
-    probability: float = 0.05,
+    probability: float | Tensor = 0.05,
+    correlation: float = 0.0,
     samples: int = 1000,
     copies: int = 8,
     weights: Path | str | None = None,
@@ -28,9 +29,13 @@ def tms(
     """Train features in superposition, or load `W (hidden, features)`, `b (features,)` from
     safetensors with `weights`.
 
-    Circuit `j` is `W[:, j], b[j]`. Training can end with a feature left out, so the best of
-    `copies` networks is kept."""
+    Inputs are those of `draw_sparse`. Circuit `j` is `W[:, j], b[j]`. Training can end
+    with a feature left out, so the best of `copies` networks is kept."""
     generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        return draw_sparse(count, features, probability, generator, correlation=correlation)
+
     if weights is not None:
         model, loss = load_autoencoder(weights), float("nan")
         features = model.W.shape[1]
@@ -38,15 +43,15 @@ def tms(
         several = Autoencoder(features, hidden, generator, (copies,))
         _train(
             several,
-            lambda: _same(draw_sparse(1024, features, probability, generator)),
+            lambda: _same(draw(1024)),
             steps,
             1e-2,
             generator,
             run,
             "tms",
         )
-        model, loss = _best(several, draw_sparse(4096, features, probability, generator))
-    inputs = draw_sparse(samples, features, probability, generator)
+        model, loss = _best(several, draw(4096))
+    inputs = draw(samples)
     index = torch.arange(features)
     circuits = {"W": index.expand(model.W.shape), "b": index}
     return Toy(
@@ -60,7 +65,8 @@ def superposed_circuits(
     *,
     seed: int = 0,
     steps: int = 2000,
-    probability: float = 0.05,
+    probability: float | Tensor = 0.05,
+    correlation: float = 0.0,
     samples: int = 1000,
     group: int = 1,
     run: Run | None = None,
@@ -74,12 +80,14 @@ def superposed_circuits(
     coefficients = 3 * torch.rand(features, features, generator=generator)
     model = Bottleneck(features, hidden, features, generator)
 
-    def draw() -> tuple[Tensor, Tensor]:
-        x = draw_sparse(1024, features, probability, generator, group=group)
+    def draw(count: int = 1024) -> tuple[Tensor, Tensor]:
+        x = draw_sparse(
+            count, features, probability, generator, group=group, correlation=correlation
+        )
         return x, x @ coefficients.T
 
     loss = _train(model, draw, steps, 1e-2, generator, run, "superposed")
-    inputs = draw_sparse(samples, features, probability, generator, group=group)
+    inputs, labels = draw(samples)
     circuits = {
         "W_in": (torch.arange(features) // group).expand(model.W_in.shape),
         "W_out": torch.full(model.W_out.shape, -1),
@@ -88,7 +96,7 @@ def superposed_circuits(
     name = (
         f"{'groups' if group > 1 else 'circuits'} in superposition {features}-{hidden}-{features}"
     )
-    return Toy(name, model, inputs, inputs @ coefficients.T, "mse", circuits, coefficients, loss)
+    return Toy(name, model, inputs, labels, "mse", circuits, coefficients, loss)
 
 
 def squares(

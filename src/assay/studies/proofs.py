@@ -10,8 +10,8 @@ from typing import Any
 import assay_check
 from assay.errors import InputError, unknown
 from assay.io.files import existing
-from assay.proofs.certificate import check_destination
-from assay.proofs.max_of_k.prove import prove, prove_all
+from assay.proofs.max_of_k.cross_entropy import STRATEGY
+from assay.proofs.max_of_k.prove import prove, prove_all, prove_cross_entropy
 from assay.targets import max_of_k
 
 TASKS = ("max-of-k",)
@@ -23,18 +23,24 @@ def prove_task(
     *,
     strategy: str = "best",
     level: str = "real",
+    loss: bool = False,
     certificate: Path | str | None = None,
 ) -> dict[str, Any]:
     """Return what a strategy proves of the weights in a file, or, with "all", what every strategy
-    does, by name.
+    does, by name; with `loss`, an upper bound of the mean cross-entropy.
 
     Raises InputError for an unknown task, strategy or level, for "all" with a certificate, and for
-    a certificate in the place of another file.
+    another strategy than the one that bounds the loss, and for a certificate in the place of
+    another file.
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
-    if certificate is not None and strategy != "all":
-        check_destination(certificate, [weights])
+    if loss:
+        if strategy not in ("best", STRATEGY):
+            raise InputError(
+                f"--loss: the cross-entropy has one strategy, {STRATEGY!r}, got {strategy!r}"
+            )
+        return prove_cross_entropy(weights, level, certificate_path=certificate).to_json()
     if strategy != "all":
         return prove(weights, strategy, level, certificate_path=certificate).to_json()
     if certificate is not None:
@@ -45,11 +51,11 @@ def prove_task(
 
 
 def check_certificate(certificate: Path | str, weights: Path | str) -> dict[str, Any]:
-    """Return the verdict of the independent checker; InputError for files that are not what they
-    should be.
+    """Return the verdict of the independent checker, with what it is about: measure, level and
+    assumptions; InputError for files that are not what they should be.
     """
     try:
         verdict = assay_check.check(existing(certificate), existing(weights))
     except (assay_check.InputError, OSError) as error:
         raise InputError(str(error)) from error
-    return {**vars(verdict), "bound": str(verdict.bound)}
+    return {**verdict.plain(), "assumptions": "; ".join(verdict.assumptions) or "none"}

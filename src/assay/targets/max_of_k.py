@@ -167,7 +167,7 @@ def save(path: Path | str, model: MaxOfK | Weights) -> Path:
     kept = {
         name: torch.from_numpy(array)
         for name, array in entries.items()
-        if ".b_" not in name or array.any()
+        if ".b_" not in name or array.any() or np.signbit(array).any()  # -0.0 is another digest
     }
     return files.save_tensors(path, kept)
 
@@ -249,7 +249,8 @@ def _array(tensor: Tensor, name: str, where: str) -> np.ndarray:
             f"{where}: {name} ({tensor.dtype}) does not fit float32; cast the weights and prove"
             " that network"
         )
-    return np.ascontiguousarray(narrow.cpu().numpy())
+    # A copy: training the model further must not change what is being proved.
+    return np.array(narrow.cpu().numpy(), order="C", copy=True)
 
 
 def _without_head(array: np.ndarray, axes: int, name: str, where: str) -> np.ndarray:

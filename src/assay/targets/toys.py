@@ -101,16 +101,25 @@ def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Lin
 
 
 def draw_sparse(
-    samples: int, features: int, probability: float, generator: torch.Generator, *, group: int = 1
+    samples: int,
+    features: int,
+    probability: float | Tensor,
+    generator: torch.Generator,
+    *,
+    group: int = 1,
+    correlation: float = 0.0,
 ) -> Tensor:
-    """Draw inputs whose features (or whole groups) are active with `probability`, uniform on [0,
-    1) when active; none all zero.
-    """
+    """Draw inputs whose features (or whole groups) are active with `probability`, one for all or
+    one each, uniform on [0, 1) when active; none all zero.
+
+    An active feature (or group) makes the next one active too with probability `correlation`."""
     kept = torch.zeros(0, features)
     while kept.shape[0] < samples:
-        active = (
-            torch.rand(samples, features // group, generator=generator) < probability
-        ).repeat_interleave(group, 1)
+        active = torch.rand(samples, features // group, generator=generator) < probability
+        if correlation:
+            follows = torch.rand(active.shape, generator=generator) < correlation
+            active = active | (active & follows).roll(1, dims=1)
+        active = active.repeat_interleave(group, 1)
         drawn = torch.rand(samples, features, generator=generator) * active
         kept = torch.cat([kept, drawn[active.any(1)]])
     return kept[:samples]

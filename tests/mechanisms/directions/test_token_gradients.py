@@ -3,12 +3,12 @@ import torch
 from torch import nn
 
 from assay.errors import InputError
-from assay.mechanisms.directions.decomposition import activities
+from assay.mechanisms.directions.decomposition import activities, decompose
 from assay.mechanisms.directions.factors import DenseFactors, normalise
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import around
 from assay.mechanisms.directions.power import PowerIteration
-from assay.mechanisms.directions.span import decompose, span
+from assay.mechanisms.directions.span import span
 from assay.mechanisms.directions.steps import (
     divergence_of_step,
     step_of_divergence,
@@ -89,21 +89,6 @@ def test_power_iteration_runs_on_factored_gradients() -> None:
 def test_parameters_of_other_layers_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"ln_1.weight.*choose parameters"):
         factors(pattern="transformer.h.0.ln_1.*")
-
-
-def test_a_layer_that_runs_twice_is_refused() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(3, 3)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.linear(self.linear(x))
-
-    with pytest.raises(InputError, match="more than once"):
-        token_gradients(
-            around(Twice(), torch.ones(2, 3)), "mse", generator=torch.Generator().manual_seed(0)
-        )
 
 
 def test_pair_gradients_towards_given_outputs_are_those_of_autograd() -> None:

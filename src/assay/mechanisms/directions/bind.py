@@ -18,15 +18,13 @@ from assay.core.parts import Group, Parts, Shifts
 from assay.core.sites import Seen
 from assay.core.target import Batch, Target
 from assay.errors import InputError
-from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
+from assay.mechanisms.directions.choice import Choice, compare_factors
+from assay.mechanisms.directions.decomposition import Decomposer, Decomposition, decompose
 from assay.mechanisms.directions.divergence import Divergence, divergence
-from assay.mechanisms.directions.factors import Factors, fisher_factors
 from assay.mechanisms.directions.forms import quadratic_forms
 from assay.mechanisms.directions.local import Local, around, logits_or_vector
 from assay.mechanisms.directions.power import PowerIteration
 from assay.mechanisms.directions.space import Space
-from assay.mechanisms.directions.span import decompose
-from assay.mechanisms.directions.tokens import token_gradients
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,13 @@ class FromStart:
 class DirectionMechanisms(Mechanisms):
     """Displacements `a u_k` of the chosen parameters, one gate each, shared over the batch.
 
-    `local` holds the samples and the parameters; `vectors (k, size)` the displacements.
-    """
+    `local` holds the samples and the parameters; `vectors (k, size)` the displacements. Where they
+    were found here, `found` is the decomposition and `choice` says which factors it is of."""
 
     local: Local
     vectors: Tensor
     found: Decomposition | None = None
+    choice: Choice | None = None
 
     kind = "directions"
     reference = "W0 - sum a u"
@@ -149,10 +148,10 @@ def directions(
         raise InputError(f"metric must be 'own' or 'divergence', got {metric!r}")
     measure = divergence(measure)
     local = around(target.model, batch.inputs, parameters, positions=positions)
-    decomposition = found if isinstance(found, Decomposition) else None
+    decomposition, choice = found if isinstance(found, Decomposition) else None, None
     if found is None:
         generator = torch.Generator().manual_seed(seed)
-        factors = choose_factors(local, measure, generator=generator)
+        factors, choice = compare_factors(local, measure, k, generator=generator)
         decomposition = decompose(
             factors, decomposer or PowerIteration(min(k, local.space.size)), generator=generator
         )
@@ -168,22 +167,6 @@ def directions(
             target = Target(target.model, FromStart(measure, whole.output()), target.name)
         local = whole
     dtype = next(iter(local.weights.values())).dtype
-    return DirectionMechanisms(target, batch, local, (amount * rows).to(dtype), decomposition)
-
-
-def choose_factors(
-    local: Local,
-    measure: str | Divergence,
-    *,
-    generator: torch.Generator,
-    draws: int = 8,
-    budget: int = 2**29,
-) -> Factors:
-    """Return exact Fisher factors where the Jacobian fits the budget, else per-token gradient
-    sketches.
-    """
-    with torch.no_grad():
-        outputs = local.take(slice(0, 1)).output().numel() * local.samples
-    if outputs * local.space.size * 8 <= budget:
-        return fisher_factors(local, measure)
-    return token_gradients(local, measure, draws=draws, generator=generator)
+    return DirectionMechanisms(
+        target, batch, local, (amount * rows).to(dtype), decomposition, choice
+    )

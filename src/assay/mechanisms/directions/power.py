@@ -7,21 +7,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from assay.mechanisms.directions.ascent import ascend, polar
 from assay.mechanisms.directions.decomposition import Decomposition, check_count, finish
 from assay.mechanisms.directions.factors import Factors, normalise
+
+__all__ = ["PowerIteration", "polar"]
 
 
 @dataclass(frozen=True)
 class PowerIteration:
     """Maximise `sum_sk d_sk^2`, `d_sk = ||G_s u_k||^2`, over orthonormal directions, on
-    trace-normalised factors.
+    trace-normalised factors (see `ascend`).
 
-    Each step is `U <- polar(sum_s sum_o d_sk T_sko G_so)` with `T = G U^T`. The objective is convex
-    in `U`, so the step is a monotone ascent on the Stiefel manifold without a learning rate
-    (generalised power method, arXiv 0811.4724). Ask for more directions than there are circuits,
-    fewer than parameters, and cut at the gap of the scores. Without `normalised` the curvatures
-    keep their size, and samples with several active circuits dominate (a fourth moment). Raises
-    InputError when `k` is larger than the parameter count, or no sample has a trace above
+    Ask for more directions than there are circuits, fewer than parameters. Without `normalised` the
+    curvatures keep their size, and samples with several active circuits dominate (a fourth moment).
+    Raises InputError when `k` is larger than the parameter count, or no sample has a trace above
     `tolerance`."""
 
     k: int
@@ -32,40 +32,31 @@ class PowerIteration:
     normalised: bool = True
 
     def __call__(self, factors: Factors, *, generator: torch.Generator) -> Decomposition:
-        check_count(self.k, factors)
-        unit, kept = normalise(factors, self.tolerance)
+        unit, kept = self.check(factors)
         climbed = unit if self.normalised else factors
-        best, history = self._climb(climbed, generator)
+        best, history = self.climb(climbed, generator)
         for _ in range(1, self.restarts):
-            other, climb = self._climb(climbed, generator)
+            other, climb = self.climb(climbed, generator)
             if climb[-1] > history[-1]:
                 best, history = other, climb
         return finish(unit, kept, best, "power iteration", generator=generator, history=history)
 
-    def _climb(
+    def check(self, factors: Factors) -> tuple[Factors, Tensor]:
+        """Return the trace-normalised factors and the indices of the samples that are kept."""
+        check_count(self.k, factors)
+        return normalise(factors, self.tolerance)
+
+    def climb(
         self, factors: Factors, generator: torch.Generator
     ) -> tuple[Tensor, tuple[float, ...]]:
+        """Return directions `(k, size)` and the objective by step, from one random start."""
         like = factors.traces()
-        start = torch.randn(self.k, factors.size, generator=generator, dtype=like.dtype).to(
-            like.device
+        found = ascend(
+            factors,
+            self.k,
+            torch.full_like(like, 1 / len(like))[None],
+            generator=generator,
+            steps=self.steps,
+            turn=self.converged,
         )
-        directions, history = polar(start), []
-        for _ in range(self.steps):
-            tangents = factors.dot(directions)
-            shares = tangents.square().sum(1)
-            history.append(float(shares.square().sum(1).mean()))
-            moved = polar(factors.add(shares[:, None] * tangents))
-            change = float((1 - (moved * directions).sum(1).abs()).max())
-            directions = moved
-            if change < self.converged:
-                break
-        return directions, tuple(history)
-
-
-def polar(rows: Tensor) -> Tensor:
-    """Return the nearest matrix with orthonormal rows, the polar factor `(X X^T)^{-1/2} X` of
-    `(k, size)`.
-    """
-    basis, triangle = torch.linalg.qr(rows.T)
-    left, _, right = torch.linalg.svd(triangle)
-    return (basis @ (left @ right)).T
+        return found.directions[0], tuple(found.history[:, 0].tolist())

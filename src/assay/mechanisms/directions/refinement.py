@@ -12,7 +12,7 @@ from assay.errors import InputError
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
 from assay.mechanisms.directions.decomposition import Decomposition, check_count, finish
-from assay.mechanisms.directions.factors import DenseFactors, Factors, normalise
+from assay.mechanisms.directions.factors import DenseFactors, Factors
 from assay.mechanisms.directions.power import PowerIteration
 from assay.mechanisms.directions.space import Space
 from assay.mechanisms.directions.tucker import Tucker
@@ -47,11 +47,12 @@ class PairGradientRefinement:
             raise InputError(f"kept is a share of the coefficients in (0, 1], got {self.kept}")
         if not isinstance(factors, DenseFactors):
             raise InputError("the pair-gradient refinement needs dense factors (pair_gradients)")
-        start = PowerIteration(self.k, tolerance=self.tolerance)(factors, generator=generator)
-        unit, kept = normalise(factors, self.tolerance)
+        power = PowerIteration(self.k, tolerance=self.tolerance)
+        unit, kept = power.check(factors)
+        start, _ = power.climb(unit, generator)
         gradients = factors.values[kept].flatten(0, 1)
         gradients = gradients / gradients.square().sum(1).mean().sqrt()
-        model = _Autoencoder(self.space, start.directions, self.rank)
+        model = _Autoencoder(self.space, start, self.rank)
         history: list[float] = []
 
         def objective(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:

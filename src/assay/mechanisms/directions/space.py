@@ -54,7 +54,7 @@ class Space:
 
 def choose(model: nn.Module, patterns: str | Sequence[str] = "*") -> Space:
     """Choose the parameters whose dotted names match any of the shell patterns
-    (`transformer.h.0.attn.*`).
+    (`transformer.h.0.attn.*`); a shared parameter is chosen once, by any of its names.
 
     Raises InputError when a pattern matches nothing, or when a parameter of the model holds NaN or
     infinity."""
@@ -62,10 +62,17 @@ def choose(model: nn.Module, patterns: str | Sequence[str] = "*") -> Space:
     parameters = dict(model.named_parameters())
     if not parameters:
         raise InputError("the model has no parameters, so there is no direction to look for")
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in parameters):
+        if not any(fnmatchcase(name, pattern) for known in names.values() for name in known):
             raise unknown("parameter pattern", pattern, parameters)
     for name, parameter in parameters.items():
         require_finite(parameter.detach(), f"parameter {name!r}")
-    names = [name for name in parameters if any(fnmatchcase(name, pattern) for pattern in patterns)]
-    return Space(tuple(names), tuple(tuple(parameters[name].shape) for name in names))
+    chosen = [
+        name
+        for name, parameter in parameters.items()
+        if any(fnmatchcase(known, p) for known in names[id(parameter)] for p in patterns)
+    ]
+    return Space(tuple(chosen), tuple(tuple(parameters[name].shape) for name in chosen))

@@ -1,16 +1,15 @@
-"""Decompose in the span of the gradients: directions outside it have no curvature on any sample."""
+"""The span of the gradients: directions outside it have no curvature on any sample."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from assay.errors import InputError
-from assay.mechanisms.directions.decomposition import Decomposer, Decomposition
-from assay.mechanisms.directions.factors import DenseFactors, Factors
-from assay.mechanisms.directions.tokens import TokenFactors
+from assay.mechanisms.directions.factors import DenseFactors
+from assay.mechanisms.directions.token_factors import TokenFactors
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,13 @@ class Span:
         size)`, of unit norm.
         """
         mixed = torch.einsum("kc,csr->srk", directions, self.weights)
-        lifted = self.rows.add(mixed.to(self.rows.blocks[0].deltas.dtype)).to(directions.dtype)
+        lifted = self.rows.add(mixed.to(self.rows.dtype)).to(directions.dtype)
         return lifted / lifted.norm(dim=1, keepdim=True)
+
+    def place(self, directions: Tensor) -> Tensor:
+        """Return the coordinates `(k, rank)` of the part of directions `(k, size)` in the span."""
+        along = self.rows.dot(directions.to(self.rows.dtype)).to(self.weights.dtype)
+        return torch.einsum("csr,srk->kc", self.weights, along)
 
 
 def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28) -> Span:
@@ -39,8 +43,8 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
 
     Rows are formed a chunk at a time, within `budget` bytes. Basis directions below `tolerance` of
     the largest eigenvalue are left out."""
-    samples, draws = factors.blocks[0].deltas.shape[:2]
-    many = max(1, budget // (4 * draws * factors.size * factors.blocks[0].deltas.element_size()))
+    samples, draws = (factors.samples, factors.draws)
+    many = max(1, budget // (4 * draws * factors.size * factors.dtype.itemsize))
     chunks = list(torch.arange(samples).split(many))
     count = samples * draws
     gram = torch.zeros(count, count, dtype=torch.float64)
@@ -65,56 +69,8 @@ def span(factors: TokenFactors, *, tolerance: float = 1e-6, budget: int = 2**28)
     )
 
 
-def decompose(
-    factors: Factors,
-    method: Decomposer,
-    *,
-    generator: torch.Generator | None = None,
-    against: TokenFactors | None = None,
-    ridge: float = 0.1,
-) -> Decomposition:
-    """Decompose factors by any method; per-token gradients go through the span of their rows. The
-    default generator has seed 0.
-
-    With `against`, factors of outputs that should stay as they are, a direction's length is `u^T (A
-    + ridge |A| I) u`, where `A = mean_s G_s^T G_s` of those factors and `|A|` is its largest
-    eigenvalue: directions then compete at equal disturbance (the natural gradient's metric), and
-    one that spills over into other outputs pays for it. They are orthogonal in that metric and
-    returned with unit Euclidean norm. Raises InputError when `against` does not go with the
-    factors, or the ridge is not positive."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    if not isinstance(factors, TokenFactors):
-        if against is not None:
-            raise InputError(
-                "against is for per-token gradients (token_gradients); these factors are dense"
-            )
-        return method(factors, generator=generator)
-    if not ridge > 0:
-        raise InputError(f"ridge must be positive, got {ridge}")
-    inner = span(factors if against is None else factors.joined(against))
-    if against is None:
-        found, back = method(inner.factors, generator=generator), inner.lift
-    else:
-        coordinates = inner.factors.values
-        metric = _inverse_root(coordinates[factors.samples :], ridge)
-        found = method(DenseFactors(coordinates[: factors.samples] @ metric), generator=generator)
-
-        def back(directions: Tensor) -> Tensor:
-            return inner.lift(directions @ metric)
-
-    encoder = None if found.encoder is None else back(found.encoder)
-    return replace(found, directions=back(found.directions), encoder=encoder)
-
-
-def _inverse_root(coordinates: Tensor, ridge: float) -> Tensor:
-    """Return `(A + ridge |A| I)^{-1/2}` of the mean `A` of the samples' Gram matrices."""
-    rows = coordinates.flatten(0, 1)
-    values, vectors = torch.linalg.eigh(rows.T @ rows / coordinates.shape[0])
-    return (vectors * (values.clamp_min(0) + ridge * values[-1]).rsqrt()) @ vectors.T
-
-
 def _dense(factors: TokenFactors, chosen: Tensor) -> Tensor:
-    part = factors.scaled(chosen, torch.ones(len(chosen), dtype=factors.blocks[0].deltas.dtype))
+    part = factors.scaled(chosen, torch.ones(len(chosen), dtype=factors.dtype))
     return part.dense().flatten(0, 1)
 
 

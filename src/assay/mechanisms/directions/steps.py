@@ -9,7 +9,7 @@ from assay.errors import InputError
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
 from assay.mechanisms.directions.span import span
-from assay.mechanisms.directions.tokens import TokenFactors
+from assay.mechanisms.directions.token_factors import TokenFactors
 
 
 def divergence_of_step(

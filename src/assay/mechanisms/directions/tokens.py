@@ -1,11 +1,12 @@
-"""Factored per-token gradients of linear layers: what stands in for a Jacobian in networks of
-realistic size.
+"""Per-token gradients of linear layers: what stands in for a Jacobian in networks of realistic
+size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,144 +16,9 @@ from torch.func import vjp
 from assay.errors import InputError
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
-from assay.mechanisms.directions.space import Space
+from assay.mechanisms.directions.token_factors import BiasGradients, TokenFactors, WeightGradients
 
 Pull = Callable[[Tensor], Iterator[Tensor]]
-
-
-@dataclass(frozen=True)
-class TokenBlock:
-    """One linear layer: inputs `a (samples, tokens, in)`, output gradients `delta (samples, draws,
-    tokens, out)`.
-
-    The gradient in the weight is `sum_t delta_t a_t^T` (its transpose where the weight is stored as
-    (in, out)), in the bias `sum_t delta_t`; it is never formed for single samples."""
-
-    inputs: Tensor
-    deltas: Tensor
-    weight: str | None
-    bias: str | None
-    transposed: bool
-
-
-@dataclass(frozen=True)
-class TokenFactors:
-    """Factors whose rows are sums over tokens of outer products `delta a^T`; see
-    `token_gradients`.
-    """
-
-    space: Space
-    blocks: tuple[TokenBlock, ...]
-
-    @property
-    def samples(self) -> int:
-        return self.blocks[0].inputs.shape[0]
-
-    @property
-    def size(self) -> int:
-        return self.space.size
-
-    def dot(self, directions: Tensor) -> Tensor:
-        parts = self.space.split(directions)
-        total = torch.zeros((), dtype=directions.dtype, device=directions.device)
-        for block in self.blocks:
-            if block.weight is not None:
-                matrix = parts[block.weight].mT if block.transposed else parts[block.weight]
-                # One direction at a time: `U a` for all of them together would be k times the
-                # activations.
-                rows = [
-                    torch.einsum("srto,sto->sr", block.deltas, block.inputs @ one.mT)
-                    for one in matrix
-                ]
-                total = total + torch.stack(rows, dim=2)
-            if block.bias is not None:
-                total = total + block.deltas.sum(2) @ parts[block.bias].mT
-        return total
-
-    def dot_low_rank(self, name: str, left: Tensor, right: Tensor) -> Tensor:
-        """Return `<delta a^T, sum_r left_r right_r^T>` for one weight, `(samples, draws, k)`, at
-        O(rank (in + out)) a token.
-
-        `left` is `(k, out, rank)`, `right` `(k, in, rank)`.
-        """
-        block = next(block for block in self.blocks if block.weight == name)
-        read = torch.einsum("sti,kir->sktr", block.inputs, right)
-        write = torch.einsum("sdto,kor->sdktr", block.deltas, left)
-        return torch.einsum("sdktr,sktr->sdk", write, read)
-
-    def add(self, weights: Tensor) -> Tensor:
-        parts: dict[str, Tensor] = {}
-        for block in self.blocks:
-            tokens = block.inputs.flatten(0, 1)
-            rows, biases = [], []
-            for one in weights.unbind(2):
-                mixed = torch.einsum("srto,sr->sto", block.deltas, one).flatten(0, 1)
-                gradient = mixed.mT @ tokens
-                rows.append(gradient.mT if block.transposed else gradient)
-                biases.append(mixed.sum(0))
-            if block.weight is not None:
-                parts[block.weight] = torch.stack(rows)
-            if block.bias is not None:
-                parts[block.bias] = torch.stack(biases)
-        return self.space.join(parts)
-
-    def traces(self) -> Tensor:
-        total = torch.zeros(
-            self.samples, dtype=self.blocks[0].deltas.dtype, device=self.blocks[0].deltas.device
-        )
-        for block in self.blocks:
-            if block.weight is not None:
-                inner = block.inputs @ block.inputs.mT
-                total = total + torch.einsum("srto,sruo,stu->s", block.deltas, block.deltas, inner)
-            if block.bias is not None:
-                total = total + block.deltas.sum(2).square().sum((1, 2))
-        return total
-
-    def scaled(self, kept: Tensor, scales: Tensor) -> TokenFactors:
-        moved = [
-            replace(
-                block,
-                inputs=block.inputs[kept],
-                deltas=block.deltas[kept] * scales[:, None, None, None],
-            )
-            for block in self.blocks
-        ]
-        return replace(self, blocks=tuple(moved))
-
-    def joined(self, other: TokenFactors) -> TokenFactors:
-        """Return the samples of both, these first. Raises InputError when parameters, tokens or
-        rows per sample differ.
-        """
-        same = self.space == other.space and all(
-            one.inputs.shape[1:] == two.inputs.shape[1:]
-            and one.deltas.shape[1:] == two.deltas.shape[1:]
-            for one, two in zip(self.blocks, other.blocks, strict=True)
-        )
-        if not same:
-            raise InputError(
-                "the two sets of factors must be over the same parameters, with as many tokens and"
-                " rows per sample"
-            )
-        blocks = [
-            replace(
-                one,
-                inputs=torch.cat([one.inputs, two.inputs]),
-                deltas=torch.cat([one.deltas, two.deltas]),
-            )
-            for one, two in zip(self.blocks, other.blocks, strict=True)
-        ]
-        return replace(self, blocks=tuple(blocks))
-
-    def dense(self) -> Tensor:
-        """Return the rows themselves, `(samples, draws, size)`: for small layers and for checks."""
-        parts: dict[str, Tensor] = {}
-        for block in self.blocks:
-            if block.weight is not None:
-                gradient = torch.einsum("srto,sti->sroi", block.deltas, block.inputs)
-                parts[block.weight] = gradient.mT if block.transposed else gradient
-            if block.bias is not None:
-                parts[block.bias] = block.deltas.sum(2)
-        return self.space.join(parts)
 
 
 def token_gradients(
@@ -166,14 +32,18 @@ def token_gradients(
     chunk: int = 64,
 ) -> TokenFactors:
     """Return gradients of every sample, factored over tokens, without any Jacobian: one backward
-    pass a draw for all samples.
+    pass per draw for all samples, and one that checks them.
 
     By default they are random with `E[g g^T] = H_x`: `J^T R^T s` with random signs `s` and `R^T R =
     M` the output metric. With other outputs `towards (samples, references, ..., o)` they are the
     pair gradients `grad_W D(f(x, W), y)` at `W0`: where the network is sure, the curvature hides
-    what it would take to change its mind, and these show it. Every chosen parameter must be the
-    weight or bias of a linear layer that runs once in a forward pass. Raises InputError, with the
-    names, when one is not."""
+    what it would take to change its mind, and these show it.
+
+    Every chosen parameter must be the weight or bias of linear layers. Layers may share it, run
+    several times in a forward pass, and read their tokens as (samples, tokens, d), (samples *
+    tokens, d) or (tokens, samples, d). Raises InputError, with the name, for any other parameter,
+    and when a layer's rows do not belong to one sample each or the factored gradients are not those
+    of autograd."""
     measure = divergence(measure)
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
@@ -181,8 +51,8 @@ def token_gradients(
         raise InputError(
             f"towards holds outputs for {towards.shape[0]} samples, the inputs are {local.samples}"
         )
-    layers = _layers(local)
-    found: dict[str, list[tuple[Tensor, Tensor]]] = {path: [] for path in layers}
+    uses = _uses(local)
+    found: list[TokenFactors] = []
     for first in range(0, local.samples, chunk):
         part = slice(first, first + chunk)
         pull = (
@@ -190,40 +60,71 @@ def token_gradients(
             if towards is not None
             else _signs(measure, draws, generator)
         )
-        for path, pair in _backward(local.take(part), pull, layers).items():
-            found[path].append(pair)
-    blocks = []
-    for path, layer in layers.items():
-        inputs, deltas = (torch.cat(entry).to(dtype) for entry in zip(*found[path], strict=True))
-        weight, bias = (
-            name if name in local.space.names else None
-            for name in (f"{path}.weight", f"{path}.bias")
+        found.append(_backward(local.take(part), pull, uses))
+    scale = 1.0 if towards is not None else draws**-0.5
+    weights = [
+        WeightGradients(
+            parts[0].name,
+            torch.cat([part.inputs for part in parts]).to(dtype),
+            torch.cat([part.deltas for part in parts]).to(dtype) * scale,
+            parts[0].transposed,
         )
-        scale = 1.0 if towards is not None else draws**-0.5
-        blocks.append(
-            TokenBlock(inputs, deltas * scale, weight, bias, not isinstance(layer, nn.Linear))
-        )
-    return TokenFactors(local.space, tuple(blocks))
+        for parts in zip(*(entry.weights for entry in found), strict=True)
+    ]
+    biases = [
+        BiasGradients(parts[0].name, torch.cat([part.sums for part in parts]).to(dtype) * scale)
+        for parts in zip(*(entry.biases for entry in found), strict=True)
+    ]
+    return TokenFactors(local.space, tuple(weights), tuple(biases))
 
 
-def _layers(local: Local) -> dict[str, nn.Module]:
+@dataclass(frozen=True)
+class _Use:
+    """A parameter's role, "weight" or "bias", in the layers that hold it."""
+
+    role: str
+    layers: tuple[str, ...]
+    transposed: bool
+
+
+@dataclass
+class _Call:
+    """One run of a layer: its input and output as the layer sees them, and, once they are known,
+    the gradients of every draw and those of the check, in the same shape."""
+
+    inputs: Tensor
+    output: Tensor
+    deltas: list[Tensor] = field(default_factory=list)
+
+
+def _uses(local: Local) -> dict[str, _Use]:
+    """Return, for every chosen parameter, the layers that use it; InputError when one is not
+    linear.
+    """
     from transformers.pytorch_utils import Conv1D
 
-    modules = dict(local.model.named_modules())
-    found: dict[str, nn.Module] = {}
+    parameters = dict(local.model.named_parameters())
+    found: dict[str, _Use] = {}
     wrong = []
     for name in local.space.names:
-        path = name.rpartition(".")[0]
-        layer = modules[path]
-        if isinstance(layer, nn.Linear | Conv1D):
-            found[path] = layer
+        holders = [
+            (path, layer, role)
+            for path, layer in local.model.named_modules()
+            for role, value in layer._parameters.items()
+            if value is parameters[name]
+        ]
+        roles = {role for _, _, role in holders}
+        stored = {isinstance(layer, Conv1D) for _, layer, _ in holders}
+        linear = all(isinstance(layer, nn.Linear | Conv1D) for _, layer, _ in holders)
+        if linear and len(roles) == 1 and (len(stored) == 1 or roles == {"bias"}):
+            found[name] = _Use(roles.pop(), tuple(path for path, _, _ in holders), stored.pop())
         else:
-            wrong.append(name)
+            wrong.append((name, ", ".join(type(layer).__name__ for _, layer, _ in holders)))
     if wrong:
+        names = ", ".join(f"{name} (of {kind})" for name, kind in wrong[:4])
         raise InputError(
-            f"per-token gradients are for linear layers; {', '.join(wrong[:4])}"
-            f" {'is' if len(wrong) == 1 else 'are'} not of one; choose parameters by a pattern such"
-            " as '*.attn.c_*'"
+            f"per-token gradients are for linear layers; not of linear layers alone: {names};"
+            " choose parameters by a pattern such as '*.attn.c_*'"
         )
     return found
 
@@ -246,47 +147,142 @@ def _pairs(measure: Divergence, towards: Tensor) -> Pull:
     return cotangents
 
 
-def _backward(
-    local: Local, cotangents: Pull, layers: dict[str, nn.Module]
-) -> dict[str, tuple[Tensor, Tensor]]:
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    handles = []
-    for path, layer in layers.items():
-
-        def keep(
-            module: nn.Module, args: tuple[Any, ...], output: Tensor, path: str = path
-        ) -> None:
-            if path in seen:
-                raise InputError(
-                    f"layer {path!r} runs more than once in a forward pass; its gradient is not one"
-                    " sum over tokens"
-                )
-            seen[path] = (args[0].detach(), output)
-
-        handles.append(layer.register_forward_hook(keep))
-    try:
-        with torch.enable_grad():
-            output = local.output(
-                {name: value.requires_grad_() for name, value in local.weights.items()}
-            )
-    finally:
-        for handle in handles:
-            handle.remove()
-    outputs = [seen[path][1] for path in layers]
-    rows: list[list[Tensor]] = [[] for _ in outputs]
-    for cotangent in cotangents(output.detach()):
-        for row, gradient in zip(
-            rows, torch.autograd.grad(output, outputs, cotangent, retain_graph=True), strict=True
-        ):
-            row.append(gradient.detach())
-    return {
-        path: (
-            _with_tokens(seen[path][0]),
-            torch.stack([_with_tokens(entry) for entry in row], dim=1),
+def _backward(local: Local, cotangents: Pull, uses: dict[str, _Use]) -> TokenFactors:
+    """Return the factors of one chunk of samples, checked against autograd."""
+    weights = {name: value.requires_grad_() for name, value in local.weights.items()}
+    paths = dict.fromkeys(path for use in uses.values() for path in use.layers)
+    output, calls = _forward(local, weights, paths)
+    flat = [call for path in paths for call in calls[path]]
+    missing = [path for path in paths if not calls[path]]
+    if missing:
+        raise InputError(
+            f"layer {missing[0]!r} does not run in a forward pass; leave its parameters out"
         )
-        for path, row in zip(layers, rows, strict=True)
-    }
+    outputs = [call.output for call in flat]
+    first: Tensor | None = None
+    for cotangent in cotangents(output.detach()):
+        first = cotangent if first is None else first
+        for call, delta in zip(flat, _gradients(output, outputs, cotangent), strict=True):
+            call.deltas.append(delta)
+    assert first is not None
+    # The check: every sample's cotangent times a power of two, which floating point keeps exact.
+    amounts = torch.tensor([2.0 ** (s % 5 - 2) for s in range(local.samples)]).to(first)
+    scaled = first * amounts.reshape(-1, *[1] * (first.ndim - 1))
+    check = _gradients(output, [*outputs, *weights.values()], scaled)
+    tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    ends = iter(check)
+    for path in paths:
+        tokens[path] = [_by_sample(path, call, next(ends), amounts) for call in calls[path]]
+    factors = _gather(local, uses, tokens)
+    _compare(factors, uses, tokens, dict(zip(weights, ends, strict=True)), amounts)
+    return factors
 
 
-def _with_tokens(value: Tensor) -> Tensor:
-    return value.reshape(value.shape[0], -1, value.shape[-1])
+def _forward(
+    local: Local, weights: dict[str, Tensor], paths: dict[str, None]
+) -> tuple[Tensor, dict[str, list[_Call]]]:
+    modules = dict(local.model.named_modules())
+    calls: dict[str, list[_Call]] = {path: [] for path in paths}
+    with ExitStack() as stack:
+        for path in paths:
+
+            def keep(
+                module: nn.Module,
+                args: tuple[Any, ...],
+                kwargs: dict[str, Any],
+                output: Tensor,
+                path: str = path,
+            ) -> Tensor:
+                inputs = args[0] if args else next(iter(kwargs.values()))
+                calls[path].append(_Call(inputs.detach(), output))
+                # A copy goes on: an operation in place on the output would take its history.
+                return output.clone()
+
+            handle = modules[path].register_forward_hook(keep, with_kwargs=True)
+            stack.callback(handle.remove)
+        with torch.enable_grad():
+            output = local.output(weights)
+    return output, calls
+
+
+def _gradients(output: Tensor, of: list[Tensor], cotangent: Tensor) -> list[Tensor]:
+    found = torch.autograd.grad(output, of, cotangent, retain_graph=True, allow_unused=True)
+    return [
+        torch.zeros_like(at) if one is None else one.detach()
+        for at, one in zip(of, found, strict=True)
+    ]
+
+
+def _by_sample(path: str, call: _Call, scaled: Tensor, amounts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a call's inputs `(samples, tokens, in)` and gradients `(samples, draws, tokens, out)`
+    in the order of rows in which scaling a sample's cotangent scales its own rows and no other.
+    """
+    samples, shape = len(amounts), tuple(call.inputs.shape)
+    if call.inputs[..., 0].numel() % samples == 0:
+        for order in (_samples_first, _tokens_first):
+            first, moved = order(call.deltas[0], samples), order(scaled, samples)
+            gap = (moved - first * amounts[:, None, None]).abs().amax()
+            if gap <= torch.finfo(moved.dtype).eps ** 0.5 * moved.abs().amax():
+                deltas = [order(delta, samples) for delta in call.deltas]
+                return order(call.inputs, samples), torch.stack(deltas, dim=1)
+    raise InputError(
+        f"layer {path!r} reads {shape} for {samples} samples, and its rows do not belong to one"
+        " sample each in the order (samples, tokens) or (tokens, samples); leave its parameters out"
+    )
+
+
+def _samples_first(value: Tensor, samples: int) -> Tensor:
+    return value.reshape(samples, -1, value.shape[-1])
+
+
+def _tokens_first(value: Tensor, samples: int) -> Tensor:
+    return value.reshape(-1, samples, value.shape[-1]).transpose(0, 1)
+
+
+def _gather(
+    local: Local, uses: dict[str, _Use], tokens: dict[str, list[tuple[Tensor, Tensor]]]
+) -> TokenFactors:
+    weights, biases = [], []
+    for name, use in uses.items():
+        inputs, deltas = _pairs_of(use, tokens)
+        if use.role == "weight":
+            joined = torch.cat(inputs, dim=1), torch.cat(deltas, dim=2)
+            weights.append(WeightGradients(name, *joined, use.transposed))
+        else:
+            biases.append(BiasGradients(name, torch.cat(deltas, dim=2).sum(2)))
+    return TokenFactors(local.space, tuple(weights), tuple(biases))
+
+
+def _pairs_of(
+    use: _Use, tokens: dict[str, list[tuple[Tensor, Tensor]]]
+) -> tuple[list[Tensor], list[Tensor]]:
+    pairs = [pair for path in use.layers for pair in tokens[path]]
+    return [inputs for inputs, _ in pairs], [deltas for _, deltas in pairs]
+
+
+def _compare(
+    factors: TokenFactors,
+    uses: dict[str, _Use],
+    tokens: dict[str, list[tuple[Tensor, Tensor]]],
+    whole: dict[str, Tensor],
+    amounts: Tensor,
+) -> None:
+    """Raise InputError unless the first draw, summed over samples with the amounts, is autograd's
+    gradient: nothing else of the network may read the parameter.
+    """
+    chosen = torch.zeros(factors.samples, factors.draws, 1).to(amounts)
+    chosen[:, 0, 0] = amounts
+    for part in factors.parts:
+        expected, use = whole[part.name], uses[part.name]
+        # Rounding is relative to the tokens' own gradients: their sum may cancel to nothing.
+        size = expected.norm().square()
+        for inputs, deltas in zip(*_pairs_of(use, tokens), strict=True):
+            rows = (deltas[:, 0] * amounts[:, None, None]).square().sum(2)
+            size = size + (rows * inputs.square().sum(2) if use.role == "weight" else rows).sum()
+        gap = float((part.add(chosen)[0] - expected).norm())
+        if not gap <= torch.finfo(expected.dtype).eps ** 0.5 * float(size.sqrt()):
+            raise InputError(
+                f"parameter {part.name!r} is used outside the forward pass of its linear layer: the"
+                f" per-token gradients miss {gap / max(float(expected.norm()), 1e-30):.0%} of"
+                " autograd's; leave it out"
+            )

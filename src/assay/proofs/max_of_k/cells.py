@@ -28,13 +28,20 @@ class Measure:
 
     `tokens` (K, V) weighs token t at position p by `tokens[p, t]` (None: one); `cells` (V, V, K)
     keeps the cells (q, m, c) where it is true (None: all). A predicate of the input is a measure
-    with weights 0 and 1."""
+    with weights 0 and 1. Raises InputError for other weights, and where the name says accuracy of a
+    measure that is not the uniform one over all inputs."""
 
     name: str = "accuracy"
     tokens: NDArray[np.int64] | None = None
     cells: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
+        weighted = self.tokens is not None or self.cells is not None
+        if weighted and "accuracy" in self.name.casefold():
+            raise InputError(
+                f"measure {self.name!r}: accuracy is the name of the measure in which all inputs"
+                " count the same; name these weights otherwise"
+            )
         if self.tokens is not None and (
             self.tokens.ndim != 2 or self.tokens.dtype.kind not in "iu" or (self.tokens < 0).any()
         ):

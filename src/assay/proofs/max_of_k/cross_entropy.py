@@ -1,15 +1,18 @@
 """An upper bound of the mean cross-entropy over all inputs, from the margins of the cubic strategy
 per competitor.
 
-In the cell (q, m, c) the margin over x of a sequence whose smaller tokens all equal k is at most
+In the cell (q, m, c), with the copies of m at positional weight s out of T, the margin over x of a
+sequence whose smaller tokens all equal k is at most
 
-    F_x(k) = max_s (s e^{a_qm} B_m + e^{a_qq + b_q} B_q + (T - s) e^{a_qk} B_k) / (the same with B =
-    1), B_t = EV[t,x] - EV[t,m] + p_x + D[q,x] - D[q,m],
+    F_x(k, s) = (s e^{a_qm} B_m + e^{a_qq + b_q} B_q + (T - s) e^{a_qk} B_k)
+                / (the same with B = 1),
+    B_t = EV[t,x] - EV[t,m] + p_x + D[q,x] - D[q,m],
 
-s at its ends as in `assay.proofs.max_of_k.strategies.cubic`; a mixture of tokens has no larger one
-than the worst of them. Ordering the tokens by how bad they are, (r^c - (r-1)^c) C(K-1, c) sequences
-have token number r as their worst, and each of them loses at most log(1 + sum_x exp(max over the
-first r of F_x))."""
+with p_x as in `assay.proofs.max_of_k.strategies.cubic`. The margins of a mixture of tokens, and
+those at any s, are means of these (over tokens, and over the smallest and the largest s), with
+weights that are the same for all x. The loss log(1 + sum_x exp(margin_x)) is convex, so it is at
+most the largest that a token of the sequence has at either end of s. With the tokens in the order
+of what they lose so, (r^c - (r-1)^c) C(K-1, c) sequences have token number r as their worst."""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ import time
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from math import comb
+from math import ceil, comb
+from typing import Any
 
 import numpy as np
 from flint import arb, ctx
@@ -27,16 +31,18 @@ from assay.bounds.rounding import Array, Interval
 from assay.errors import AssayError
 from assay.proofs.max_of_k.strategies.base import Problem
 from assay.proofs.max_of_k.strategies.cubic import shares
-from assay.proofs.max_of_k.tables import Tables, over
+from assay.proofs.max_of_k.tables import FoldedTables, over
 from assay.targets.max_of_k import Weights
 
+STRATEGY = "cubic"
 _SCALE = 40  # losses are summed as integers in units of 2^-40 nats, rounded up
 _REACH = 600.0  # margins beyond lead to no bound
 _GRID = 64.0
+_LOST = 2.0**-900
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class LossBound:
     """A proved upper bound of the mean loss in nats (at level float64: not proved), and the CPU
     seconds it took.
     """
@@ -45,34 +51,54 @@ class CrossEntropy:
     level: str
     seconds: float
 
+    @property
+    def claimed(self) -> Fraction:
+        """What a certificate claims: the bound and a millionth of it, rounded up, so that a checker
+        whose arithmetic rounds otherwise can still confirm it.
+        """
+        unit = 1 << _SCALE
+        return Fraction(ceil(self.bound * (1 + Fraction(1, 1 << 20)) * unit), unit)
+
+    @property
+    def proved(self) -> bool:
+        return self.level != "float64"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values: what a certificate claims, as a float that is not below it and as a
+        fraction.
+        """
+        return {
+            "quantity": "mean cross-entropy over all inputs, in nats, at most",
+            "strategy": STRATEGY,
+            "level": self.level,
+            "bound": float(rounding.up(float(self.claimed))),
+            "fraction": str(self.claimed),
+            "proved": self.proved,
+            "seconds": self.seconds,
+        }
+
 
 def bound_cross_entropy(
     weights: Weights, level: str = "real", *, exp_ulp: float = 2.0
-) -> CrossEntropy:
+) -> LossBound:
     """Bound the mean cross-entropy at the last position over all V^K inputs from above.
 
     Raises AssayError when a margin's bound is too large for a loss in float64.
     """
     began = time.process_time()
     tables = Problem(weights, level, exp_ulp).tables
-    total = 0
-    for m in range(tables.vocabulary):
-        for c in range(tables.positions):
-            total += _cell_losses(tables, m, c)
-    bound = Fraction(total, tables.vocabulary**tables.positions << _SCALE)
-    return CrossEntropy(bound, level, time.process_time() - began)
+    V, K, total = tables.vocabulary, tables.positions, 0
+    for m in range(V):
+        for c in range(K if m else 1):
+            queries = slice(0, m + 1) if c < K - 1 else slice(m, m + 1)
+            total += _cell_losses(tables, m, c, queries)
+    return LossBound(Fraction(total, V**K << _SCALE), level, time.process_time() - began)
 
 
-def _cell_losses(tables: Tables, m: int, c: int) -> int:
+def _cell_losses(tables: FoldedTables, m: int, c: int, queries: slice) -> int:
     """Return the summed losses, in units of 2^-40, of the cells (q, m, c) for all q."""
-    K = tables.positions
-    queries = slice(0, m + 1) if c < K - 1 else slice(m, m + 1)
-    if c and not m:
-        return 0
-    worst = _margins(tables, m, c, queries)  # (Q, tokens, X); one pretended token for c = 0
-    order = np.argsort(worst.max(-1, initial=-np.inf), axis=1, kind="stable")
-    worst = np.maximum.accumulate(np.take_along_axis(worst, order[:, :, None], 1), axis=1)
-    loss = _softplus(tables, worst)
+    ends = [_softplus(tables, margins) for margins in _margins(tables, m, c, queries)]
+    loss = np.sort(np.maximum(*ends), axis=1)  # (queries, tokens); one pretended token for c = 0
     if not np.isfinite(loss).all() or loss.max() > 1e5:
         raise AssayError("the cross-entropy has no useful bound: a margin is too large")
     units = (
@@ -80,14 +106,14 @@ def _cell_losses(tables: Tables, m: int, c: int) -> int:
     )  # the product is exact, so that ceil rounds up
     ranks = range(1, units.shape[1] + 1)
     ways = [1] if c == 0 else [r**c - (r - 1) ** c for r in ranks]
-    return comb(K - 1, c) * sum(
+    return comb(tables.positions - 1, c) * sum(
         int(column.sum()) * count for column, count in zip(units.T, ways, strict=True)
     )
 
 
-def _margins(tables: Tables, m: int, c: int, queries: slice) -> Array:
-    """Return upper bounds of F_x(k), (queries, k < m, x != m); for c = 0 of the one sequence,
-    (queries, 1, x != m).
+def _margins(tables: FoldedTables, m: int, c: int, queries: slice) -> list[Array]:
+    """Return upper bounds of F_x(k, s) at both ends of s, each (queries, k < m, x != m); for c = 0
+    of the one sequence, (queries, 1, x != m).
     """
     up, rows, keys = (
         tables.up,
@@ -106,35 +132,37 @@ def _margins(tables: Tables, m: int, c: int, queries: slice) -> Array:
         over(tables.ea, lambda end: end[rows, rows]), over(tables.eb, lambda end: end[queries, -1])
     )
     others = over(tables.ea, lambda end: end[queries][:, keys])
-    largest = np.full(values[2].shape, -np.inf)
+    ends = []
     for copies, rest in shares(tables, c, queries):
         places = [
             tables.product(over(copies, _column), at_max),
             over(own, _column),
             tables.product(over(rest, _column), others),
         ]
-        ratio = _mean(
-            tables, [over(place, lambda end: end[:, :, None]) for place in places], values
-        )
-        largest = np.maximum(largest, ratio)
-    return np.where(np.isnan(largest), np.inf, largest)
+        wide = [over(place, lambda end: end[:, :, None]) for place in places]
+        ends.append(_mean(tables, wide, values))
+    return ends
 
 
-def _mean(tables: Tables, weights: list[Interval], values: list[Array]) -> Array:
-    """Return upper bounds of the means of values with non-negative weights."""
+def _mean(tables: FoldedTables, weights: list[Interval], values: list[Array]) -> Array:
+    """Return upper bounds of the means of values with non-negative weights: the largest value where
+    the weights are lost to underflow.
+    """
     top, low, high = np.zeros(()), np.zeros(()), np.zeros(())
     for weight, value in zip(weights, values, strict=True):
         top = tables.up(top + tables.times(weight, value))
         low, high = np.maximum(tables.down(low + weight.lo), 0.0), tables.up(high + weight.hi)
+    largest = np.maximum(np.maximum(values[0], values[1]), values[2])
     with np.errstate(divide="ignore", invalid="ignore"):
-        return tables.up(np.maximum(top / low, top / high))
+        mean = tables.up(np.maximum(top / low, top / high))
+    return np.where((low > _LOST) & (mean < largest), mean, largest)
 
 
 def _column(end: Array) -> Array:
     return end[:, None]
 
 
-def _softplus(tables: Tables, margins: Array) -> Array:
+def _softplus(tables: FoldedTables, margins: Array) -> Array:
     """Return upper bounds of log(1 + sum_x exp(margin_x))."""
     if tables.level == "float64":
         return np.log1p(np.exp(np.minimum(margins, 700.0)).sum(-1))

@@ -9,13 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from assay.errors import InputError
-from assay.proofs import certificate
-from assay.proofs.certificate import Certificate
+from assay.proofs.certificate import check_destination, write
 from assay.proofs.max_of_k import cells, operations
 from assay.proofs.max_of_k.cells import ACCURACY, Measure
+from assay.proofs.max_of_k.certificate import certify_answers, certify_cross_entropy
+from assay.proofs.max_of_k.cross_entropy import STRATEGY, LossBound, bound_cross_entropy
 from assay.proofs.max_of_k.strategies import STRATEGIES, brute, named
 from assay.proofs.max_of_k.strategies.base import Advice, Problem, Strategy
 from assay.targets import max_of_k
@@ -80,21 +79,21 @@ def prove(
     """Prove that a max-of-K network answers at least a share of all inputs right.
 
     `weights` is a safetensors file or loaded weights; `level` is `real` or `float32` for a proof,
-    `float64` for a search alone. Raises InputError for unknown names, a measure of other sizes, and
-    brute force out of reach (with the estimate)."""
-    loaded = weights if isinstance(weights, Weights) else max_of_k.load(weights)
-    chosen, problem = named(strategy), Problem(loaded, level, exp_ulp)
+    `float64` for a search alone. Raises InputError for unknown names, a measure of other sizes,
+    brute force out of reach (with the estimate), and a certificate that would overwrite anything
+    else than a certificate."""
+    chosen, (loaded, inputs) = named(strategy), _loaded(weights)
+    problem = Problem(loaded, level, exp_ulp)
     total = _total(loaded, measure)
     if certificate_path is not None:
-        certificate.check_destination(
-            certificate_path, [] if isinstance(weights, Weights) else [weights]
-        )
+        check_destination(certificate_path, inputs)
     began = time.process_time()
     advice = chosen.search(problem)
     count = chosen.verify(problem, advice).weigh(measure)
     seconds = time.process_time() - began
     if certificate_path is not None:
-        certificate.write(certificate_path, certify(problem, chosen, advice, count, measure))
+        claim = certify_answers(problem, chosen, advice, count, total, measure)
+        write(certificate_path, claim, inputs)
     truth = true_count(loaded, measure) if normalise else None
     steps = replay(loaded, chosen, advice) if count_operations else None
     return ProofResult(
@@ -115,7 +114,7 @@ def prove_all(
     weights: Weights | Path | str, level: str = "real", **settings: Any
 ) -> Iterator[ProofResult]:
     """Yield the result of every strategy, without those that would take more than minutes."""
-    loaded = weights if isinstance(weights, Weights) else max_of_k.load(weights)
+    loaded, _ = _loaded(weights)
     for name in STRATEGIES:
         if name == "brute_force":
             try:
@@ -135,7 +134,7 @@ def search(
     """Return results of every measure with every strategy, ranked by bound and then by
     operations.
     """
-    loaded = weights if isinstance(weights, Weights) else max_of_k.load(weights)
+    loaded, _ = _loaded(weights)
     names = list(STRATEGIES if strategies is None else strategies)
     results = [
         prove(loaded, name, level, measure=measure) for measure in measures for name in names
@@ -143,26 +142,32 @@ def search(
     return sorted(results, key=lambda result: (-result.bound, result.operations or 0))
 
 
-def certify(
-    problem: Problem, strategy: Strategy, advice: Advice, count: int, measure: Measure = ACCURACY
-) -> Certificate:
-    """Return the certificate of a claim."""
-    if strategy.rule in ("cells", "cubic"):
-        stored = {"sets": certificate.pack(advice["sets"])}
-    else:
-        stored = {name: np.asarray(value) for name, value in advice.items()}
-    return Certificate(
-        model=certificate.model_entry(problem.weights),
-        strategy=strategy.name,
-        rule=strategy.rule,
-        level=problem.level,
-        count=count,
-        total=_total(problem.weights, measure),
-        advice=stored,
-        options=strategy.options,
-        assumptions={"exp_ulp": problem.exp_ulp} if problem.level == "float32" else {},
-        measure=measure,
-    )
+def prove_cross_entropy(
+    weights: Weights | Path | str,
+    level: str = "real",
+    *,
+    certificate_path: Path | str | None = None,
+    exp_ulp: float = 2.0,
+) -> LossBound:
+    """Prove an upper bound of the mean cross-entropy over all inputs, and write its certificate.
+
+    Arguments as those of `prove`. Raises InputError as `prove` does, and AssayError when a margin's
+    bound is too large for a loss in float64."""
+    loaded, inputs = _loaded(weights)
+    problem = Problem(loaded, level, exp_ulp)
+    if certificate_path is not None:
+        check_destination(certificate_path, inputs)
+    found = bound_cross_entropy(loaded, level, exp_ulp=exp_ulp)
+    if certificate_path is not None:
+        write(certificate_path, certify_cross_entropy(problem, STRATEGY, found.claimed), inputs)
+    return found
+
+
+def _loaded(weights: Weights | Path | str) -> tuple[Weights, list[Path | str]]:
+    """Return the weights, and the files that were read."""
+    if isinstance(weights, Weights):
+        return weights, []
+    return max_of_k.load(weights), [weights]
 
 
 def replay(weights: Weights, strategy: Strategy, advice: Advice) -> int:

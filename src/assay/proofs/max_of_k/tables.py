@@ -90,7 +90,7 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Tables(Outputs):
+class FoldedTables(Outputs):
     """All folded tables, with V tokens and K positions: a (V, V) query by key; b (V, K); D (V, V)
     query by output.
 
@@ -169,7 +169,7 @@ class Algebra:
 
 
 @dataclass(frozen=True)
-class Factors:
+class TableFactors:
     """The lifted factors of the tables: Eq and query with one row per token, keys = K^T, values
     = V O U, and the direct bias as one row.
     """
@@ -187,7 +187,7 @@ class Factors:
     bias: Any
 
 
-def factor(w: Weights, level: str) -> Factors:
+def factor(w: Weights, level: str) -> TableFactors:
     """Return the factors of the tables at a level; the arrays of `w` may be counting arrays.
 
     The levels are `float64` (search: nothing is proved), `real` (rigorous for the network in real
@@ -203,10 +203,10 @@ def factor(w: Weights, level: str) -> Factors:
     Eq = E + rows @ algebra.lift(w.P[-1])
     query = Eq @ Q + rows @ algebra.lift(w.q_bias)
     bias = (algebra.lift(w.v_bias) @ O + algebra.lift(w.o_bias)) @ U + algebra.lift(w.u_bias)
-    return Factors(level, algebra, w.head, E, P, Eq, query, K.T, V @ O @ U, U, bias)
+    return TableFactors(level, algebra, w.head, E, P, Eq, query, K.T, V @ O @ U, U, bias)
 
 
-def fold(f: Factors, weights: Weights, *, exp_ulp: float = 2.0) -> Tables:
+def fold(f: TableFactors, weights: Weights, *, exp_ulp: float = 2.0) -> FoldedTables:
     """Fold the factors into tables; `exp_ulp` is the assumed accuracy, in units in the last place,
     of the executed exponential.
 
@@ -222,7 +222,7 @@ def fold(f: Factors, weights: Weights, *, exp_ulp: float = 2.0) -> Tables:
         direct = enclose(f.Eq @ f.U + f.algebra.ones(weights.vocabulary) @ f.bias)
     for name, table in {"a": a, "b": b, "D": direct}.items():
         _require_finite(name, table)
-    return Tables(
+    return FoldedTables(
         out.level,
         out.EV,
         out.PV,
@@ -236,7 +236,7 @@ def fold(f: Factors, weights: Weights, *, exp_ulp: float = 2.0) -> Tables:
     )
 
 
-def outputs(f: Factors, weights: Weights, *, exp_ulp: float = 2.0) -> Outputs:
+def outputs(f: TableFactors, weights: Weights, *, exp_ulp: float = 2.0) -> Outputs:
     """Return the tables of what is written through the head, alone; as `fold` otherwise."""
     with np.errstate(over="ignore", invalid="ignore"):
         ev, pv = f.algebra.enclose(f.E @ f.values), f.algebra.enclose(f.P @ f.values)

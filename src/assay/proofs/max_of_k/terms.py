@@ -7,10 +7,10 @@ from __future__ import annotations
 import numpy as np
 
 from assay.bounds.rounding import Array
-from assay.proofs.max_of_k.tables import Tables, over
+from assay.proofs.max_of_k.tables import FoldedTables, over
 
 
-def position_terms(tables: Tables, m: int, queries: slice) -> tuple[Array, Array]:
+def position_terms(tables: FoldedTables, m: int, queries: slice) -> tuple[Array, Array]:
     """Return upper bounds of g for every non-query position, and for the query's own position.
 
     Shapes: (K - 1, m + 1, queries, V) over positions, tokens k <= m, query tokens and competitors
@@ -38,7 +38,7 @@ def position_terms(tables: Tables, m: int, queries: slice) -> tuple[Array, Array
     return terms, tables.times(over(weight, lambda end: end[:, None]), own)
 
 
-def query_slices(tables: Tables, m: int, budget: int = 1 << 24) -> list[slice]:
+def query_slices(tables: FoldedTables, m: int, budget: int = 1 << 24) -> list[slice]:
     """Split the query tokens q <= m into slices whose terms take at most about `budget` bytes."""
     row = 8 * max(tables.positions - 1, 1) * (m + 1) * tables.vocabulary
     step = max(1, budget // row)

@@ -27,9 +27,10 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     low, high = summary["k_interval"]
     facts = [
         Fact(
-            "directions above the gap",
+            "directions that are clear",
             summary["k_chosen"],
-            f"of {summary['k']} asked for; 95 %: {low} to {high}",
+            f"of {summary['k']} asked for; 95 % interval: "
+            + (f"at least {low}" if high is None else f"{low} to {high}"),
         ),
         Fact(
             "gradient left out",

@@ -81,8 +81,14 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "stability": (
             ev.stability([one.directions[:kept] for one in found]) if len(found) > 1 else None
         ),
-        "selectivity": float(table["selectivity"].head(first.count).mean()),  # type: ignore[arg-type]
+        "selectivity": _mean(table["selectivity"].head(first.count)),
     }
+
+
+def _mean(values: pl.Series) -> float | None:
+    """Return the mean, none where no direction is clear."""
+    found = values.mean()
+    return float(found) if isinstance(found, float) else None
 
 
 def load(run: Run) -> DirectionMechanisms:

@@ -23,7 +23,7 @@ def headline(run: Run) -> tuple[str, str]:
         f"A one-layer attention-only transformer ({source}) names the largest of {summary['positions']} tokens out of "
         f"{summary['vocabulary']}. Each strategy turns some understanding of its mechanism into a lower bound of its accuracy over all "
         f"{summary['total']:.4g} inputs, without running it on them. The bounds are proved, not estimated, and an independent "
-        "checker has confirmed the certificate from the weights alone.",
+        "checker has confirmed the certificates from the weights alone.",
     )
 
 
@@ -48,8 +48,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         facts.append(
             Fact(
                 "cross-entropy at most",
-                summary["cross_entropy"],
-                "mean over all inputs, in nats; proved",
+                summary["cross_entropy"]["bound"],
+                "mean over all inputs, in nats; proved and checked",
             )
         )
     return facts, [

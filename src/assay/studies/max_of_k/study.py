@@ -16,10 +16,16 @@ from assay.errors import AssayError, InputError
 from assay.io.files import existing
 from assay.io.runs import Run
 from assay.learn.max_of_k import train_max_of_k
-from assay.proofs.max_of_k import cross_entropy
 from assay.proofs.max_of_k.cells import Measure
 from assay.proofs.max_of_k.circuits import circuits, margin_shares, sampled_accuracy
-from assay.proofs.max_of_k.prove import ProofResult, prove, prove_all, true_count
+from assay.proofs.max_of_k.prove import (
+    LossBound,
+    ProofResult,
+    prove,
+    prove_all,
+    prove_cross_entropy,
+    true_count,
+)
 from assay.proofs.max_of_k.strategies import STRATEGIES, named
 from assay.studies.max_of_k.config import Config
 from assay.studies.max_of_k.page import headline, sections
@@ -29,6 +35,7 @@ from assay.targets.max_of_k import Weights
 __all__ = ["Config", "check", "headline", "run", "sections"]
 
 CERTIFICATE = "certificate.json"
+LOSS_CERTIFICATE = "cross-entropy.json"
 
 
 def check(config: Config) -> None:
@@ -52,9 +59,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     truth = true_count(weights)
     run.save_table("proofs.parquet", _table(results, truth))
     best = _certify(config, weights, run)
-    verdict = assay_check.check(run.checked(CERTIFICATE), path)
-    if not verdict.accepted:
-        raise AssayError(f"the independent checker refuses the certificate: {verdict.reason}")
+    verdict = _check(run.checked(CERTIFICATE), path)
     found = circuits(weights)
     run.save_tensors(
         "circuits.safetensors",
@@ -82,8 +87,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             "seconds": best.seconds,
         },
         "checked": verdict.reason,
+        "measure": verdict.measure,
+        "assumptions": list(verdict.assumptions),
         "executed": float(executed.bound) if executed else None,
-        "cross_entropy": _cross_entropy(config, weights),
+        "cross_entropy": _cross_entropy(config, run, weights, path),
         "bounds": {result.strategy: float(result.bound) for result in results},
         "operations": {result.strategy: result.operations for result in results},
         "vocabulary": weights.vocabulary,
@@ -181,8 +188,38 @@ def _measures(config: Config, weights: Weights) -> pl.DataFrame:
     return pl.DataFrame(rows, schema_overrides={"normalised": pl.Float64})
 
 
-def _cross_entropy(config: Config, weights: Weights) -> float | None:
+def _write_loss(config: Config, run: Run, weights: Weights) -> LossBound:
+    results: list[LossBound] = []
+
+    def write(folder: Path) -> None:
+        target = folder / LOSS_CERTIFICATE
+        level = config.proofs.level
+        results.append(prove_cross_entropy(weights, level, certificate_path=target))
+
+    run.write_files(write)
+    return results[0]
+
+
+def _cross_entropy(config: Config, run: Run, weights: Weights, path: Path) -> dict[str, Any] | None:
+    """Return a bound of the mean loss that the independent checker has confirmed, or none where a
+    margin is too large for one: a network far from trained.
+    """
     try:
-        return float(cross_entropy.bound_cross_entropy(weights, config.proofs.level).bound)
+        found = _write_loss(config, run, weights)
+    except InputError:
+        raise
     except AssayError:
-        return None  # a margin without a useful bound: a network far from trained
+        return None
+    return {
+        "bound": found.to_json()["bound"],
+        "checked": _check(run.checked(LOSS_CERTIFICATE), path).reason,
+        "seconds": found.seconds,
+    }
+
+
+def _check(certificate: Path, weights: Path) -> assay_check.Verdict:
+    """Return the verdict of the independent checker; AssayError where it refuses the claim."""
+    verdict = assay_check.check(certificate, weights)
+    if not verdict.accepted:
+        raise AssayError(f"the independent checker refuses {certificate.name}: {verdict.reason}")
+    return verdict

@@ -6,7 +6,7 @@ from assay.errors import unknown
 from assay.proofs.max_of_k.strategies.base import Strategy
 from assay.proofs.max_of_k.strategies.brute import BruteForce
 from assay.proofs.max_of_k.strategies.cubic import Cubic
-from assay.proofs.max_of_k.strategies.exact import Exact
+from assay.proofs.max_of_k.strategies.exact import ExactSets
 from assay.proofs.max_of_k.strategies.hybrid import Hybrid
 from assay.proofs.max_of_k.strategies.rivals import NamedRivals
 from assay.proofs.max_of_k.strategies.subcubic import Options, SubCubic
@@ -19,20 +19,22 @@ def _family(name: str, about: str, qk: str, direct: str, *, anchored: bool = Fal
 
 _ALL: tuple[Strategy, ...] = (
     BruteForce("brute_force", "sequences", "every sequence, from the folded tables"),
-    Exact(
+    ExactSets(
         "union",
         "cells",
         "exact worst cases over the union of a set and a box per cell",
         choice="union",
     ),
-    Exact(
+    ExactSets(
         "best",
         "cells",
         "exact worst cases over the larger of a set and a box per cell",
         choice="best",
     ),
-    Exact("set_exact", "cells", "exact worst cases over a set of tokens per cell", choice="set"),
-    Exact(
+    ExactSets(
+        "set_exact", "cells", "exact worst cases over a set of tokens per cell", choice="set"
+    ),
+    ExactSets(
         "box_exact",
         "cells",
         "exact worst cases over the tokens up to a limit per cell",

@@ -5,15 +5,16 @@ into certified sequences.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
+from assay.errors import InputError
 from assay.proofs.max_of_k import tables
 from assay.proofs.max_of_k.cells import ACCURACY, Measure
-from assay.proofs.max_of_k.tables import Factors, Outputs, Tables
+from assay.proofs.max_of_k.tables import FoldedTables, Outputs, TableFactors
 from assay.targets.max_of_k import Weights
 
 Advice = Mapping[str, np.ndarray]
@@ -24,14 +25,24 @@ class Problem:
     """A network and a level of rigour; its tables are folded when first asked for.
 
     `exp_ulp` is the assumed accuracy, in units in the last place, of the float32 exponential (level
-    float32)."""
+    float32). Raises InputError unless the weights are finite float32 numbers: what a certificate
+    says of its model, and what is executed."""
 
     weights: Weights
     level: str = "real"
     exp_ulp: float = 2.0
 
+    def __post_init__(self) -> None:
+        for entry in fields(self.weights):
+            array = getattr(self.weights, entry.name)
+            if getattr(array, "dtype", None) != np.float32 or not np.isfinite(array).all():
+                raise InputError(
+                    f"weights {entry.name}: finite float32 numbers are needed, got"
+                    f" {getattr(array, 'dtype', type(array).__name__)}"
+                )
+
     @cached_property
-    def factors(self) -> Factors:
+    def factors(self) -> TableFactors:
         return tables.factor(self.weights, self.level)
 
     @cached_property
@@ -39,7 +50,7 @@ class Problem:
         return tables.outputs(self.factors, self.weights, exp_ulp=self.exp_ulp)
 
     @cached_property
-    def tables(self) -> Tables:
+    def tables(self) -> FoldedTables:
         return tables.fold(self.factors, self.weights, exp_ulp=self.exp_ulp)
 
     def floating(self) -> Problem:
@@ -56,7 +67,7 @@ class Certified(Protocol):
 
 class Strategy(Protocol):
     """One way to prove; the fields say what its certificate needs (see
-    `assay.proofs.certificate`).
+    `assay.proofs.max_of_k.certificate`).
     """
 
     @property

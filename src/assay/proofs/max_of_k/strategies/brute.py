@@ -19,7 +19,7 @@ from assay.bounds.rounding import Array
 from assay.errors import InputError
 from assay.proofs.max_of_k.cells import ACCURACY, Measure
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
-from assay.proofs.max_of_k.tables import Tables
+from assay.proofs.max_of_k.tables import FoldedTables
 from assay.proofs.max_of_k.terms import position_terms, query_slices
 from assay.targets.max_of_k import Weights
 
@@ -55,7 +55,7 @@ class BruteForce(Described):
         return weights.vocabulary ** (weights.positions + 1)
 
 
-def table(tables: Tables, *, budget: int | None = None) -> NDArray[np.bool_]:
+def table(tables: FoldedTables, *, budget: int | None = None) -> NDArray[np.bool_]:
     """Return which sequences are certainly answered right: a boolean array (q, t_0, ..., t_{K-2}),
     query token first.
 
@@ -111,7 +111,7 @@ def weigh(right: NDArray[np.bool_], measure: Measure = ACCURACY) -> int:
 
 
 def _fill(
-    tables: Tables,
+    tables: FoldedTables,
     right: NDArray[np.bool_],
     m: int,
     terms: Array,
@@ -189,7 +189,7 @@ def _largest_sums(
 
 
 def _again(
-    tables: Tables, terms: Array, own: Array, place: Place, unsure: NDArray[np.int64]
+    tables: FoldedTables, terms: Array, own: Array, place: Place, unsure: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Form the sums of single sequences again, in float64: `unsure` (n, 2) indexes the lanes of
     `place`.

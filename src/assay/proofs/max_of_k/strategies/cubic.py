@@ -23,7 +23,7 @@ from assay.bounds.rounding import Array, Interval
 from assay.proofs.max_of_k import cells
 from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
-from assay.proofs.max_of_k.tables import Tables, over
+from assay.proofs.max_of_k.tables import FoldedTables, over
 from assay.targets.max_of_k import Weights
 
 
@@ -47,7 +47,7 @@ def whole_tables(weights: Weights) -> int:
     return 3 * V * V + 2 * K * V
 
 
-def certify(tables: Tables) -> Sets:
+def certify(tables: FoldedTables) -> Sets:
     """Return the pure tokens of every cell: the same numbers serve search and verification."""
     V, K = tables.vocabulary, tables.positions
     up = tables.up
@@ -82,7 +82,7 @@ def pure_only(sets: Sets, pure: Sets) -> Sets:
     return sets & ~(sets & ~pure).any(-1, keepdims=True)
 
 
-def shares(tables: Tables, c: int, queries: slice) -> list[tuple[Interval, Interval]]:
+def shares(tables: FoldedTables, c: int, queries: slice) -> list[tuple[Interval, Interval]]:
     """Return enclosures of both extremes of (s, T - s) per query: s the positional weight of the K
     - 1 - c copies of m.
 
@@ -97,7 +97,7 @@ def shares(tables: Tables, c: int, queries: slice) -> list[tuple[Interval, Inter
     ]
 
 
-def _sum(tables: Tables, parts: Interval, count: int) -> Interval:
+def _sum(tables: FoldedTables, parts: Interval, count: int) -> Interval:
     """Return an enclosure of the sum of the first columns."""
 
     def fold(end: Array, round_: Callable[[Array], Array]) -> Array:
@@ -118,7 +118,7 @@ def _without(margins: Array, m: int) -> Array:
     return margins.max(-1)
 
 
-def one_sequence(tables: Tables, m: int) -> Array:
+def one_sequence(tables: FoldedTables, m: int) -> Array:
     """Return the largest margin of the sequence (m, ..., m, q) for each q <= m: exact for every
     competitor.
     """

@@ -21,13 +21,13 @@ from assay.proofs.max_of_k import cells
 from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
 from assay.proofs.max_of_k.strategies.cubic import whole_tables
-from assay.proofs.max_of_k.tables import Tables
+from assay.proofs.max_of_k.tables import FoldedTables
 from assay.proofs.max_of_k.terms import position_terms, query_slices
 from assay.targets.max_of_k import Weights
 
 
 @dataclass(frozen=True)
-class Exact(Described):
+class ExactSets(Described):
     """Exact worst cases over sets chosen by `choice`: `box`, `set`, `best` (the larger of the
     two per cell) or `union` (both).
     """
@@ -61,7 +61,7 @@ class Exact(Described):
 class _Terms:
     """The terms of the cells with largest token m and some query tokens, ready to be maximised."""
 
-    tables: Tables
+    tables: FoldedTables
     m: int
     terms: Array  # (K - 1, m + 1, Q, V)
     all_max: Array  # (Q, V): every non-query position holds m
@@ -87,7 +87,7 @@ class _Terms:
         return own if largest.ndim == 3 else (own[0], 1, *own[1:])
 
 
-def _terms(tables: Tables, m: int, queries: slice) -> _Terms:
+def _terms(tables: FoldedTables, m: int, queries: slice) -> _Terms:
     terms, own = position_terms(tables, m, queries)
     margin = own
     for part in terms[:, m]:
@@ -95,7 +95,7 @@ def _terms(tables: Tables, m: int, queries: slice) -> _Terms:
     return _Terms(tables, m, terms, margin)
 
 
-def verify_sets(tables: Tables, sets: Sets) -> Sets:
+def verify_sets(tables: FoldedTables, sets: Sets) -> Sets:
     """Return the sets whose cells hold correct sequences only; the others are emptied."""
     checked = np.zeros_like(sets)
     for m in range(tables.vocabulary):
@@ -114,7 +114,7 @@ def verify_sets(tables: Tables, sets: Sets) -> Sets:
     return cells.normal(checked)
 
 
-def search_sets(tables: Tables, order: str) -> Sets:
+def search_sets(tables: FoldedTables, order: str) -> Sets:
     """Return, for every cell, the longest prefix of tokens that stays correct, in order `box`
     (by size) or `set` (by own worst case).
     """

@@ -16,7 +16,7 @@ from assay.proofs.max_of_k import operations
 from assay.proofs.max_of_k.cells import CertifiedSets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
 from assay.proofs.max_of_k.strategies.exact import exact_seconds, search_sets, verify_sets
-from assay.proofs.max_of_k.tables import Tables
+from assay.proofs.max_of_k.tables import FoldedTables
 from assay.targets.max_of_k import Weights
 
 
@@ -38,7 +38,7 @@ class Hybrid(Described):
         return 2 * V * V + 2 * K * V + 2 * d + d * V  # a, EV, b and PV; the box and the unembedding
 
 
-def propagated(problem: Problem) -> Tables:
+def propagated(problem: Problem) -> FoldedTables:
     """Return the tables with the direct path replaced by propagated bounds; AssayError when they
     overflow.
     """

@@ -21,7 +21,7 @@ from assay.bounds import rounding
 from assay.bounds.rounding import Array, Interval
 from assay.errors import InputError, unknown
 from assay.proofs.max_of_k.strategies.base import Advice
-from assay.proofs.max_of_k.tables import Algebra, Factors
+from assay.proofs.max_of_k.tables import Algebra, TableFactors
 from assay.targets.max_of_k import Weights
 
 QK = ("exact", "range", "svd", "max_diff", "subproduct", "recursive")
@@ -29,7 +29,7 @@ DIRECT = ("exact", "max_diff", "direction", "global")
 
 
 @dataclass(frozen=True)
-class Scores:
+class ExplainedScores:
     """Position-independent scores S (query by key) as explained, a bound per query of what two
     keys' residuals differ by, and the positional scores (query by position)."""
 
@@ -49,7 +49,7 @@ class Direct:
     own: Array
 
 
-def scores(f: Factors, advice: Advice, how: str) -> Scores:
+def scores(f: TableFactors, advice: Advice, how: str) -> ExplainedScores:
     """Return the scores as explained under option `how`; `advice` holds `key_center` (d) and, for
     low rank, `query_directions` and `key_directions` (h, r).
 
@@ -60,13 +60,15 @@ def scores(f: Factors, advice: Advice, how: str) -> Scores:
     position = algebra.divide_by_root(algebra.enclose(f.query @ f.keys @ f.P.T), f.head)
     if how == "exact":
         content = algebra.divide_by_root(algebra.enclose(f.query @ f.keys @ tokens), f.head)
-        return Scores(content, np.zeros(V), position)
+        return ExplainedScores(content, np.zeros(V), position)
     W, Z = algebra.lift(advice["query_directions"]), algebra.lift(advice["key_directions"]).T
     rest = algebra.lift(np.eye(_columns(f.query))) - W @ Z
     explained = (f.query @ W) @ (Z @ (f.keys @ tokens))
     error = _row_error(algebra, how, [f.query, rest, f.keys, tokens])
     scaled = algebra.divide_by_root(Interval(error, error), f.head).hi
-    return Scores(algebra.divide_by_root(algebra.enclose(explained), f.head), scaled, position)
+    return ExplainedScores(
+        algebra.divide_by_root(algebra.enclose(explained), f.head), scaled, position
+    )
 
 
 def _row_error(algebra: Algebra, how: str, chain: Sequence[Any]) -> Array:
@@ -93,7 +95,7 @@ def _row_error(algebra: Algebra, how: str, chain: Sequence[Any]) -> Array:
     return smallest
 
 
-def direct_path(f: Factors, advice: Advice, how: str, *, anchored: bool) -> Direct:
+def direct_path(f: TableFactors, advice: Advice, how: str, *, anchored: bool) -> Direct:
     """Return the direct path as explained under option `how`; `advice` holds `query_center` (d)
     and, for `direction`, `direct_direction` (d).
 
@@ -124,7 +126,7 @@ def direct_path(f: Factors, advice: Advice, how: str, *, anchored: bool) -> Dire
     return Direct(between, _spread(algebra, error))
 
 
-def find_advice(f: Factors, *, qk: str, direct: str, rank: int) -> dict[str, np.ndarray]:
+def find_advice(f: TableFactors, *, qk: str, direct: str, rank: int) -> dict[str, np.ndarray]:
     """Return float32 directions for low-rank explanations: singular directions of the scores,
     centred over keys.
 

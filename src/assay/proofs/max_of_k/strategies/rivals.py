@@ -25,7 +25,7 @@ from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
 from assay.proofs.max_of_k.strategies.cubic import one_sequence, pure_only, shares, whole_tables
 from assay.proofs.max_of_k.strategies.low_rank import largest_elsewhere
-from assay.proofs.max_of_k.tables import Tables, over
+from assay.proofs.max_of_k.tables import FoldedTables, over
 from assay.targets.max_of_k import Weights
 
 
@@ -46,7 +46,7 @@ class NamedRivals(Described):
 @np.errstate(
     over="ignore", invalid="ignore"
 )  # competitors left out are minus infinity; what is undefined is not certified
-def certify(tables: Tables) -> Sets:
+def certify(tables: FoldedTables) -> Sets:
     """Return the pure tokens of every cell: the same numbers serve search and verification."""
     V, K = tables.vocabulary, tables.positions
     sets = np.zeros((1, V, V, K, V), bool)
@@ -92,7 +92,7 @@ class _Rival:
     absent: NDArray[np.bool_]
 
 
-def _competitors(tables: Tables, m: int) -> list[_Rival]:
+def _competitors(tables: FoldedTables, m: int) -> list[_Rival]:
     """Return the three kinds of competitors: x = k, x = q (absent where q = m), and the pool of
     the others.
     """

@@ -38,7 +38,7 @@ from assay.proofs.max_of_k import cells
 from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies import low_rank
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
-from assay.proofs.max_of_k.tables import Factors, Outputs, over
+from assay.proofs.max_of_k.tables import Outputs, TableFactors, over
 from assay.targets.max_of_k import Weights
 
 Limits = NDArray[np.int16]  # (q, m, c): S = {0..limit}, -1 for nothing
@@ -102,7 +102,7 @@ class Prepared:
     running_rest: Array  # (j, m)
 
 
-def prepare(f: Factors, out: Outputs, advice: Advice, options: Options) -> Prepared:
+def prepare(f: TableFactors, out: Outputs, advice: Advice, options: Options) -> Prepared:
     """Return the tables of a strategy; every entry is an enclosure or a bound at the level of
     `out`.
     """

@@ -17,7 +17,7 @@ from assay.proofs.max_of_k.cells import CertifiedSets
 from assay.proofs.max_of_k.strategies import low_rank
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
 from assay.proofs.max_of_k.strategies.exact import exact_seconds, search_sets, verify_sets
-from assay.proofs.max_of_k.tables import Tables
+from assay.proofs.max_of_k.tables import FoldedTables
 from assay.targets.max_of_k import Weights
 
 PARTS = ("direct", "positions_ov", "positions_qk", "qk_residual")
@@ -52,7 +52,7 @@ class Worst(Described):
         return 3 * V * V + 2 * K * V - left[self.part] + kept[self.part]
 
 
-def without(problem: Problem, part: str, advice: Advice) -> Tables:
+def without(problem: Problem, part: str, advice: Advice) -> FoldedTables:
     """Return the tables with a part replaced by its worst value; InputError for an unknown part."""
     tables = problem.tables
     if part in ("direct", "positions_ov"):
@@ -73,7 +73,7 @@ def without(problem: Problem, part: str, advice: Advice) -> Tables:
     raise unknown("part", part, PARTS)
 
 
-def _attended(problem: Problem, scores: low_rank.Scores) -> Interval:
+def _attended(problem: Problem, scores: low_rank.ExplainedScores) -> Interval:
     """Return e^S of the explained scores, each widened by the error: only ratios within a row
     matter.
     """

@@ -1,5 +1,5 @@
-"""The inequality behind every claim, first in float64 with error bounds, then in balls; and what
-the sequences of a cell weigh.
+"""The inequality behind every claim of right answers, first in float64 with error bounds, then in
+balls.
 
 The answer m beats x on tokens t with the query q last iff sum_p g_p(t_p) < 0 (the attention weights
 share a denominator), where
@@ -14,74 +14,12 @@ sizes: weight * (value + 32 K u R) makes up for all. What is then not negative i
 
 from collections.abc import Sequence
 from functools import reduce
-from math import comb
-from typing import Any
 
 import numpy as np
 from flint import arb, ctx, fmpq_mat
 
-from assay_check.model import Model, floats, need
-
-
-class Measure:
-    """A sequence counts as the product of its tokens' weights (null: 1) if its cell is listed
-    (null: all are), else as 0.
-
-    The cell (q, m, c) holds the sequences with query q (the last token), largest token m and
-    exactly c other tokens below m (at most K - 2 if q < m). `tokens` (q, m, c, k) may stand in
-    those c positions; the one sequence with c = 0 is written as {0}."""
-
-    def __init__(self, entry: Any, V: int, K: int):
-        need(
-            isinstance(entry, dict) and entry.keys() == {"name", "tokens", "cells"},
-            "measure needs name, tokens and cells",
-        )
-        self.plain, cells = entry["tokens"] is None, np.array(entry["cells"], object)
-        self.weights = np.ones((K, V), object) if self.plain else np.array(entry["tokens"], object)
-        good = self.weights.shape == (K, V) and all(
-            type(n) is int and n >= 0 for n in self.weights.flat
-        )
-        need(good, f"measure.tokens must be null or {K} lists of {V} natural numbers")
-        q, m, c, k = np.ogrid[:V, :V, :K, :V]
-        self.tokens = np.asarray(
-            (q <= m) & (c <= np.where(q == m, K - 1, K - 2)) & np.where(c == 0, k == 0, k < m)
-        )
-        self.counted = np.asarray(self.tokens.any(-1))
-        if entry["cells"] is not None:
-            good = cells.shape[1:] == (3,) and all(
-                type(i) is int and 0 <= i < max(V, K) for i in cells.flat
-            )
-            need(
-                good and (cells < (V, V, K)).all(),
-                "measure.cells must be null or a list of [q, m, c]",
-            )
-            index = np.ravel_multi_index(tuple(cells.T.astype(int)), (V, V, K))
-            self.counted &= np.isin(np.arange(V * V * K), index).reshape(V, V, K)
-        self.total = self.weigh(self.tokens[None], self.counted[None])
-
-    def weigh(self, sets: np.ndarray, holds: np.ndarray) -> int:
-        """Return the weight of the sequences in any of one or two families of sets (family, q,
-        m, c, k), where they hold.
-        """
-        both = (-1, sets.all(0), sets.all(0).any(-1) & holds.all(0))
-        parts = [*zip([1] * len(sets), sets, holds, strict=True), *[both][: len(sets) - 1]]
-        return sum(
-            sign * self._cell(part[q, m, c], q, m, c)
-            for sign, part, held in parts
-            for q, m, c in np.argwhere(held).tolist()
-        )
-
-    def _cell(self, S: np.ndarray, q: int, m: int, c: int) -> int:
-        if self.plain:
-            return comb(len(self.weights) - 1, c) * int(S.sum()) ** c
-        ways = [1]  # by how many positions so far are below m
-        for row in self.weights[:-1]:
-            below = 1 if c == 0 else row[S].sum()
-            ways = [
-                same * row[m] + fewer * below
-                for same, fewer in zip([*ways, 0], [0, *ways], strict=True)
-            ]
-        return int(self.weights[-1][q] * ways[c])
+from assay_check.max_of_k.measure import Measure
+from assay_check.max_of_k.model import Model, floats
 
 
 class Margins:
@@ -90,7 +28,7 @@ class Margins:
     def __init__(self, model: Model, error: np.ndarray):
         tables = (model.a, model.b, model.EV, model.PV, model.D)
         self.exact, self.error, self.head = [table.tolist() for table in tables], error, model.head
-        self.ea, self.eb = (_exponentials(scores, model.head) for scores in tables[:2])
+        self.ea, self.eb = (exponentials(scores, model.head) for scores in tables[:2])
         self.EV, self.PV, self.D = map(floats, tables[2:])
         R = 2 * sum(float(np.abs(table).max()) for table in (self.EV, self.PV, self.D, error))
         self.extra, self.room, self.lost = (
@@ -223,7 +161,7 @@ class Margins:
         return False
 
 
-def _exponentials(scores: fmpq_mat, head: int) -> np.ndarray:
+def exponentials(scores: fmpq_mat, head: int) -> np.ndarray:
     """Return exp((s - its row's maximum) / sqrt(head)) within 2u; NaN where that cannot be
     promised.
     """

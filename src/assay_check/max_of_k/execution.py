@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from flint import fmpq_mat
 
-from assay_check.model import Model, exact, floats, need
+from assay_check.max_of_k.model import Model, exact, floats
+from assay_check.reading import need
 
 UNIT, TINY, LARGEST, SAFETY = 2.0**-24, 2.0**-126, 2.0**127, 1 + 2.0**-20
 MANY = UNIT * (1 + 2.0**-9)  # n of it bound the compound error of n <= 2**14 + 8 roundings

@@ -1,0 +1,40 @@
+"""The catalogue fits the sources, and a random dozen of its mutants is killed."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+from catalogue import CATALOGUE
+from run_mutants import ROOT, Mutant, outcome
+
+
+def test_every_mutant_changes_a_line_that_stands_once_and_names_tests_that_exist():
+    for mutant in CATALOGUE:
+        mutant.applied()
+        for test in mutant.tests:
+            assert (ROOT / test.partition("::")[0]).exists(), test
+    assert len({mutant.name for mutant in CATALOGUE}) == len(CATALOGUE)
+
+
+def test_a_mutant_whose_tests_do_not_look_survives():
+    first = CATALOGUE[0]
+    missing = Mutant(first.file, first.old, first.new, ("tests/core/no_such_test.py",))
+    assert outcome(missing).startswith("broken")
+    unseen = Mutant(
+        "assay/errors.py", "    exit_code = 2", "    exit_code = 3", ("tests/core/test_sites.py",)
+    )
+    assert outcome(unseen) == "survived"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_random_dozen_is_killed():
+    seed = int(time.time())
+    chosen = random.Random(seed).sample(CATALOGUE, 12)
+    found = {mutant.name: outcome(mutant) for mutant in chosen}
+    alive = {name: result for name, result in found.items() if result != "killed"}
+    assert not alive, f"seed {seed}: {alive}"
+    assert Path(ROOT / "Makefile").read_text().count("run_mutants.py")
