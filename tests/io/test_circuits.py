@@ -124,3 +124,19 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path):
         read_circuit(tmp_path / "list.json")
     with pytest.raises(InputError, match="no file"):
         read_circuit(tmp_path / "none.json")
+
+
+def test_a_flipped_byte_is_named_or_harmless(tmp_path: Path):
+    graph, scores, keep = example()
+    whole = graph.to_circuit(scores, keep)
+    data = write_circuit(tmp_path / "circuit.json", whole).read_bytes()
+    path, named = tmp_path / "flipped.json", 0
+    places = range(0, len(data), 7)
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        try:
+            assert read_circuit(path) == read_circuit(tmp_path / "circuit.json")
+        except InputError as error:
+            assert str(path) in str(error)
+            named += 1
+    assert named > len(places) / 2

@@ -17,6 +17,8 @@ from assay.memory import require_memory
 if TYPE_CHECKING:
     import torch
 
+_DIGEST = "assay-sha256"  # the entry of a safetensors file's metadata
+
 
 def write_atomic(
     path: Path | str,
@@ -122,11 +124,14 @@ def save_tensors(
 def put_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file in place, for use within an atomic write."""
+    """Write a safetensors file in place, for use within an atomic write.
+
+    Without other metadata it holds the SHA-256 of its tensors, which `load_tensors` checks."""
     from safetensors.torch import save_file
 
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(kept, path, metadata=dict(metadata or {}))
+    # One entry only: safetensors writes several in an order that differs from file to file.
+    save_file(kept, path, metadata=dict(metadata or {_DIGEST: digest_of_tensors(kept)}))
 
 
 def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Tensor]:
@@ -145,6 +150,7 @@ def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Te
         else:
             require_memory(path.stat().st_size, f"loading {path}")
             tensors = load_file(path)
+            _require_digest(path, tensors)
     except InputError:
         raise
     except Exception as error:  # a damaged file can make the readers raise anything
@@ -155,6 +161,32 @@ def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Te
         for name, tensor in tensors.items():
             require_finite(tensor, f"{path}: tensor {name!r}")
     return tensors
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the names, types, shapes and bytes of tensors, in the names' order."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _require_digest(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError when a file that Assay wrote holds other tensors than it was written
+    with.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as opened:
+        written = (opened.metadata() or {}).get(_DIGEST)
+    if written is not None and written != digest_of_tensors(tensors):
+        raise InputError(
+            f"{path} is damaged: its tensors are not those that Assay wrote (the SHA-256 differs)."
+            " Restore it from a copy"
+        )
 
 
 def put_state(path: Path, state: Mapping[str, Any]) -> None:

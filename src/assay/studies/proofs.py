@@ -10,6 +10,7 @@ from typing import Any
 import assay_check
 from assay.errors import InputError, unknown
 from assay.io.files import existing
+from assay.io.runs import require_undamaged
 from assay.proofs.max_of_k.cross_entropy import STRATEGY
 from assay.proofs.max_of_k.prove import prove, prove_all, prove_cross_entropy
 from assay.targets import max_of_k
@@ -35,6 +36,7 @@ def prove_task(
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
+    require_undamaged(weights)
     if loss:
         if strategy not in ("best", STRATEGY):
             raise InputError(
