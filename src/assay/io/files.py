@@ -227,6 +227,26 @@ def existing(path: Path | str) -> Path:
     raise InputError(f"no file {shown(str(path))}")
 
 
+def require_folder(path: Path | str, *anyof: str) -> None:
+    """Raise InputError for a path that is neither a folder with one of the files `anyof` (default:
+    config.json) nor looks like a hub name.
+    """
+    anyof = anyof or ("config.json",)
+    folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")
+    if folder.is_dir() and not any((folder / name).is_file() for name in anyof):
+        raise InputError(f"{path} holds no {' or '.join(anyof)}")
+    looks_local = (
+        isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    )
+    if looks_local and not folder.is_dir():
+        raise InputError(
+            f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such"
+            " as 'gpt2'"
+        )
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file."""
     with path.open("rb") as stream:
