@@ -25,6 +25,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ CLOCKS = {"seconds", "cpu_seconds", "CPU seconds"}
 APART = {NAME, "timing.json", "report.html", "versions.json"}
 WEIGHTS = (5, 3, 2)  # how often each of the runs is taken: what it costs decides
 
+KILLED = (-signal.SIGKILL, -signal.SIGPROF)
+
 Action = list[str] | Callable[[], object]
 
 
@@ -70,14 +73,15 @@ class Campaign:
         self.said: list[str] = []
         self.counts: Counter[str] = Counter()
         self.whole: dict[str, Path] = {}
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, tuple[float, float]] = {}  # by the clock, and of the processor
+        self.spent = 0.0  # processor seconds of the last process that was waited for
         self.results: dict[str, dict[str, Any]] = {}
         self.printed: dict[tuple[str, str], str] = {}
         for name in RUNS:
             began = time.monotonic()
             self.whole[name] = folder / "whole" / name
             self.done(self.words(name, self.whole[name]))
-            self.seconds[name] = time.monotonic() - began
+            self.seconds[name] = time.monotonic() - began, self.spent
             for verb in VERBS[name]:
                 self.printed[name, verb] = self.done(self.verb(name, verb, self.whole[name]))
             self.results[name] = self.read(self.whole[name])
@@ -95,9 +99,11 @@ class Campaign:
         part = ["directions[0]"] if verb == "explain" else []
         return [verb, str(folder), *part, "--json"]
 
-    def start(self, action: Action, limit: int | None = None) -> tuple[int, Path]:
+    def start(
+        self, action: Action, limit: int | None = None, processor: float = 0
+    ) -> tuple[int, Path]:
         """Fork a process that carries out a command or calls a function, with a limit on the size
-        of its files.
+        of its files; the system ends it after some `processor` seconds, as kill -9 does.
         """
         said = self.folder / f"said-{self.counts['processes']}"
         self.counts["processes"] += 1
@@ -111,6 +117,8 @@ class Campaign:
                 os.dup2(handle, stream)
             if limit is not None:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            # Nothing handles this signal: the process is gone at once, wherever it is.
+            signal.setitimer(signal.ITIMER_PROF, processor)
             try:
                 if callable(action):
                     action()
@@ -132,7 +140,8 @@ class Campaign:
 
     def wait(self, process: tuple[int, Path]) -> tuple[int, str]:
         """Return a process's exit code, negative for a signal, and what it said on both streams."""
-        status = os.waitpid(process[0], 0)[1]
+        _, status, usage = os.wait4(process[0], 0)
+        self.spent = usage.ru_utime + usage.ru_stime
         said = process[1].read_text(errors="replace") if process[1].exists() else ""
         process[1].unlink(missing_ok=True)
         return os.waitstatus_to_exitcode(status), said
@@ -150,11 +159,22 @@ class Campaign:
         found: dict[str, Any] = pickle.loads(place.read_bytes())
         return found
 
-    def kill_after(self, process: tuple[int, Path], seconds: float) -> tuple[int, str]:
-        time.sleep(seconds)
+    def killed(self, name: str, words: list[str], share: float) -> tuple[int, str]:
+        """Carry out a command and kill it at a share of what the whole run takes, now by the clock
+        and now by its processor time, which a busy machine does not stretch.
+        """
+        clock, processor = self.seconds[name]
+        if self.chance.random() < 0.75:
+            return self.wait(self.start(words, processor=max(share * processor, 1e-3)))
+        process = self.start(words)
+        time.sleep(share * clock)
         with contextlib.suppress(ProcessLookupError):
             os.kill(process[0], signal.SIGKILL)
         return self.wait(process)
+
+    def complain(self, what: str) -> None:
+        self.said.append(what)
+        print(what, file=sys.stderr, flush=True)
 
     # Judgements
 
@@ -162,7 +182,7 @@ class Campaign:
         """Note a traceback, another exit code than those accepted, and more than one line."""
         errors = [line for line in said.splitlines() if line.startswith("assay:")]
         if "Traceback" in said or code not in accepted or (code == 2 and len(errors) != 1):
-            self.said.append(f"{what}: exit {code}, {said[-400:]!r}")
+            self.complain(f"{what}: exit {code}, {said[-400:]!r}")
             return False
         return True
 
@@ -173,7 +193,7 @@ class Campaign:
         found, wanted = self.read(folder), self.results[name]
         names = {one for one in {*found, *wanted} if one != but and not one.startswith("verb-")}
         if differ := sorted(one for one in names if found.get(one) != wanted.get(one)):
-            self.said.append(f"{what}: {differ} differ")
+            self.complain(f"{what}: {differ} differ")
         return not differ
 
     def pick(self) -> str:
@@ -187,13 +207,12 @@ class Campaign:
             name, folder = self.pick(), self.folder / "killed"
             flags: tuple[str, ...] = ()
             for attempt in range(5):
-                process = self.start(self.words(name, folder, *flags))
+                words = self.words(name, folder, *flags)
                 if attempt < 4:
-                    wait = self.chance.uniform(0, 1.05 * self.seconds[name])
-                    code, said = self.kill_after(process, wait)
+                    code, said = self.killed(name, words, self.chance.uniform(0, 0.9))
                 else:
-                    code, said = self.wait(process)
-                if code != -signal.SIGKILL:
+                    code, said = self.wait(self.start(words))
+                if code not in KILLED:
                     break
                 self.counts["kills"] += 1
                 # A process killed before it made the folder leaves nothing to resume.
@@ -221,7 +240,7 @@ class Campaign:
                     self.same(label, name, folder, lost)
                     whole = self.printed[name, verb].replace(str(self.whole[name]), str(folder))
                     if finished and said != whole:
-                        self.said.append(f"{label}: prints {said!r}, without damage {whole!r}")
+                        self.complain(f"{label}: prints {said!r}, without damage {whole!r}")
             shutil.rmtree(folder)
 
     def turns(self) -> Iterator[tuple[str, bool, str, str]]:
@@ -241,8 +260,7 @@ class Campaign:
         """Return a run of the kind that was killed in its middle, made once for each."""
         folder = self.folder / "unfinished" / name
         while not folder.exists():
-            process = self.start(self.words(name, folder))
-            self.kill_after(process, self.chance.uniform(0.2, 0.8) * self.seconds[name])
+            self.killed(name, self.words(name, folder), self.chance.uniform(0.1, 0.7))
             checkpoints = [*folder.rglob("*.pt")] if folder.exists() else []
             if not checkpoints or (folder / "summary.json").exists():
                 shutil.rmtree(folder, ignore_errors=True)
@@ -277,9 +295,9 @@ class Campaign:
             if self.expect(f"{what} {name}", code, said, (0, 1, 2)):
                 self.counts[f"{what} named" if code else f"{what} harmless"] += 1
                 if code == 0 and said != before[1]:
-                    self.said.append(f"{what} {name}: gives {said!r}, undamaged {before[1]!r}")
+                    self.complain(f"{what} {name}: gives {said!r}, undamaged {before[1]!r}")
                 if code == 1 and "reason" not in said:
-                    self.said.append(f"{what} {name}: rejected without a reason, {said!r}")
+                    self.complain(f"{what} {name}: rejected without a reason, {said!r}")
             shutil.rmtree(folder)
 
     def rivals(self, count: int) -> None:
@@ -300,9 +318,9 @@ class Campaign:
                 self.expect(f"rivals {flags}", code, said, (0, 2))
                 self.counts["rivals refused"] += code == 2
                 if code == 2 and "in use by another process" not in said:
-                    self.said.append(f"rivals {flags}: {said!r}")
+                    self.complain(f"rivals {flags}: {said!r}")
             if min(code for code, _ in ends) != 0:
-                self.said.append(f"rivals {flags}: none ended, {ends}")
+                self.complain(f"rivals {flags}: none ended, {ends}")
             else:
                 self.same(f"rivals {flags}", name, folder)
             shutil.rmtree(folder)
@@ -326,7 +344,7 @@ class Campaign:
                 self.counts[f"full {kind}s"] += 1
                 self.expect(f"full {kind}", code, said, (1,))
                 if "left on device" not in said and "File too large" not in said:
-                    self.said.append(f"full {kind}: {said!r}")
+                    self.complain(f"full {kind}: {said!r}")
                 if disk:
                     resize(disk, 4 * sum(sizes))
                 flags = ("--resume",) if folder.exists() and any(folder.iterdir()) else ()
@@ -468,13 +486,21 @@ def main(folder: Path, seed: int, counts: dict[str, int]) -> None:
             path.unlink()
         return True
 
-    campaign.kills(counts["kills"])
+    parts: list[Callable[[], None]] = [lambda: campaign.kills(counts.get("kills", 0))]
     for what, damage in (("flips", flip), ("missing", lose)):
-        outside = counts[what] // 4
-        campaign.damaged(counts[what] - outside, what, damage)
-        campaign.files(outside, what, damage)
-    campaign.rivals(counts["rivals"])
-    campaign.full_disks(counts["full"])
+        outside = counts.get(what, 0) // 4
+        inside = counts.get(what, 0) - outside
+        parts += [
+            partial(campaign.damaged, inside, what, damage),
+            partial(campaign.files, outside, what, damage),
+        ]
+    parts += [
+        lambda: campaign.rivals(counts.get("rivals", 0)),
+        lambda: campaign.full_disks(counts.get("full", 0)),
+    ]
+    for part in parts:
+        part()
+        print(dict(campaign.counts), file=sys.stderr, flush=True)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     seconds = sum(entry.ru_utime + entry.ru_stime for entry in usage)
     print(json.dumps({"said": campaign.said, "counts": campaign.counts, "cpu": round(seconds)}))
