@@ -161,6 +161,7 @@ def assumptions(graph: Graph, ar: Arithmetic) -> tuple[str, ...]:
             " place"
         )
         taken.append("softmax is executed as exp(x - max x) over its sum")
+        taken.append("products are rounded to float32, not to a lower precision (TF32, bfloat16)")
     return tuple(taken)
 
 
