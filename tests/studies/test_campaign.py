@@ -13,7 +13,7 @@ COUNTS = {"kills": 100, "flips": 300, "missing": 200, "rivals": 8, "full": 12}
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 @pytest.mark.skipif(sys.platform == "win32", reason="forks and signals of POSIX systems")
 def test_nothing_is_lost_and_nothing_silently_wrong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -21,8 +21,8 @@ def test_nothing_is_lost_and_nothing_silently_wrong(
     """No traceback, no silent change and no other final number in any trial."""
     script = Path(__file__).with_name("campaign.py")
     words = [sys.executable, str(script), str(tmp_path), "0", json.dumps(COUNTS)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    # What goes wrong is said on stderr as it happens.
+    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout)
     counts = found["counts"]
     with capsys.disabled():
