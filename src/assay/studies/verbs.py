@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from assay.attribution import Scores, ablate, attribute
+from assay.audit import audit as audit_scores
 from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError, shown
 from assay.io.runs import Run, opened
@@ -82,7 +83,8 @@ def audit_run(
     and return the top parts with bars.
     """
     run, mechanisms = _open(folder)
-    audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)
+    scores = attribute(mechanisms, method(by))
+    audit = audit_scores(scores, exact=exact, alpha=alpha, seed=seed)
     run.save_table(f"verb-audit-{by}.parquet", audit.table)
     return audit.summary(), audit.top(20)
 
