@@ -1,5 +1,5 @@
-"""The audit of an attribution: exact ablations on a random sample, agreement, and a bar for
-every part.
+"""The audit of an attribution: exact ablations of what is read and of a random sample, agreement,
+and a bar for every part.
 """
 
 from __future__ import annotations
@@ -8,34 +8,52 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 from torch import Tensor
 
-from assay.attribution.exact import ablate
 from assay.attribution.gradient import Gradient
 from assay.attribution.scores import Scores
 from assay.audit.agreement import Agreement, agreement, agreement_table
-from assay.audit.bars import Bars, Rows, calibrate, split
-from assay.audit.sampling import sample
+from assay.audit.bars import Bars
+from assay.audit.calibration import FOLDS, Ablated, calibrate, folds, reaches
+from assay.audit.coverage import Coverage
+from assay.audit.effects import ExactEffects
+from assay.audit.held_out import held_out
+from assay.audit.means import mean_effects
+from assay.audit.population import Population, population
+from assay.audit.sampling import design, list_length, shared_parts
+from assay.audit.selections import Selections, select
+from assay.core.values import add
 from assay.charts.tables import notebook_html
-from assay.core.values import at
 from assay.errors import InputError
+
+
+@dataclass(frozen=True)
+class Options:
+    """The level of the bars, the seed of the folds and that of the lists, and the named scale."""
+
+    alpha: float
+    seed: int
+    listing: int
+    scale: str | None = None
 
 
 @dataclass(frozen=True)
 class Audit:
     """How far to trust scores: `table` has a row for every ablated part (example, group, part,
-    estimate, exact, fold, lower, upper).
+    index, estimate, exact, first, inclusion, fold, lower, upper).
 
-    `pooled` is the agreement over all rows, `by_group` and `by_example` within groups and within
-    inputs. `coverage` and `width` of the bars are measured on inputs that neither chose the scale
-    nor calibrated, leaving out groups where the estimate is exact up to rounding; `constant_width`
-    is the width there of a constant conformal bar around the first-order estimate."""
+    `inclusion` is the probability with which a row was sampled: the parts that are listed and the
+    largest of every input are ablated for certain. `pooled` is the agreement over all rows,
+    `by_group` and `by_example` within groups and within inputs, each row weighted by 1 / inclusion.
+    `promises` are the measured coverages of the bars by selection, on inputs that neither tuned the
+    bars nor calibrated them, leaving out groups where the estimate is exact up to rounding;
+    `constant_width` is the width there of a constant conformal bar around the first-order estimate.
+    """
 
     scores: Scores
     table: pl.DataFrame
@@ -43,53 +61,95 @@ class Audit:
     by_group: pl.DataFrame
     by_example: pl.DataFrame
     bars: Bars
-    coverage: float
-    width: float
+    promises: Mapping[str, Coverage]
     constant_width: float
-    held_out: int
+    effects: ExactEffects
     cpu_seconds: float
-    scales: Mapping[str, Mapping[str, Tensor]] = field(repr=False)
-    sampled: _Sampled = field(repr=False)
+    parts: Population = field(repr=False)
+    ablated: Ablated = field(repr=False)
+    selections: Selections = field(repr=False)
+    options: Options = field(repr=False)
+
+    @property
+    def coverage(self) -> float:
+        """The measured coverage of all bars; NaN where it has no support."""
+        share = self.promises["all"].share
+        return math.nan if share is None else share
+
+    @property
+    def width(self) -> float:
+        """The mean width of all bars on the inputs where coverage is measured; NaN where there are
+        none.
+        """
+        width = self.promises["all"].width
+        return math.nan if width is None else width
+
+    @property
+    def held_out(self) -> int:
+        """The number of rows that coverage is measured on."""
+        return self.promises["all"].rows
 
     def at_level(self, alpha: float, *, seed: int | None = None) -> Audit:
         """Return the audit with bars of another level, or with other random folds of the inputs,
-        from the same ablations.
+        from the same ablations and with the same lists.
         """
-        sampled = self.sampled if seed is None else replace(self.sampled, seed=seed)
-        return replace(self, sampled=sampled, **_barred(self.scores, sampled, alpha))
+        options = replace(self.options, alpha=alpha)
+        options = options if seed is None else replace(options, seed=seed)
+        return replace(self, options=options, **_barred(self, options))
 
-    def half_widths(self) -> dict[str, Tensor]:
-        """Return the half-width of every part's bar, (examples, *axes) by group; infinite where
-        there is no bar.
-        """
-        found = {}
-        for name, values in self.scores.values.items():
-            scale = (
-                self.scales[self.bars.scale][name]
-                if self.bars.scale != "constant"
-                else torch.ones_like(values)
-            )
-            found[name] = self.bars.quantile.get(name, math.inf) * scale.clamp_min(self.bars.floor)
-        return found
+    def half_widths(self, together: str | None = None) -> dict[str, Tensor]:
+        """Return the half-width of every part's bar, (examples, *axes) by group: infinite where
+        there is no bar, 0 for inactive parts.
 
-    def top(self, count: int = 20) -> pl.DataFrame:
-        """Return the parts with the largest mean |score|, the mean half-width of their bars, and,
-        over the `sampled` inputs in which a part was ablated, the mean score and the mean exact
-        effect there."""
-        bars = {name: values.mean(0) for name, values in self.half_widths().items()}
-        exact = self.table.group_by("group", "part").agg(
-            pl.col("estimate").mean().alias("score_sampled"),
-            pl.col("exact").mean().alias("exact_sampled"),
-            pl.len().alias("sampled"),
+        With `together` ("largest" or "listed") the bars hold at once for the parts of that list of
+        an input, and the others have none. Large groups are sparse (`assay.core.values`)."""
+        bars, bound = self.bars, self.ablated.parts
+        if together is not None:
+            found = bars.together_half_widths(bound, together)
+        else:
+            reach = reaches(bound, self.ablated.design, self.selections.masks(bound))
+            found = bars.half_widths(bound, reach)
+        if len(bound) == len(self.parts):
+            return self.parts.values(found)
+        every = np.full(len(self.parts), math.inf)
+        every[self._bound_rows] = found
+        return self.parts.values(every)
+
+    @cached_property
+    def _bound_rows(self) -> np.ndarray:
+        """The rows of all parts that can have a bar."""
+        bound = self.ablated.parts
+        size = int(self.parts.part.max()) + 1
+        keys, known = (
+            entry.example * size + entry.part for entry in (self.parts, bound)
         )
-        top = self.scores.top(count).with_columns(
-            pl.struct("group", "index")
-            .map_elements(
-                lambda row: float(bars[row["group"]][tuple(row["index"])]), return_dtype=pl.Float64
-            )
-            .alias("bar")
+        return np.flatnonzero(np.isin(keys, known))
+
+    def top(self, count: int = 20, *, exact: bool = True) -> pl.DataFrame:
+        """Return the parts with the largest mean |score| over the inputs that tuned, with their
+        mean exact `effect` over all other inputs and its interval [low, high]; see `mean_effects`.
+
+        With `exact` the listed parts are ablated in all of these inputs."""
+        return mean_effects(
+            self.parts,
+            count,
+            self.effects,
+            folds(self.parts, self.options.listing) == 0,
+            self.bars.alpha,
+            exact=exact,
+            sampled=(
+                self.ablated_rows,
+                self.table["exact"].to_numpy(),
+                self.table["inclusion"].to_numpy(),
+            ),
+            unsigned=self.scores.unsigned,
         )
-        return top.join(exact, on=["group", "part"], how="left", maintain_order="left")
+
+    @cached_property
+    def ablated_rows(self) -> np.ndarray:
+        """The rows of `parts` that the table is about, in its order."""
+        rows = self.ablated.rows
+        return rows if len(self.ablated.parts) == len(self.parts) else self._bound_rows[rows]
 
     def to_polars(self) -> pl.DataFrame:
         """Return the ablated rows."""
@@ -97,22 +157,27 @@ class Audit:
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers that a report and `--json` show."""
+        medians = {
+            key: self.by_example[key].drop_nans().median()
+            for key in ("pearson", "spearman", "slope", "sign", "mae", "recall")
+        }
         return {
             "method": self.scores.method,
             "estimand": self.scores.estimand,
+            **self.scores.signs,
             "agreement": self.pooled.to_dict(),
             "per_example_median": {
-                key: float(value)
-                for key in ("pearson", "spearman", "slope", "sign", "mae", "recall")
-                if isinstance(value := self.by_example[key].drop_nans().median(), float)
+                key: float(value) for key, value in medians.items() if isinstance(value, float)
             },
+            "exact_ablations": self.table.height,
             "bars": {
                 "alpha": self.bars.alpha,
-                "scale": self.bars.scale,
-                "coverage": self.coverage,
-                "mean_width": self.width,
+                "scale": self.bars.scale.words,
+                "coverage": self.promises["all"].share,
+                "mean_width": self.promises["all"].width,
                 "constant_first_order_width": self.constant_width,
                 "held_out": self.held_out,
+                "promises": {name: found.to_dict() for name, found in self.promises.items()},
                 "guarantee": self.bars.guarantee,
             },
         }
@@ -127,15 +192,18 @@ class Audit:
         line = (
             f"<p><b>{self.scores.method}</b> against {self.table.height} exact ablations: r"
             f" {self.pooled.pearson:.3f}, slope {self.pooled.slope:.3f}, sign"
-            f" {self.pooled.sign:.3f}; {self.bars.guarantee}; measured {self.coverage:.3f}</p>"
+            f" {self.pooled.sign:.3f}. {self.promises['all'].sentence}."
+            f" Promise: {self.bars.guarantee}. {self.scores.signs['score']}</p>"
         )
-        return line + notebook_html(self.top(20).drop("group", "index", "n", "size"))
+        shown = self.top(20, exact=False).drop("group", "index", "reason")
+        return line + notebook_html(shown)
 
 
 def audit(
     scores: Scores,
     *,
     exact: int = 64,
+    top: int = 20,
     alpha: float = 0.1,
     seed: int = 0,
     against: Scores | None = None,
@@ -143,160 +211,163 @@ def audit(
     scale: str | None = None,
     merge: bool = False,
     budget: int | None = None,
+    effects: ExactEffects | Scores | None = None,
 ) -> Audit:
     """Ablate `exact` parts of every input exactly and say how far to trust `scores`.
 
-    The scale of the bars is chosen on a quarter of the inputs among a constant, |score|, the norm
-    of the part, |score - other score| when `against` is given, and further `scales` (examples,
-    *axes by group; a certificate, say), or named by `scale`; half of the inputs calibrate; coverage
-    and width are measured on the last quarter. `merge` gives all groups one stratum. Scores without
-    a sign (AtP*) are compared with the sizes of the exact effects.
+    A quarter of the inputs tunes: from its scores come the list of the `top` parts by mean |score|,
+    and from its ablations the scale of the bars, among a constant, |score|, the norm of the part,
+    |score - other score| when `against` is given, and further `scales` (examples, *axes by group; a
+    certificate, say), or the one named by `scale`. Half of the inputs calibrate; coverage and width
+    are measured on the last quarter. Of the ablations the listed parts and the `top` largest scores
+    of an input come first (fewer of them where `exact` is small), then random parts of every group.
+    `merge` gives all groups one stratum. `effects` shares exact effects between audits: with exact
+    scores of everything all parts are used and nothing is ablated. Scores without a sign (AtP*) are
+    compared with the sizes of the exact effects.
 
-    Raises InputError when `exact` is smaller than the number of groups.
-    """
+    Raises InputError when `exact` is smaller than the number of groups."""
     began = time.process_time()
-    drawn = sample(scores.mechanisms, exact, torch.Generator().manual_seed(seed))
-    candidates = _scales(scores, against, scales)
-    first = scores if scores.method == Gradient.name else Gradient().scores(scores.mechanisms)
-    table = _ablated(scores, first, candidates, drawn, budget)
-    if table.height == 0:
+    mechanisms = scores.mechanisms
+    if top < 1:
+        raise InputError(f"top must be at least 1, got {top}")
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha must be between 0 and 1, got {alpha}")
+    if isinstance(effects, Scores):
+        effects = ExactEffects(mechanisms, everything=effects, budget=budget)
+    known = effects or ExactEffects(mechanisms, budget=budget)
+    if known.mechanisms is not mechanisms:
+        raise InputError("effects must be those of the mechanisms that the scores are of")
+    passes = None if known.complete else exact
+    length = list_length(mechanisms, exact, top) if passes else top
+    parts = population(scores, _scales(scores, against, scales))
+    if not len(parts):
         raise InputError("no active part to ablate: every part is zero on this batch")
-    if scores.unsigned:
-        table = table.with_columns(pl.col("exact", "first").abs())
-    stratum = np.full(table.height, "all") if merge else table["group"].to_numpy().astype(str)
-    named = {name: table[f"scale:{name}"].to_numpy() for name in candidates}
-    inputs, truth = table["example"].to_numpy(), table["exact"].to_numpy()
-    rows = Rows(table["estimate"].to_numpy(), truth, inputs, stratum, named)
-    plain = Rows(table["first"].to_numpy(), truth, inputs, stratum, {})
-    sampled = _Sampled(table.drop(f"scale:{name}" for name in candidates), rows, plain, seed, scale)
-    return Audit(
+    chance = np.random.default_rng(seed)
+    selections = select(parts, folds(parts, seed) == 0, length, merged=merge)
+    kept, shared = shared_parts(parts, selections, passes, chance)
+    bound = parts.take(np.flatnonzero(kept))
+    plan = design(bound, selections, passes)
+    rows = plan.draw(bound, chance)
+    truth = known.of(bound, rows)
+    ablated = Ablated(bound, plan, rows, np.abs(truth) if scores.unsigned else truth)
+    table = _table(ablated, shared[kept], _first(scores, against), unsigned=scores.unsigned)
+    weight = 1 / table["inclusion"].to_numpy()
+    options = Options(alpha, seed, seed, scale)
+    found = Audit(
         scores=scores,
-        pooled=agreement(sampled.rows.estimate, truth),
+        table=table,
+        pooled=agreement(table["estimate"].to_numpy(), ablated.exact, weight=weight),
         by_group=agreement_table(table, "group"),
         by_example=agreement_table(table, "example"),
-        scales=candidates,
-        sampled=sampled,
-        **_barred(scores, sampled, alpha),
-        cpu_seconds=time.process_time() - began,
+        bars=None,  # type: ignore[arg-type]
+        promises={},
+        constant_width=math.nan,
+        effects=known,
+        cpu_seconds=0.0,
+        parts=parts,
+        ablated=ablated,
+        selections=selections,
+        options=options,
     )
+    barred = _barred(found, options)
+    return replace(found, **barred, cpu_seconds=time.process_time() - began)
 
 
-@dataclass(frozen=True)
-class _Sampled:
-    table: pl.DataFrame
-    rows: Rows
-    plain: Rows
-    seed: int
-    scale: str | None
-
-
-def _barred(scores: Scores, sampled: _Sampled, alpha: float) -> dict[str, Any]:
+def _barred(found: Audit, options: Options) -> dict[str, Any]:
     """Return the fields of an audit that depend on the level and on the folds."""
-    rows, chance = sampled.rows, np.random.default_rng(sampled.seed)
-    folds = [np.isin(rows.input, fold) for fold in split(rows.input, (0.25, 0.5, 0.25), chance)]
-    bars = calibrate(
-        rows.take(folds[1]), alpha, chance, tuning=rows.take(folds[0]), scale=sampled.scale
+    ablated, selections, alpha = found.ablated, found.selections, options.alpha
+    fold = folds(ablated.parts, options.seed)
+    bars = calibrate(ablated, fold, selections, alpha, scale=options.scale)
+    half, promises = held_out(ablated, bars, fold == 2)
+    first_score = np.zeros(len(ablated.parts))
+    first_score[ablated.rows] = found.table["first"].to_numpy()  # it is read nowhere else
+    first = replace(ablated, parts=replace(ablated.parts, score=first_score))
+    plain = calibrate(
+        first, fold, selections, alpha, scale="constant", by_part=False, promises=()
     )
-    constant = calibrate(sampled.plain.take(folds[1]), alpha, chance)
-    half = bars.half_width(rows.stratum, rows.scales.get(bars.scale, np.ones(len(rows))))
-    error = np.abs(rows.exact - rows.estimate)
-    # In strata where the estimate is exact up to rounding, covering proves nothing.
-    wrong = np.unique(rows.stratum[error > 1e-12 * np.abs(rows.exact).max()])
-    held = folds[2] & np.isin(rows.stratum, wrong)
-    # The guarantee is about a random part of an input and stratum: inputs with more ablated parts
-    # must not count more.
-    _, place, count = np.unique(
-        [rows.input[held].astype(str), rows.stratum[held]],
-        axis=1,
-        return_inverse=True,
-        return_counts=True,
-    )
-    weight = 1 / count[place] if held.any() else np.ones(0)
-    flat = constant.half_width(rows.stratum[held], np.ones(held.sum()))
-    constant_width = float(2 * np.average(flat, weights=weight)) if held.any() else math.nan
-    if set(rows.stratum) == {"all"}:
-        names = scores.mechanisms.groups
-        bars = replace(
-            bars,
-            quantile=dict.fromkeys(names, bars.quantile.get("all", math.inf)),
-            points=dict.fromkeys(names, bars.points.get("all", 0)),
-        )
-    table = sampled.table.with_columns(
-        pl.Series("fold", np.select(folds[:2], ["tuning", "calibration"], "test")),
-        pl.Series("lower", rows.estimate - half),
-        pl.Series("upper", rows.estimate + half),
+    constant = held_out(first, plain, fold == 2)[1]["all"].width
+    drawn = half[ablated.rows]
+    estimate = found.table["estimate"].to_numpy()
+    table = found.table.with_columns(
+        pl.Series("fold", np.array(FOLDS)[fold[ablated.parts.example[ablated.rows]]]),
+        pl.Series("lower", estimate - drawn),
+        pl.Series("upper", estimate + drawn),
     )
     return {
         "table": table,
         "bars": bars,
-        "coverage": (
-            float(np.average((error <= half)[held], weights=weight)) if held.any() else math.nan
-        ),
-        "width": float(2 * np.average(half[held], weights=weight)) if held.any() else math.nan,
-        "constant_width": constant_width,
-        "held_out": int(held.sum()),
+        "promises": promises,
+        "constant_width": math.nan if constant is None else constant,
     }
 
 
 def _scales(
     scores: Scores, against: Scores | None, extra: Mapping[str, Mapping[str, Tensor]] | None
 ) -> dict[str, Mapping[str, Tensor]]:
-    candidates: dict[str, Mapping[str, Tensor]] = {
-        "magnitude": {name: values.abs() for name, values in scores.values.items()},
-        "step": scores.mechanisms.norms(),
-    }
+    """Return the further columns that may scale the bars."""
+    found: dict[str, Mapping[str, Tensor]] = {}
     if against is not None:
-        candidates["disagreement"] = {
-            name: (values - against.values[name]).abs() for name, values in scores.values.items()
+        found["disagreement"] = {
+            name: _distance(values, against.values[name])
+            for name, values in scores.values.items()
         }
     for key, values in (extra or {}).items():
         if missing := set(scores.values) - set(values):
             raise InputError(f"scale {key!r} lacks the groups {', '.join(sorted(missing))}")
-        candidates[key] = values
-    return candidates
+        found[key] = values
+    return found
 
 
-def _ablated(
-    scores: Scores,
-    first: Scores,
-    scales: Mapping[str, Mapping[str, Tensor]],
-    drawn: Mapping[str, tuple[Tensor, Tensor]],
-    budget: int | None,
+def _distance(one: Tensor, two: Tensor) -> Tensor:
+    return add(one, -two).abs()
+
+
+def _first(scores: Scores, against: Scores | None) -> Scores:
+    for found in (scores, against):
+        if found is not None and found.method == Gradient.name:
+            return found
+    return Gradient().scores(scores.mechanisms)
+
+
+def _table(
+    ablated: Ablated, shared: np.ndarray, first: Scores, *, unsigned: bool
 ) -> pl.DataFrame:
-    mechanisms = scores.mechanisms
-    record = cache(mechanisms.record)
-    frames = []
-    for name, (index, mask) in drawn.items():
-        places = index if index.ndim == 3 else index[:, None].expand(-1, len(mechanisms.batch), -1)
-        effects = ablate(mechanisms, name, index, record=record, budget=budget).cpu()
-        rows, examples = mask.nonzero(as_tuple=True)
-        chosen = places[rows, examples].tolist()
-        columns: dict[str, Any] = {
-            "example": examples.numpy(),
-            "group": [name] * len(chosen),
-            "part": [mechanisms.describe(name, tuple(place)) for place in chosen],
-            "index": chosen,
-            "estimate": _at(scores.values[name], places)[mask].numpy(),
-            "exact": effects.double()[mask].numpy(),
-            "first": _at(first.values[name], places)[mask].numpy(),
-        }
-        for key, values in scales.items():
-            columns[f"scale:{key}"] = _at(values[name], places)[mask].numpy()
-        frames.append(
-            pl.DataFrame(
-                columns,
-                schema_overrides={
-                    "index": pl.List(pl.Int64),
-                    "group": pl.String,
-                    "part": pl.String,
-                },
-            )
-        )
-    return pl.concat(frames)
-
-
-def _at(values: Tensor, places: Tensor) -> Tensor:
-    return at(values.detach().double().cpu(), places)
+    """Return a row for every ablated part; `shared` are the inclusion probabilities of parts whose
+    gates are shared over the batch.
+    """
+    parts, rows = ablated.parts, ablated.rows
+    index = [
+        tuple(place)
+        for name in parts.names
+        for place in parts.index(rows[parts.group[rows] == parts.names.index(name)], name).tolist()
+    ]
+    groups = [parts.names[code] for code in parts.group[rows]]
+    first_order = parts.take(rows).column(first.values)
+    return pl.DataFrame(
+        {
+            "example": parts.example[rows],
+            "group": groups,
+            "part": [
+                parts.mechanisms.describe(name, place)
+                for name, place in zip(groups, index, strict=True)
+            ],
+            "index": [list(place) for place in index],
+            "estimate": parts.score[rows],
+            "exact": ablated.exact,
+            "first": np.abs(first_order) if unsigned else first_order,
+            "inclusion": ablated.inclusion * shared[rows],
+        },
+        schema={
+            "example": pl.Int64,
+            "group": pl.String,
+            "part": pl.String,
+            "index": pl.List(pl.Int64),
+            "estimate": pl.Float64,
+            "exact": pl.Float64,
+            "first": pl.Float64,
+            "inclusion": pl.Float64,
+        },
+    )
 
 
 Scores.auditor = audit

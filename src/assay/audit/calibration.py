@@ -1,0 +1,197 @@
+"""Calibration of the bars: inputs are split into folds that tune, calibrate and test; the bars of
+every selection are calibrated on the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from assay.audit.bars import LISTS, Bars, Tail, split, tail
+from assay.audit.population import Population
+from assay.audit.sampling import Design
+from assay.audit.scale import Scale, Tuning, choose_scale
+from assay.audit.selections import Selections
+
+FOLDS = ("tuning", "calibration", "test")
+SHARES = (0.25, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Ablated:
+    """A population with its sampling design, the rows that were drawn, and their exact effects.
+
+    `weight` is 1 / inclusion probability, divided by the number of copies of a row's input: copies
+    are one observation."""
+
+    parts: Population
+    design: Design
+    rows: np.ndarray
+    exact: np.ndarray
+
+    @property
+    def error(self) -> np.ndarray:
+        return np.abs(self.exact - self.parts.score[self.rows])
+
+    @property
+    def inclusion(self) -> np.ndarray:
+        return self.design.inclusion(self.parts)[self.rows]
+
+    @property
+    def weight(self) -> np.ndarray:
+        return 1 / (self.inclusion * self.parts.copies[self.rows])
+
+    @property
+    def unit(self) -> np.ndarray:
+        """The distinct input of every drawn row."""
+        return self.parts.unit[self.parts.example[self.rows]]
+
+
+def folds(parts: Population, seed: int) -> np.ndarray:
+    """Return the fold of every example, as places in `FOLDS`; copies of an input share one."""
+    chosen = split(parts.unit, SHARES, np.random.default_rng(seed))
+    return np.select([np.isin(parts.unit, fold) for fold in chosen[:2]], [0, 1], 2)
+
+
+def reaches(
+    parts: Population, design: Design, masks: Mapping[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Return by selection the largest weight that a sample of each input can have in it."""
+    return {name: design.reach(parts, mask) for name, mask in masks.items()}
+
+
+def calibrate(
+    ablated: Ablated,
+    fold: np.ndarray,
+    selections: Selections,
+    alpha: float,
+    *,
+    scale: str | None = None,
+    by_part: bool = True,
+    promises: Collection[str] | None = None,
+) -> Bars:
+    """Return bars of level 1 - alpha from the inputs whose fold is calibration, with a scale that
+    the tuning inputs choose (or the column named).
+
+    `promises` names the selections that bars are made for, by default all that the tuning inputs
+    say can be calibrated; a group's stratum is always one of them."""
+    parts = ablated.parts
+    masks = selections.masks(parts)
+    if promises is not None:
+        masks = {name: mask for name, mask in masks.items() if _stratum(name) or name in promises}
+    reach = reaches(parts, ablated.design, masks)
+    usable = {
+        name: mask
+        for name, mask in masks.items()
+        if _stratum(name) or _supported(parts, mask, reach[name], fold, alpha)
+    }
+    drawn = fold[parts.example[ablated.rows]]
+    chosen = choose_scale(
+        _tuning(ablated, drawn == 0, usable), alpha, name=scale, by_part=by_part
+    )
+    calibrating = drawn == 1
+    residual = residuals(ablated, chosen)
+    tails = {
+        name: _tail(ablated, mask, calibrating, residual, fold == 1, alpha)
+        for name, mask in usable.items()
+    }
+    lists = [name for name in LISTS if name in usable and usable[name].any()]
+    return Bars(
+        alpha,
+        chosen,
+        selections,
+        tails,
+        {name: _together(ablated, usable[name], calibrating, residual, alpha) for name in lists},
+        distinct=len(np.unique(parts.unit[fold == 1])),
+        tuned=len(np.unique(parts.unit[fold == 0])),
+        shared=bool(parts.shared),
+    )
+
+
+def residuals(ablated: Ablated, scale: Scale) -> np.ndarray:
+    """Return |exact - score| / scale of the drawn rows; infinite where the scale is zero and the
+    score is wrong.
+    """
+    widths = scale.of(ablated.parts)[ablated.rows]
+    error = ablated.error
+    return np.where(
+        widths > 0, error / np.where(widths > 0, widths, 1.0), np.where(error > 0, np.inf, 0.0)
+    )
+
+
+def largest_residuals(
+    ablated: Ablated, mask: np.ndarray, chosen: np.ndarray, residual: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the examples that have drawn rows in a selection among those `chosen`, and the largest
+    residual of each there.
+    """
+    rows = np.flatnonzero(chosen & mask[ablated.rows])
+    examples, place = np.unique(ablated.parts.example[ablated.rows[rows]], return_inverse=True)
+    largest = np.zeros(len(examples))
+    np.maximum.at(largest, place, residual[rows])
+    return examples, largest
+
+
+def _stratum(name: str) -> bool:
+    return name == "all" or name.startswith("site ")
+
+
+def _supported(
+    parts: Population, mask: np.ndarray, reach: np.ndarray, fold: np.ndarray, alpha: float
+) -> bool:
+    """Say whether the calibration inputs can be expected to give a finite bar to every tuning
+    input, from the scores of the tuning inputs alone.
+    """
+    if not mask.any():
+        return False
+    tuning, count = fold == 0, parts.per_input(mask.astype(float))
+    if not tuning.any() or not count[tuning].any():
+        return False
+    copies = np.bincount(parts.unit)[parts.unit]
+    each = (count / copies)[tuning].sum() / len(np.unique(parts.unit[tuning]))
+    weight = each * len(np.unique(parts.unit[fold == 1]))
+    room = alpha * (weight + count[tuning]) - reach[tuning]
+    return bool((room[count[tuning] > 0] >= -1e-9).all())
+
+
+def _tuning(ablated: Ablated, chosen: np.ndarray, masks: Mapping[str, np.ndarray]) -> Tuning:
+    rows = ablated.rows[chosen]
+    return Tuning(
+        ablated.parts.take(rows),
+        ablated.error[chosen],
+        np.abs(ablated.exact[chosen]),
+        ablated.weight[chosen],
+        {name: mask[rows] for name, mask in masks.items()},
+    )
+
+
+def _tail(
+    ablated: Ablated,
+    mask: np.ndarray,
+    calibrating: np.ndarray,
+    residual: np.ndarray,
+    examples: np.ndarray,
+    alpha: float,
+) -> Tail:
+    inside = calibrating & mask[ablated.rows]
+    selected = mask & examples[ablated.parts.example]
+    total = float((1 / ablated.parts.copies[selected]).sum())
+    inputs = len(np.unique(ablated.parts.unit[ablated.parts.example[selected]]))
+    return tail(residual[inside], ablated.weight[inside], alpha, total, inputs)
+
+
+def _together(
+    ablated: Ablated,
+    mask: np.ndarray,
+    calibrating: np.ndarray,
+    residual: np.ndarray,
+    alpha: float,
+) -> Tail:
+    examples, largest = largest_residuals(ablated, mask, calibrating, residual)
+    unit = ablated.parts.unit
+    weight = 1 / np.bincount(unit)[unit[examples]]
+    inputs = len(np.unique(unit[examples]))
+    return tail(largest, weight, alpha, float(inputs), inputs)
+

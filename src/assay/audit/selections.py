@@ -1,0 +1,99 @@
+"""Which parts a promise is made for: sites, the top of each, and the lists that are read.
+
+A selection is a rule that is fixed by the scores of the inputs that tune and never by an exact
+effect, so that what it selects in a calibration input and in a new one is exchangeable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from assay.audit.population import Population
+
+TOP = 0.05
+"""The share of parts that the selection "top 5 % by score" holds on the inputs that tune."""
+SITE_TOP = 0.1
+"""The share of a site's parts that "the largest of the site" holds."""
+
+
+@dataclass(frozen=True)
+class Selections:
+    """Rules that select rows of a population by their scores.
+
+    `listed` are the `count` parts with the largest mean |score| over the tuning inputs, as (group,
+    flat index); `level` and `levels` the |score| above which a part is in the top 5 % of all, and in
+    the top tenth of its group. With `merged` all groups are one stratum."""
+
+    count: int
+    listed: tuple[tuple[str, int], ...]
+    level: float
+    levels: Mapping[str, float]
+    merged: bool = False
+
+    def masks(self, parts: Population) -> dict[str, np.ndarray]:
+        """Return by selection which rows it holds: every stratum ("site NAME", or "all" when
+        merged), "top of NAME", "top 5 % by score", "largest" (of their input) and "listed".
+        """
+        size = np.abs(parts.score)
+        found: dict[str, np.ndarray] = {}
+        if self.merged:
+            found["all"] = np.ones(len(parts), dtype=bool)
+        for code, name in enumerate(parts.names):
+            here = parts.group == code
+            if not self.merged:
+                found[f"site {name}"] = here
+            if name in self.levels:
+                found[f"top of {name}"] = here & (size >= self.levels[name])
+        found["top 5 % by score"] = size >= self.level
+        found["largest"] = parts.rank < self.count
+        found["listed"] = self.in_list(parts)
+        return found
+
+    def in_list(self, parts: Population) -> np.ndarray:
+        """Return which rows are listed parts."""
+        codes = {name: code for code, name in enumerate(parts.names)}
+        found = np.zeros(len(parts), dtype=bool)
+        for name in {name for name, _ in self.listed}:
+            places = [place for group, place in self.listed if group == name]
+            found |= (parts.group == codes[name]) & np.isin(parts.place, places)
+        return found
+
+
+def select(
+    parts: Population, tuning: np.ndarray, count: int, *, merged: bool = False
+) -> Selections:
+    """Return the selections that the scores of the `tuning` inputs (a mask of examples) fix, with
+    lists of `count` parts; without a tuning input all inputs do.
+    """
+    chosen = tuning if tuning.any() else np.ones(parts.examples, dtype=bool)
+    rows = chosen[parts.example]
+    size = np.abs(parts.score)
+    tuned = size[rows]
+    levels = {}
+    for code, name in enumerate(parts.names):
+        own = tuned[parts.group[rows] == code]
+        if len(own):
+            levels[name] = float(np.quantile(own, 1 - SITE_TOP))
+    return Selections(
+        count,
+        largest_parts(parts, rows, count),
+        float(np.quantile(tuned, 1 - TOP)) if len(tuned) else np.inf,
+        levels,
+        merged,
+    )
+
+
+def largest_parts(
+    parts: Population, rows: np.ndarray, count: int
+) -> tuple[tuple[str, int], ...]:
+    """Return the parts with the largest sum of |score| over rows, as (group, flat index)."""
+    keys, first, place = np.unique(parts.part[rows], return_index=True, return_inverse=True)
+    total = np.bincount(place, weights=np.abs(parts.score[rows]), minlength=len(keys))
+    order = np.argsort(-total, kind="stable")[:count]
+    groups, places = parts.group[rows][first[order]], parts.place[rows][first[order]]
+    return tuple(
+        (parts.names[group], int(place)) for group, place in zip(groups, places, strict=True)
+    )
