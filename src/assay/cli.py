@@ -186,6 +186,12 @@ def audit(
     seed: Annotated[
         int, typer.Option(help="Seed of the sample.", callback=_within("--seed", 0, 2**31 - 1))
     ] = 0,
+    on: Annotated[
+        Path | None,
+        typer.Option(
+            "--on", metavar="NEW", help="New inputs: apply the run's own bars and thresholds there."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how far to trust a method on a saved run: agreement with exact ablation, and error
@@ -194,7 +200,7 @@ def audit(
     _opened(folder)
     from assay.studies.verbs import audit_run
 
-    _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed), as_json)
+    _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed, on=on), as_json)
 
 
 @app.command()

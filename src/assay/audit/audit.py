@@ -27,18 +27,21 @@ from assay.audit.means import mean_effects
 from assay.audit.population import Population, population
 from assay.audit.sampling import design, list_length, shared_parts
 from assay.audit.selections import Selections, select
-from assay.core.values import add
 from assay.charts.tables import notebook_html
+from assay.core.values import add
 from assay.errors import InputError
 
 
 @dataclass(frozen=True)
 class Options:
-    """The level of the bars, the seed of the folds and that of the lists, and the named scale."""
+    """The level of the bars, the seed of the folds and that of the lists, the ablations of an input
+    (None: all of its parts), and the named scale.
+    """
 
     alpha: float
     seed: int
     listing: int
+    exact: int | None
     scale: str | None = None
 
 
@@ -120,10 +123,42 @@ class Audit:
         """The rows of all parts that can have a bar."""
         bound = self.ablated.parts
         size = int(self.parts.part.max()) + 1
-        keys, known = (
-            entry.example * size + entry.part for entry in (self.parts, bound)
-        )
+        keys, known = (entry.example * size + entry.part for entry in (self.parts, bound))
         return np.flatnonzero(np.isin(keys, known))
+
+    def largest_of(self, example: int) -> pl.DataFrame:
+        """Return the largest |scores| of one input, as many as the lists have, with the bars
+        [low, high] that hold for each and those that hold for all at once.
+        """
+        halves = self.half_widths()
+        joint = self.half_widths("largest") if "largest" in self.bars.together else None
+        rows = np.flatnonzero(
+            (self.parts.example == example) & (self.parts.rank < max(self.selections.count, 1))
+        )
+        rows = rows[np.argsort(self.parts.rank[rows])]
+        known = dict(zip(self.ablated_rows.tolist(), self.ablated.exact.tolist(), strict=True))
+        shown = self.parts.take(rows)
+        names = [shown.names[code] for code in shown.group]
+        half = shown.column(halves)
+        together = shown.column(joint) if joint is not None else np.full(len(rows), np.inf)
+        return pl.DataFrame(
+            {
+                "example": shown.example,
+                "part": [
+                    shown.mechanisms.describe(
+                        name, tuple(shown.index(np.array([place]), name)[0].tolist())
+                    )
+                    for place, name in enumerate(names)
+                ],
+                "score": shown.score,
+                "low": shown.score - half,
+                "high": shown.score + half,
+                "together_low": shown.score - together,
+                "together_high": shown.score + together,
+                "exact": [known.get(row) for row in rows.tolist()],
+            },
+            schema_overrides={"exact": pl.Float64},
+        )
 
     def top(self, count: int = 20, *, exact: bool = True) -> pl.DataFrame:
         """Return the parts with the largest mean |score| over the inputs that tuned, with their
@@ -252,7 +287,7 @@ def audit(
     ablated = Ablated(bound, plan, rows, np.abs(truth) if scores.unsigned else truth)
     table = _table(ablated, shared[kept], _first(scores, against), unsigned=scores.unsigned)
     weight = 1 / table["inclusion"].to_numpy()
-    options = Options(alpha, seed, seed, scale)
+    options = Options(alpha, seed, seed, passes, scale)
     found = Audit(
         scores=scores,
         table=table,
@@ -282,9 +317,7 @@ def _barred(found: Audit, options: Options) -> dict[str, Any]:
     first_score = np.zeros(len(ablated.parts))
     first_score[ablated.rows] = found.table["first"].to_numpy()  # it is read nowhere else
     first = replace(ablated, parts=replace(ablated.parts, score=first_score))
-    plain = calibrate(
-        first, fold, selections, alpha, scale="constant", by_part=False, promises=()
-    )
+    plain = calibrate(first, fold, selections, alpha, scale="constant", by_part=False, promises=())
     constant = held_out(first, plain, fold == 2)[1]["all"].width
     drawn = half[ablated.rows]
     estimate = found.table["estimate"].to_numpy()
@@ -307,10 +340,7 @@ def _scales(
     """Return the further columns that may scale the bars."""
     found: dict[str, Mapping[str, Tensor]] = {}
     if against is not None:
-        found["disagreement"] = {
-            name: _distance(values, against.values[name])
-            for name, values in scores.values.items()
-        }
+        found["disagreement"] = disagreement(scores, against)
     for key, values in (extra or {}).items():
         if missing := set(scores.values) - set(values):
             raise InputError(f"scale {key!r} lacks the groups {', '.join(sorted(missing))}")
@@ -318,8 +348,13 @@ def _scales(
     return found
 
 
-def _distance(one: Tensor, two: Tensor) -> Tensor:
-    return add(one, -two).abs()
+def disagreement(scores: Scores, against: Scores) -> dict[str, Tensor]:
+    """Return |score - other score| of every part by group; InputError when the groups differ."""
+    if set(scores.values) != set(against.values):
+        raise InputError("against must score the same groups of parts")
+    return {
+        name: add(values, -against.values[name]).abs() for name, values in scores.values.items()
+    }
 
 
 def _first(scores: Scores, against: Scores | None) -> Scores:
@@ -329,9 +364,7 @@ def _first(scores: Scores, against: Scores | None) -> Scores:
     return Gradient().scores(scores.mechanisms)
 
 
-def _table(
-    ablated: Ablated, shared: np.ndarray, first: Scores, *, unsigned: bool
-) -> pl.DataFrame:
+def _table(ablated: Ablated, shared: np.ndarray, first: Scores, *, unsigned: bool) -> pl.DataFrame:
     """Return a row for every ablated part; `shared` are the inclusion probabilities of parts whose
     gates are shared over the batch.
     """

@@ -16,7 +16,7 @@ import numpy as np
 
 from assay.audit.population import Population
 from assay.audit.scale import Scale
-from assay.audit.selections import TOP, Selections
+from assay.audit.selections import TOP, TOP_BY_SCORE, Selections
 from assay.errors import InputError
 
 LISTS = ("largest", "listed")
@@ -35,9 +35,7 @@ class Tail:
     weight: float
     inputs: int
 
-    def quantile(
-        self, alpha: float, count: np.ndarray, reach: np.ndarray
-    ) -> np.ndarray:
+    def quantile(self, alpha: float, count: np.ndarray, reach: np.ndarray) -> np.ndarray:
         """Return, for new inputs with `count` selected rows, the smallest q at which the share of
         selected rows with a residual above q is controlled at alpha.
 
@@ -130,7 +128,7 @@ class Bars:
         where = [] if self.selections.merged else ["of each group"]
         if any(name.startswith("top of") for name in self.tails):
             where.append("in the largest tenth of a group by |score|")
-        if "top 5 % by score" in self.tails:
+        if TOP_BY_SCORE in self.tails:
             where.append(
                 f"with |score| of at least {self.selections.level:.4g} (the top {TOP:.0%} of the"
                 f" {self.tuned} inputs that tuned the bars)"

@@ -117,7 +117,7 @@ def budgeted(
     else:
         assert against is not None
         doubt = np.abs(parts.score - parts.column(against.values))
-    # One column of candidates per example; per part, by means over examples, where gates are shared.
+    # Candidates per example; per part, by means over examples, where gates are shared.
     owner, unit = (
         (np.zeros(len(parts), dtype=np.int64), parts.part)
         if parts.shared
@@ -136,9 +136,7 @@ def budgeted(
         method=f"{scores.method}, {patches} exact patches",
         cpu_seconds=spent,
     )
-    return Budgeted(
-        fixed, parts.values(known), len(rows), int((matters & ~known).sum()), spent
-    )
+    return Budgeted(fixed, parts.values(known), len(rows), int((matters & ~known).sum()), spent)
 
 
 def _choose(

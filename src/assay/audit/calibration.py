@@ -88,9 +88,7 @@ def calibrate(
         if _stratum(name) or _supported(parts, mask, reach[name], fold, alpha)
     }
     drawn = fold[parts.example[ablated.rows]]
-    chosen = choose_scale(
-        _tuning(ablated, drawn == 0, usable), alpha, name=scale, by_part=by_part
-    )
+    chosen = choose_scale(_tuning(ablated, drawn == 0, usable), alpha, name=scale, by_part=by_part)
     calibrating = drawn == 1
     residual = residuals(ablated, chosen)
     tails = {
@@ -194,4 +192,3 @@ def _together(
     weight = 1 / np.bincount(unit)[unit[examples]]
     inputs = len(np.unique(unit[examples]))
     return tail(largest, weight, alpha, float(inputs), inputs)
-

@@ -21,8 +21,8 @@ class Coverage:
     """The share of bars that contain the exact effect, on held-out inputs.
 
     `covered` of `rows` bars do, in `inputs` distinct inputs; `share` weights each by 1 / its
-    inclusion probability, and [low, high] is a 95 % interval over inputs. `width` is the mean width.
-    Where the share has no support it is None and `reason` says why."""
+    inclusion probability, and [low, high] is a 95 % interval over inputs. `width` is their mean
+    width. Where the share has no support it is None and `reason` says why."""
 
     selection: str
     share: float | None

@@ -81,7 +81,8 @@ def _sampled(audit: Audit, sign: float, units: bool) -> pl.DataFrame:
         pl.col("group").alias("site"),
     )
     return rows.group_by("site", "unit", "position").agg(
-        (sign * (pl.col("exact") / pl.col("inclusion")).sum() / (1 / pl.col("inclusion")).sum())
-        .alias("exact"),
+        (
+            sign * (pl.col("exact") / pl.col("inclusion")).sum() / (1 / pl.col("inclusion")).sum()
+        ).alias("exact"),
         pl.len().alias("sampled"),
     )

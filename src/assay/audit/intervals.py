@@ -99,5 +99,7 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> 
     if lead <= 0:
         return ConfidenceInterval(ratio, 0.0, 1.0, alpha, n)
     root = math.sqrt(max(middle * middle - lead * rest, 0.0))
-    low, high = ((middle - root) / lead, (middle + root) / lead)
-    return ConfidenceInterval(ratio, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)), alpha, n)
+    low, high = (float(np.clip((middle + sign * root) / lead, 0, 1)) for sign in (-1, 1))
+    return ConfidenceInterval(
+        ratio, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)), alpha, n
+    )

@@ -133,9 +133,9 @@ def population(
     for code, name in enumerate(names):
         index, mask = active_rows(norms[name].cpu())
         examples, rows = mask.T.nonzero(as_tuple=True)
-        place = ravel(index[rows, examples], mechanisms.group(name).axes)
-        columns.append((examples.numpy(), np.full(len(examples), code), place.numpy()))
-    example, group, place = (np.concatenate(parts) for parts in zip(*columns, strict=True))
+        flat = ravel(index[rows, examples], mechanisms.group(name).axes)
+        columns.append((examples.numpy(), np.full(len(examples), code), flat.numpy()))
+    example, group, place = (np.concatenate(found) for found in zip(*columns, strict=True))
     unit = distinct(mechanisms.batch)
     shared = frozenset(name for name, entry in mechanisms.groups.items() if not entry.per_example)
     bare = Population(

@@ -100,33 +100,38 @@ def choose_scale(
     are narrow on average because they miss what matters are no use."""
     names = [name] if name else [CONSTANT, "magnitude", *tuning.parts.scales]
     inputs = np.unique(tuning.parts.unit[tuning.parts.example])
+    plain = Scale() if name is None else Scale(name, _floor(tuning.parts, name, 0.5))
     if len(inputs) < 2 or not (tuning.error > 0).any():
-        return _fitted(tuning, name, 0.5, by_part=False) if name else Scale()
+        return plain
     early = np.isin(tuning.parts.unit[tuning.parts.example], inputs[::2])
     halves = (tuning.take(np.flatnonzero(early)), tuning.take(np.flatnonzero(~early)))
-    best, narrowest = None, np.inf
+    best, narrowest = plain, np.inf
     for candidate in names:
         for level in FLOORS if candidate != CONSTANT else (0.0,):
             for parted in (False, True) if by_part else (False,):
-                fits = [_fitted(half, candidate, level, by_part=parted) for half in halves]
-                if any(fit is None for fit in fits):
+                whole, *fits = (
+                    _fitted(part, candidate, level, by_part=parted) for part in (tuning, *halves)
+                )
+                if whole is None or fits[0] is None or fits[1] is None:
                     continue
-                costs = [_cost(fits[0], halves[1], alpha), _cost(fits[1], halves[0], alpha)]
-                if sum(costs) < narrowest:
-                    found = _fitted(tuning, candidate, level, by_part=parted)
-                    best, narrowest = found or best, sum(costs)
-    return best or (Scale() if name is None else Scale(name))
+                cost = _cost(fits[0], halves[1], alpha) + _cost(fits[1], halves[0], alpha)
+                if cost < narrowest:
+                    best, narrowest = whole, cost
+    return best
+
+
+def _floor(parts: Population, name: str, level: float) -> float:
+    values = column(parts, name)
+    return float(np.quantile(values, level)) if name != CONSTANT and len(values) else 0.0
 
 
 def _fitted(tuning: Tuning, name: str, level: float, *, by_part: bool) -> Scale | None:
     """Return the scale with a floor at a quantile of the tuning rows; None where that is not
     positive.
     """
-    floor = 0.0
-    if name != CONSTANT:
-        floor = float(np.quantile(column(tuning.parts, name), level)) if len(tuning.parts) else 0.0
-        if not floor > 0:
-            return None
+    floor = _floor(tuning.parts, name, level)
+    if name != CONSTANT and not floor > 0:
+        return None
     plain = Scale(name, floor)
     if not by_part:
         return plain

@@ -14,7 +14,8 @@ import numpy as np
 from assay.audit.population import Population
 
 TOP = 0.05
-"""The share of parts that the selection "top 5 % by score" holds on the inputs that tune."""
+"""The share of parts that the selection TOP_BY_SCORE holds on the inputs that tune."""
+TOP_BY_SCORE = "top 5 % by score"
 SITE_TOP = 0.1
 """The share of a site's parts that "the largest of the site" holds."""
 
@@ -24,8 +25,8 @@ class Selections:
     """Rules that select rows of a population by their scores.
 
     `listed` are the `count` parts with the largest mean |score| over the tuning inputs, as (group,
-    flat index); `level` and `levels` the |score| above which a part is in the top 5 % of all, and in
-    the top tenth of its group. With `merged` all groups are one stratum."""
+    flat index); `level` and `levels` the |score| above which a part is in the top 5 % of all, and
+    in the top tenth of its group. With `merged` all groups are one stratum."""
 
     count: int
     listed: tuple[tuple[str, int], ...]
@@ -35,7 +36,7 @@ class Selections:
 
     def masks(self, parts: Population) -> dict[str, np.ndarray]:
         """Return by selection which rows it holds: every stratum ("site NAME", or "all" when
-        merged), "top of NAME", "top 5 % by score", "largest" (of their input) and "listed".
+        merged), "top of NAME", TOP_BY_SCORE, "largest" (of their input) and "listed".
         """
         size = np.abs(parts.score)
         found: dict[str, np.ndarray] = {}
@@ -47,7 +48,7 @@ class Selections:
                 found[f"site {name}"] = here
             if name in self.levels:
                 found[f"top of {name}"] = here & (size >= self.levels[name])
-        found["top 5 % by score"] = size >= self.level
+        found[TOP_BY_SCORE] = size >= self.level
         found["largest"] = parts.rank < self.count
         found["listed"] = self.in_list(parts)
         return found
@@ -86,9 +87,7 @@ def select(
     )
 
 
-def largest_parts(
-    parts: Population, rows: np.ndarray, count: int
-) -> tuple[tuple[str, int], ...]:
+def largest_parts(parts: Population, rows: np.ndarray, count: int) -> tuple[tuple[str, int], ...]:
     """Return the parts with the largest sum of |score| over rows, as (group, flat index)."""
     keys, first, place = np.unique(parts.part[rows], return_index=True, return_inverse=True)
     total = np.bincount(place, weights=np.abs(parts.score[rows]), minlength=len(keys))

@@ -44,9 +44,7 @@ def totals(
     found: dict[str, ConfidenceInterval] = {}
     for name in (*parts.names, "all"):
         own, drawn = (
-            np.ones(len(entry), dtype=bool)
-            if name == "all"
-            else entry == parts.names.index(name)
+            np.ones(len(entry), dtype=bool) if name == "all" else entry == parts.names.index(name)
             for entry in (parts.group, parts.group[rows])
         )
 

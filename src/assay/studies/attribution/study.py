@@ -12,17 +12,27 @@ import torch
 
 from assay.attribution import (
     AtPStar,
+    Exact,
     Gradient,
     IntegratedGradients,
+    Method,
     ProbedSecondOrder,
     RelP,
     attribute,
 )
 from assay.audit import (
     Audit,
+    ConfidenceInterval,
+    ExactEffects,
+    apply_bars,
     areas,
+    bars_from_json,
+    bars_to_json,
     budgeted,
+    choose_method,
     curve,
+    disagreement,
+    exact_top,
     heat,
     keep_top,
     scrub,
@@ -31,7 +41,7 @@ from assay.audit import (
     worst_case,
 )
 from assay.audit.agreement import agreement_table
-from assay.audit.totals import Interval
+from assay.audit.selections import TOP_BY_SCORE
 from assay.core.target import Batch, Target
 from assay.edges import edges
 from assay.errors import InputError
@@ -46,10 +56,18 @@ from assay.studies.attribution.page import headline, sections
 from assay.targets.language import LanguageModel, load_language_model, require_context
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 
-__all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
+__all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-MORE = {"atp-star": AtPStar, "relp": RelP, "probes": ProbedSecondOrder}
+ESTIMATES = {
+    "gradient": Gradient,
+    "ig": IntegratedGradients,
+    "atp-star": AtPStar,
+    "relp": RelP,
+    "probes": ProbedSecondOrder,
+}
+PROMISED = ("all", TOP_BY_SCORE, "listed")
+LISTED = 24
 
 
 def check(config: Config) -> None:
@@ -58,52 +76,77 @@ def check(config: Config) -> None:
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
-    """Train or load the model, score every node by two methods, audit both, and measure the
-    circuit they suggest.
+    """Train or load the model, patch every node exactly or score it by an estimate, audit, and
+    measure the circuit that the scores suggest.
     """
     model = _model(config, run)
     pairs = _pairs(config, run, model)
     clean, patch = _batches(config, model, pairs)
     target = Target(model.model, choose_metric(config.metric), model.path)
     mechanisms = nodes(target, clean, patch, _sites(config, model), config.reference)
+    method = _method(config, run, mechanisms)
+    exact = attribute(mechanisms, Exact()) if method["taken"] == "exact" else None
+    effects = ExactEffects(mechanisms, everything=exact)
+    # The gradient costs one pass: its audit says what a cheap score is worth on this model.
+    wanted = dict.fromkeys(("gradient", method["taken"], *config.more))
     methods = {
-        "gradient": attribute(mechanisms),
-        "ig": attribute(mechanisms, IntegratedGradients(tolerance=config.audit.tolerance)),
+        name: attribute(mechanisms, _estimate(name, config)) for name in wanted if name != "exact"
     }
-    methods |= {name: attribute(mechanisms, MORE[name]()) for name in config.more}
-    audits = {}
-    for name, scores in methods.items():
-        against = methods["gradient"] if name == "ig" else None
-        audits[name] = scores.audit(
-            exact=config.audit.exact, alpha=config.audit.alpha, seed=config.seed, against=against
+    audits = {
+        name: scores.audit(
+            exact=config.audit.exact,
+            alpha=config.audit.alpha,
+            seed=config.seed,
+            against=methods["gradient"] if name == "ig" else None,
+            effects=effects,
         )
-        run.save_table(f"audit-{name}.parquet", _with_kind(audits[name].table, model))
-        run.save_table(f"scores-{name}.parquet", scores.table())
+        for name, scores in methods.items()
+    }
+    for name, audit in audits.items():
+        run.save_table(f"audit-{name}.parquet", _with_kind(audit.table, model))
+        run.save_table(f"scores-{name}.parquet", methods[name].table())
+    primary = "gradient" if exact is not None else method["taken"]
+    shown = audits[primary]
+    run.save_json("bars.json", bars_to_json(shown))
     fixed = None
-    if config.audit.fix:
-        fixed = budgeted(methods["ig"], config.audit.fix, bars=audits["ig"])
-        run.save_table("scores-fixed.parquet", fixed.scores.table())
-    run.save_table("top.parquet", audits["ig"].top(24))
-    run.save_table("heat.parquet", heat(audits["ig"]))
-    circuit, found = _circuit(config, model, target, clean, patch, pairs)
+    if exact is not None:
+        run.save_table("scores-exact.parquet", exact.table())
+        listed = exact_top(exact, LISTED, seed=config.seed, alpha=config.audit.alpha)
+    else:
+        listed = shown.top(LISTED)
+        if config.audit.fix:
+            fixed = budgeted(methods[primary], config.audit.fix, bars=shown)
+            run.save_table("scores-fixed.parquet", fixed.scores.table())
+    run.save_table("top.parquet", listed)
+    run.save_table("heat.parquet", heat(shown if exact is None else exact))
+    run.save_table("input.parquet", shown.largest_of(_example(shown)))
+    circuit, found = _circuit(config, model, target, clean, patch, pairs, exact=exact is not None)
     run.save_table("faithfulness.parquet", circuit)
-    with torch.no_grad():
-        values = target.values(clean).double()
+    ig = methods.get("ig")
     return {
         "model": {
             "family": model.family,
             "layers": len(model.site_names("mlp")),
-            "metric_mean": float(values.mean()),
+            "metric_mean": float(shown.scores.baseline.mean()),
         },
         "pairs": {"kept": len(pairs), "dropped": dict(pairs.dropped)},
+        "signs": shown.scores.signs,
+        "method": method,
+        "coverage": {
+            "method": primary,
+            **{name: shown.promises[name].to_dict() for name in PROMISED if name in shown.promises},
+        },
         "patching": mechanisms.patching,
+        "exact_effects": effects.spent if exact is None else shown.table.height,
         "methods": {name: _summary(audit, model) for name, audit in audits.items()},
-        "completeness_gaps": {name: gap.relative for name, gap in methods["ig"].gaps.items()},
+        "completeness_gaps": {
+            name: gap.relative for name, gap in (ig.gaps if ig is not None else {}).items()
+        },
         # Intervals are over pairs: one pair has none.
-        "totals": {name: _interval(entry) for name, entry in totals(audits["ig"]).items()}
+        "totals": {name: _interval(entry) for name, entry in totals(shown).items()}
         if len(pairs) > 1
         else {},
-        "top_recall": _recall(config, audits["ig"]) if len(pairs) > 1 else None,
+        "top_recall": _recall(config, shown) if len(pairs) > 1 else None,
         "fixed": None
         if fixed is None
         else {
@@ -116,6 +159,46 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "reference": config.reference,
         "metric": config.metric,
     }
+
+
+def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Put the run's bars on the pairs of another file, and measure whether they hold there.
+
+    Pairs that the run has seen are left out. The largest scores of every pair, with the bars that
+    hold at once, are saved as `on-FILE.parquet`; the first of each are returned."""
+    config, saved = runner.config_of(run), run.json("bars.json")
+    model = _model(config, run)
+    pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
+    require_context(model.model, pairs.clean.shape[1])
+    before = set(_pairs(config, run, model).texts)
+    fresh = [place for place, text in enumerate(pairs.texts) if text not in before]
+    if not fresh:
+        raise InputError(f"all {len(pairs)} pairs of {path} were there when the run was made")
+    clean, patch = _batches(config, model, pairs.take(fresh))
+    target = Target(model.model, choose_metric(config.metric), model.path)
+    mechanisms = nodes(target, clean, patch, _sites(config, model), config.reference)
+    for name, axes in saved["axes"].items():
+        if axes != list(mechanisms.group(name).axes[1:]):
+            raise InputError(f"the bars are for other parts of {name!r}: {axes} per position")
+    scores = attribute(mechanisms, _estimate(saved["method"], config))
+    bars = bars_from_json(saved)
+    scales = {}
+    if bars.scale.name == "disagreement":
+        scales["disagreement"] = disagreement(scores, attribute(mechanisms))
+    found = apply_bars(bars, scores, exact=saved["exact"], scales=scales, seed=config.seed)
+    run.save_table(f"on-{Path(path).stem}.parquet", found.table)
+    summary = {
+        "pairs": {
+            "kept": len(fresh),
+            "seen_before": len(pairs) - len(fresh),
+            "dropped": dict(pairs.dropped),
+        },
+        "method": saved["method"],
+        **scores.signs,
+        **found.summary(),
+        "saved_as": f"on-{Path(path).stem}.parquet",
+    }
+    return summary, found.table.group_by("example", maintain_order=True).head(3)
 
 
 def load(run: Run) -> Nodes:
@@ -188,12 +271,38 @@ def _with_kind(table: pl.DataFrame, model: LanguageModel) -> pl.DataFrame:
     )
 
 
+def _method(config: Config, run: Run, mechanisms: Nodes) -> dict[str, Any]:
+    """Return which method is taken and why; a decision by measured times is kept with the run, so
+    that a resumed run takes the same.
+    """
+    if config.method != "auto":
+        return {"asked": config.method, "taken": config.method, "reason": "it was asked for"}
+    if not run.has("method.json"):
+        chosen = choose_method(mechanisms, _estimate("ig", config), exact=config.audit.exact)
+        run.save_json("method.json", {"asked": "auto", **chosen.to_dict()})
+    found: dict[str, Any] = run.json("method.json")
+    return found
+
+
+def _estimate(name: str, config: Config) -> Method:
+    if name == "ig":
+        return IntegratedGradients(tolerance=config.audit.tolerance)
+    found: Method = ESTIMATES[name]()
+    return found
+
+
+def _example(audit: Audit) -> int:
+    """Return the first held-out pair, or the first pair."""
+    held = audit.table.filter(pl.col("fold") == "test")["example"]
+    return int(held[0]) if len(held) else 0
+
+
 def _summary(audit: Audit, model: LanguageModel) -> dict[str, Any]:
     by_kind = agreement_table(_with_kind(audit.table, model), "kind")
     return {**audit.summary(), "by_kind": {row.pop("kind"): row for row in by_kind.to_dicts()}}
 
 
-def _interval(found: Interval) -> dict[str, float]:
+def _interval(found: ConfidenceInterval) -> dict[str, float]:
     return {"estimate": found.estimate, "low": found.low, "high": found.high, "alpha": found.alpha}
 
 
@@ -228,7 +337,14 @@ def _edges(config: Config, target: Target, clean: Batch, patch: Batch, run: Run)
 
 
 def _circuit(
-    config: Config, model: LanguageModel, target: Target, clean: Batch, patch: Batch, pairs: Pairs
+    config: Config,
+    model: LanguageModel,
+    target: Target,
+    clean: Batch,
+    patch: Batch,
+    pairs: Pairs,
+    *,
+    exact: bool,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     # Residual nodes would carry everything upstream of them; a circuit is made of heads and MLPs.
     chosen = [
@@ -239,7 +355,7 @@ def _circuit(
     if not chosen:
         return pl.DataFrame({"share": [], "faithfulness": []}), {}
     bound = nodes(target, clean, patch, chosen, config.reference)
-    scores = attribute(bound, Gradient())
+    scores = attribute(bound, Exact() if exact else Gradient())
     table = curve(scores, (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), per_example=True)
     keep = keep_top(scores, config.audit.kept, per_example=True)
     worst = worst_case(bound, keep, steps=8, restarts=2)
@@ -253,4 +369,6 @@ def _circuit(
         "worst_evaluations": worst.evaluations,
         "scrubbed_share_kept": kept.share,
         "scrubbed_error": kept.error,
+        "scrubbed_reason": kept.reason,
+        "alone_in_their_case": kept.alone,
     }
