@@ -392,6 +392,8 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and "sentence" in value:
+        return [(prefix, value["sentence"])]  # numbers that say themselves what they mean
     if isinstance(value, dict):
         return [
             item

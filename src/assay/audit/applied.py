@@ -15,7 +15,8 @@ from assay.audit.bars import Bars
 from assay.audit.calibration import Ablated, reaches
 from assay.audit.coverage import Coverage
 from assay.audit.effects import ExactEffects
-from assay.audit.held_out import held_out
+from assay.audit.held_out import BY_EXACT, held_out
+from assay.audit.lists import largest_table
 from assay.audit.population import population
 from assay.audit.sampling import design
 from assay.errors import InputError
@@ -23,12 +24,10 @@ from assay.errors import InputError
 
 @dataclass(frozen=True)
 class Applied:
-    """Bars on new inputs: `table` has the largest |scores| of each input (example, group, part,
-    score, low, high, together_low, together_high, exact).
+    """Bars on new inputs: `table` has the largest |scores| of each input, see `largest_table`.
 
-    [low, high] is a part's bar; the bars [together_low, together_high] hold at once for all rows of
-    an input. `exact` is the exact effect where it was computed, and `promises` the coverage
-    measured there: it falls short where the new inputs are unlike those that calibrated."""
+    `promises` is the coverage that was measured on them: it falls short where the new inputs are
+    unlike those that calibrated."""
 
     table: pl.DataFrame
     promises: Mapping[str, Coverage]
@@ -38,8 +37,30 @@ class Applied:
         """Return the numbers that `--json` shows."""
         return {
             "guarantee": self.guarantee,
+            "verdict": self.verdict,
             "promises": {name: found.to_dict() for name, found in self.promises.items()},
         }
+
+    @property
+    def broken(self) -> list[str]:
+        """The selections whose measured coverage lies below the promise by more than chance."""
+        return [
+            name
+            for name, found in self.promises.items()
+            if name != BY_EXACT and found.high is not None and found.high < found.nominal
+        ]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the promise holds on the new inputs, in words."""
+        if not self.promises:
+            return "the promise was not checked on these inputs"
+        if not self.broken:
+            return "nothing measured on these inputs speaks against the promise"
+        return (
+            "these inputs are unlike those that calibrated: fewer bars than promised contain the"
+            f" exact effect in {', '.join(self.broken)}"
+        )
 
 
 def apply_bars(
@@ -81,27 +102,4 @@ def apply_bars(
         everyone = np.ones(parts.examples, dtype=bool)
         promises = held_out(Ablated(parts, plan, rows, truth[rows]), bars, everyone)[1]
     shown = np.flatnonzero(parts.rank < max(bars.selections.count, 1))
-    shown = shown[np.lexsort((parts.rank[shown], parts.example[shown]))]
-    names = [parts.names[code] for code in parts.group[shown]]
-    places = [
-        parts.index(np.array([row]), name)[0].tolist()
-        for row, name in zip(shown, names, strict=True)
-    ]
-    score = parts.score[shown]
-    table = pl.DataFrame(
-        {
-            "example": parts.example[shown],
-            "group": names,
-            "part": [
-                scores.mechanisms.describe(name, tuple(place))
-                for name, place in zip(names, places, strict=True)
-            ],
-            "score": score,
-            "low": score - half[shown],
-            "high": score + half[shown],
-            "together_low": score - together[shown],
-            "together_high": score + together[shown],
-            "exact": truth[shown],
-        }
-    )
-    return Applied(table, promises, bars.guarantee)
+    return Applied(largest_table(parts, shown, half, together, truth), promises, bars.guarantee)

@@ -5,6 +5,7 @@ interval.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +38,7 @@ class Coverage:
     what: str = "bars contain the exact effect"
 
     def to_dict(self) -> dict[str, Any]:
-        found = {
+        found: dict[str, Any] = {
             "share": self.share,
             "low": self.low,
             "high": self.high,
@@ -47,23 +48,35 @@ class Coverage:
             "nominal": self.nominal,
             "mean_width": self.width,
         }
-        return found | ({"reason": self.reason} if self.reason else {})
+        found |= {"reason": self.reason} if self.reason else {}
+        return found | {"sentence": sentence(found, self.what)}
 
     @property
     def sentence(self) -> str:
         """The share in words."""
-        if self.share is None or self.low is None or self.high is None:
-            return f"The share of {self.what.partition(' ')[0]} is not given: {self.reason}."
-        weighted = (
-            ", each weighted by how rarely such a part is sampled"
-            if abs(self.share - self.covered / self.rows) > 5e-4
-            else ""
-        )
-        return (
-            f"{self.covered:,} of {self.rows:,} {self.what} ({percent(self.share)}{weighted},"
-            f" {percent(LEVEL)} interval {100 * self.low:.0f}-{percent(self.high)}; nominal"
-            f" {percent(self.nominal)})"
-        )
+        return str(self.to_dict()["sentence"])
+
+
+def sentence(self) -> str:
+        """The share in words."""
+        return sentence(self.to_dict(), self.what)
+
+
+def sentence(found: Mapping[str, Any], what: str = "bars contain the exact effect") -> str:
+    """Return a measured share, as `Coverage.to_dict` gives it, in words."""
+    share, covered, rows = found["share"], found["covered"], found["n"]
+    if share is None:
+        return f"The share of {what.partition(' ')[0]} is not given: {found['reason']}"
+    weighted = (
+        ", each weighted by how rarely such a part is sampled"
+        if abs(share - covered / rows) > 5e-4
+        else ""
+    )
+    return (
+        f"{covered:,} of {rows:,} {what} ({percent(share)}{weighted}, {percent(LEVEL)} interval"
+        f" {100 * found['low']:.0f}-{percent(found['high'])}; nominal"
+        f" {percent(found['nominal'])})"
+    )
 
 
 def percent(share: float) -> str:

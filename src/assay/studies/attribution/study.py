@@ -4,9 +4,11 @@ them exactly, and put bars on the rest.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import torch
 
@@ -25,32 +27,26 @@ from assay.audit import (
     ConfidenceInterval,
     ExactEffects,
     apply_bars,
-    areas,
     bars_from_json,
     bars_to_json,
     budgeted,
     choose_method,
-    curve,
     disagreement,
     exact_top,
     heat,
-    keep_top,
-    scrub,
     top_recall,
     totals,
-    worst_case,
 )
 from assay.audit.agreement import agreement_table
 from assay.audit.selections import TOP_BY_SCORE
 from assay.core.target import Batch, Target
-from assay.edges import edges
 from assay.errors import InputError
-from assay.io.circuits import write_circuit, write_graphml
 from assay.io.prompts import Pairs, read_pairs
 from assay.io.runs import Run
 from assay.mechanisms.nodes import Nodes, nodes
 from assay.studies import runner
 from assay.studies.agreement_model import train_agreement
+from assay.studies.attribution.circuit import circuit, save_edges
 from assay.studies.attribution.config import Config
 from assay.studies.attribution.page import headline, sections
 from assay.targets.language import LanguageModel, load_language_model, require_context
@@ -107,7 +103,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         run.save_table(f"scores-{name}.parquet", methods[name].table())
     primary = "gradient" if exact is not None else method["taken"]
     shown = audits[primary]
-    run.save_json("bars.json", bars_to_json(shown))
+    run.save_json("bars.json", {**bars_to_json(shown), "estimate": primary})
     fixed = None
     if exact is not None:
         run.save_table("scores-exact.parquet", exact.table())
@@ -120,8 +116,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("top.parquet", listed)
     run.save_table("heat.parquet", heat(shown if exact is None else exact))
     run.save_table("input.parquet", shown.largest_of(_example(shown)))
-    circuit, found = _circuit(config, model, target, clean, patch, pairs, exact=exact is not None)
-    run.save_table("faithfulness.parquet", circuit)
+    found, steps = circuit(_circuit_nodes(config, model, mechanisms), method, config, pairs)
+    run.save_table("faithfulness.parquet", steps)
     ig = methods.get("ig")
     return {
         "model": {
@@ -155,7 +151,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             "still_doubtful": fixed.flagged,
         },
         "circuit": found,
-        "edges": _edges(config, target, clean, patch, run),
+        "edges": save_edges(config, target, clean, patch, run),
         "reference": config.reference,
         "metric": config.metric,
     }
@@ -165,7 +161,7 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     """Put the run's bars on the pairs of another file, and measure whether they hold there.
 
     Pairs that the run has seen are left out. The largest scores of every pair, with the bars that
-    hold at once, are saved as `on-FILE.parquet`; the first of each are returned."""
+    hold at once, are saved as `verb-on-FILE.parquet`; the first of each are returned."""
     config, saved = runner.config_of(run), run.json("bars.json")
     model = _model(config, run)
     pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
@@ -180,13 +176,13 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     for name, axes in saved["axes"].items():
         if axes != list(mechanisms.group(name).axes[1:]):
             raise InputError(f"the bars are for other parts of {name!r}: {axes} per position")
-    scores = attribute(mechanisms, _estimate(saved["method"], config))
+    scores = attribute(mechanisms, _estimate(saved["estimate"], config))
     bars = bars_from_json(saved)
     scales = {}
     if bars.scale.name == "disagreement":
         scales["disagreement"] = disagreement(scores, attribute(mechanisms))
     found = apply_bars(bars, scores, exact=saved["exact"], scales=scales, seed=config.seed)
-    run.save_table(f"on-{Path(path).stem}.parquet", found.table)
+    run.save_table(f"verb-on-{Path(path).stem}.parquet", found.table)
     summary = {
         "pairs": {
             "kept": len(fresh),
@@ -196,7 +192,7 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
         "method": saved["method"],
         **scores.signs,
         **found.summary(),
-        "saved_as": f"on-{Path(path).stem}.parquet",
+        "saved_as": f"verb-on-{Path(path).stem}.parquet",
     }
     return summary, found.table.group_by("example", maintain_order=True).head(3)
 
@@ -264,6 +260,15 @@ def _sites(config: Config, model: LanguageModel) -> list[str]:
     ]
 
 
+def _circuit_nodes(config: Config, model: LanguageModel, bound: Nodes) -> Nodes | None:
+    """Return the nodes that a circuit is made of, heads and MLPs: residual nodes would carry
+    everything upstream of them.
+    """
+    kinds = ("head", "mlp", "attention", "neurons")
+    spots = {name: spot for name, spot in bound.spots.items() if model.site(name).kind in kinds}
+    return replace(bound, spots=spots) if spots else None
+
+
 def _with_kind(table: pl.DataFrame, model: LanguageModel) -> pl.DataFrame:
     kinds = {name: model.site(name).kind for name in table["group"].unique()}
     return table.with_columns(
@@ -279,7 +284,8 @@ def _method(config: Config, run: Run, mechanisms: Nodes) -> dict[str, Any]:
         return {"asked": config.method, "taken": config.method, "reason": "it was asked for"}
     if not run.has("method.json"):
         chosen = choose_method(mechanisms, _estimate("ig", config), exact=config.audit.exact)
-        run.save_json("method.json", {"asked": "auto", **chosen.to_dict()})
+        taken = {"asked": "auto", "taken": "exact" if chosen.exact else "ig"}
+        run.save_json("method.json", {**chosen.to_dict(), **taken})
     found: dict[str, Any] = run.json("method.json")
     return found
 
@@ -306,69 +312,12 @@ def _interval(found: ConfidenceInterval) -> dict[str, float]:
     return {"estimate": found.estimate, "low": found.low, "high": found.high, "alpha": found.alpha}
 
 
-def _recall(config: Config, audit: Audit) -> dict[str, float]:
+def _recall(config: Config, audit: Audit) -> dict[str, float] | None:
     """Return how many of a pair's truly largest nodes are among its largest scores, for the
-    share of nodes that the circuit keeps.
+    share of active nodes that the circuit keeps; None where a pair has no active node.
     """
-    nodes_per_pair = sum(values[0].numel() for values in audit.scores.values.values())
-    k = max(1, round(config.audit.kept * nodes_per_pair))
+    active = np.bincount(audit.parts.example, minlength=audit.parts.examples)
+    k = max(1, round(config.audit.kept * int(active.min())))
+    if active.min() < 1:
+        return None
     return {"k": k, **_interval(top_recall(audit, k))}
-
-
-def _edges(config: Config, target: Target, clean: Batch, patch: Batch, run: Run) -> dict[str, Any]:
-    """Score the edges between heads and MLPs and save the largest as circuit files, where the
-    model's wiring is known.
-    """
-    if config.reference != "counterfactual":
-        return {"not_available": "edges are scored against the patch run only"}
-    try:
-        found = edges(target, clean, patch)
-    except InputError as error:
-        return {"not_available": str(error)}
-    circuit = found.to_circuit(found.keep_top(config.audit.kept))
-    run.write("circuit.json", lambda new: write_circuit(new, circuit))
-    run.write("circuit.graphml", lambda new: write_graphml(new, circuit))
-    run.save_table("edges.parquet", found.table())
-    return {
-        "method": found.method,
-        "edges": found.graph.edges,
-        "gap": None if found.gap is None else found.gap.relative,
-    }
-
-
-def _circuit(
-    config: Config,
-    model: LanguageModel,
-    target: Target,
-    clean: Batch,
-    patch: Batch,
-    pairs: Pairs,
-    *,
-    exact: bool,
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    # Residual nodes would carry everything upstream of them; a circuit is made of heads and MLPs.
-    chosen = [
-        name
-        for name in _sites(config, model)
-        if model.site(name).kind in ("head", "mlp", "attention", "neurons")
-    ]
-    if not chosen:
-        return pl.DataFrame({"share": [], "faithfulness": []}), {}
-    bound = nodes(target, clean, patch, chosen, config.reference)
-    scores = attribute(bound, Exact() if exact else Gradient())
-    table = curve(scores, (0.0, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), per_example=True)
-    keep = keep_top(scores, config.audit.kept, per_example=True)
-    worst = worst_case(bound, keep, steps=8, restarts=2)
-    labels = sorted(set(pairs.cases))
-    classes = torch.tensor([labels.index(case) for case in pairs.cases])
-    kept = scrub(bound, keep, classes, draws=4, seed=config.seed)
-    return table, {
-        **areas(table),
-        "kept_share": config.audit.kept,
-        "worst_damage_at_least": float(worst.damage.mean()),
-        "worst_evaluations": worst.evaluations,
-        "scrubbed_share_kept": kept.share,
-        "scrubbed_error": kept.error,
-        "scrubbed_reason": kept.reason,
-        "alone_in_their_case": kept.alone,
-    }
