@@ -87,7 +87,7 @@ def apply_bars(
             " new inputs need an audit of their own"
         )
     plan = design(parts, bars.selections, exact)
-    half = bars.half_widths(parts, reaches(parts, plan, bars.selections.masks(parts)))
+    half = bars.half_widths(parts, reaches(parts, plan, bars.masks(parts)))
     together = (
         bars.together_half_widths(parts, "largest")
         if "largest" in bars.together

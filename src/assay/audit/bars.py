@@ -9,7 +9,7 @@ numbers of selected bars that miss are exchangeable too, and their mean is contr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,17 +73,23 @@ class Bars:
     """Half-widths `max over selections of quantile * scale` around a score.
 
     `tails` has the calibration residuals of every selection, `together` the largest residual of
-    each calibration input within a list. `exact` is the number of ablations of an input in the
-    sampling design, None for all of its parts, and `distinct` the number of calibration inputs."""
+    each calibration input within a list. `caps` bounds how many rows of an input a selection above
+    a |score| holds: few calibration inputs support few. `distinct` and `tuned` count the distinct
+    inputs that calibrated and tuned; `shared` says that some gates are shared over the batch."""
 
     alpha: float
     scale: Scale
     selections: Selections
     tails: Mapping[str, Tail]
     together: Mapping[str, Tail]
+    caps: Mapping[str, int]
     distinct: int
     tuned: int
     shared: bool = False
+
+    def masks(self, parts: Population) -> dict[str, np.ndarray]:
+        """Return by selection which rows have its promise."""
+        return promised(self.selections, parts, self.tails, self.caps)
 
     def half_widths(self, parts: Population, reach: Mapping[str, np.ndarray]) -> np.ndarray:
         """Return the half-width of every row's bar; infinite where there is none.
@@ -91,9 +97,7 @@ class Bars:
         `reach` holds by selection the largest weight of a sample in each input."""
         factor = np.zeros(len(parts))
         covered = np.zeros(len(parts), dtype=bool)
-        for name, mask in self.selections.masks(parts).items():
-            if name not in self.tails:
-                continue
+        for name, mask in self.masks(parts).items():
             count = parts.per_input(mask.astype(float))
             quantile = self.tails[name].quantile(self.alpha, count, reach[name])
             factor = np.where(mask, np.maximum(factor, quantile[parts.example]), factor)
@@ -131,7 +135,12 @@ class Bars:
         if TOP_BY_SCORE in self.tails:
             where.append(
                 f"with |score| of at least {self.selections.level:.4g} (the top {TOP:.0%} of the"
-                f" {self.tuned} inputs that tuned the bars)"
+                f" {self.tuned} inputs that tuned the bars"
+                + (
+                    f"; the largest {self.caps[TOP_BY_SCORE]} of an input)"
+                    if TOP_BY_SCORE in self.caps
+                    else ")"
+                )
             )
         if count:
             where += [f"among the {count} largest |scores| of an input", f"of the {count} listed"]
@@ -148,6 +157,23 @@ class Bars:
         if self.shared:
             text += "; for gates shared over the batch only parts that were ablated have a bar"
         return text + "; nothing is promised for parts selected by their exact effect"
+
+
+def promised(
+    selections: Selections,
+    parts: Population,
+    names: Collection[str],
+    caps: Mapping[str, int],
+) -> dict[str, np.ndarray]:
+    """Return the selections of these names, each held to its cap of rows of an input: the
+    largest.
+    """
+    found = {}
+    for name, mask in selections.masks(parts).items():
+        if name in names:
+            rank = parts.rank if name == TOP_BY_SCORE else parts.rank_in_group
+            found[name] = mask & (rank < caps[name]) if name in caps else mask
+    return found
 
 
 def conformal_quantile(residuals: np.ndarray, alpha: float) -> float:

@@ -4,12 +4,13 @@ every selection are calibrated on the second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from assay.audit.bars import LISTS, Bars, Tail, split, tail
+from assay.audit.bars import LISTS, Bars, Tail, promised, split, tail
 from assay.audit.population import Population
 from assay.audit.sampling import Design
 from assay.audit.scale import Scale, Tuning, choose_scale
@@ -78,15 +79,19 @@ def calibrate(
     `promises` names the selections that bars are made for, by default all that the tuning inputs
     say can be calibrated; a group's stratum is always one of them."""
     parts = ablated.parts
-    masks = selections.masks(parts)
-    if promises is not None:
-        masks = {name: mask for name, mask in masks.items() if _stratum(name) or name in promises}
-    reach = reaches(parts, ablated.design, masks)
-    usable = {
-        name: mask
-        for name, mask in masks.items()
-        if _stratum(name) or _supported(parts, mask, reach[name], fold, alpha)
+    every = selections.masks(parts)
+    names = [name for name in every if promises is None or _stratum(name) or name in promises]
+    caps = {
+        name: _cap(parts, every[name], ablated.design, fold, alpha)
+        for name in names
+        if not _stratum(name) and name not in LISTS
     }
+    lists = [name for name in LISTS if name in names and every[name].any()]
+    enough = math.ceil(round(1 / alpha, 9)) - 1 <= len(np.unique(parts.unit[fold == 1]))
+    kept = [name for name in names if _stratum(name) or caps.get(name, 0) > 0]
+    kept += lists if enough else []
+    caps = {name: cap for name, cap in caps.items() if cap > 0}
+    usable = promised(selections, parts, kept, caps)
     drawn = fold[parts.example[ablated.rows]]
     chosen = choose_scale(_tuning(ablated, drawn == 0, usable), alpha, name=scale, by_part=by_part)
     calibrating = drawn == 1
@@ -95,13 +100,13 @@ def calibrate(
         name: _tail(ablated, mask, calibrating, residual, fold == 1, alpha)
         for name, mask in usable.items()
     }
-    lists = [name for name in LISTS if name in usable and usable[name].any()]
     return Bars(
         alpha,
         chosen,
         selections,
         tails,
-        {name: _together(ablated, usable[name], calibrating, residual, alpha) for name in lists},
+        {name: _together(ablated, every[name], calibrating, residual, alpha) for name in lists},
+        caps=caps,
         distinct=len(np.unique(parts.unit[fold == 1])),
         tuned=len(np.unique(parts.unit[fold == 0])),
         shared=bool(parts.shared),
@@ -136,22 +141,23 @@ def _stratum(name: str) -> bool:
     return name == "all" or name.startswith("site ")
 
 
-def _supported(
-    parts: Population, mask: np.ndarray, reach: np.ndarray, fold: np.ndarray, alpha: float
-) -> bool:
-    """Say whether the calibration inputs can be expected to give a finite bar to every tuning
-    input, from the scores of the tuning inputs alone.
-    """
-    if not mask.any():
-        return False
+def _cap(parts: Population, mask: np.ndarray, plan: Design, fold: np.ndarray, alpha: float) -> int:
+    """Return how many rows of a selection an input may have for the calibration inputs to give them
+    finite bars: `alpha (weight + rows) >= reach`, as far as the scores of the tuning inputs tell.
+
+    The weight of the calibration rows is taken two standard errors below its estimate."""
     tuning, count = fold == 0, parts.per_input(mask.astype(float))
-    if not tuning.any() or not count[tuning].any():
-        return False
     copies = np.bincount(parts.unit)[parts.unit]
-    each = (count / copies)[tuning].sum() / len(np.unique(parts.unit[tuning]))
-    weight = each * len(np.unique(parts.unit[fold == 1]))
-    room = alpha * (weight + count[tuning]) - reach[tuning]
-    return bool((room[count[tuning] > 0] >= -1e-9).all())
+    units, calibrating = (len(np.unique(parts.unit[fold == place])) for place in (0, 1))
+    if units < 2 or not count[tuning].any():
+        return 0
+    each = np.bincount(parts.unit[tuning], weights=(count / copies)[tuning])
+    each = each[np.unique(parts.unit[tuning])]
+    spread = each.std(ddof=1) * math.sqrt(calibrating + calibrating**2 / units)
+    weight = calibrating * each.mean() - 2 * spread
+    present = tuning & (count > 0)
+    ratio = float((plan.reach(parts, mask)[present] / count[present]).max())
+    return max(math.floor(alpha * weight / (ratio - alpha) + 1e-9), 0)
 
 
 def _tuning(ablated: Ablated, chosen: np.ndarray, masks: Mapping[str, np.ndarray]) -> Tuning:

@@ -49,7 +49,7 @@ class Coverage:
             "mean_width": self.width,
         }
         found |= {"reason": self.reason} if self.reason else {}
-        return found | {"sentence": sentence(found, self.what)}
+        return found | {"sentence": in_words(found, self.what)}
 
     @property
     def sentence(self) -> str:
@@ -57,12 +57,7 @@ class Coverage:
         return str(self.to_dict()["sentence"])
 
 
-def sentence(self) -> str:
-        """The share in words."""
-        return sentence(self.to_dict(), self.what)
-
-
-def sentence(found: Mapping[str, Any], what: str = "bars contain the exact effect") -> str:
+def in_words(found: Mapping[str, Any], what: str = "bars contain the exact effect") -> str:
     """Return a measured share, as `Coverage.to_dict` gives it, in words."""
     share, covered, rows = found["share"], found["covered"], found["n"]
     if share is None:

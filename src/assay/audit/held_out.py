@@ -26,7 +26,7 @@ def held_out(
     """
     parts, rows = ablated.parts, ablated.rows
     masks = bars.selections.masks(parts)
-    half = bars.half_widths(parts, reaches(parts, ablated.design, masks))
+    half = bars.half_widths(parts, reaches(parts, ablated.design, bars.masks(parts)))
     error, drawn = ablated.error, half[rows]
     wrong = np.unique(parts.group[rows][error > 1e-12 * np.abs(ablated.exact).max(initial=0.0)])
     held = chosen[parts.example[rows]] & np.isin(parts.group[rows], wrong)

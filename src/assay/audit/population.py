@@ -62,8 +62,16 @@ class Population:
         """The rank of each row's |score| within its input, from 0; ties by the norm of the
         part.
         """
-        order = np.lexsort((-self.step, -np.abs(self.score), self.example))
-        counts = np.bincount(self.example, minlength=self.examples)
+        return self._rank(self.example)
+
+    @cached_property
+    def rank_in_group(self) -> np.ndarray:
+        """The rank of each row's |score| among the rows of its group within its input."""
+        return self._rank(self.example * len(self.names) + self.group)
+
+    def _rank(self, owner: np.ndarray) -> np.ndarray:
+        order = np.lexsort((-self.step, -np.abs(self.score), owner))
+        counts = np.unique(owner, return_counts=True)[1]
         rank = np.empty(len(self), dtype=np.int64)
         rank[order] = np.arange(len(self)) - np.repeat(np.cumsum(counts) - counts, counts)
         return rank

@@ -104,7 +104,7 @@ class Audit:
         if together is not None:
             found = bars.together_half_widths(bound, together)
         else:
-            reach = reaches(bound, self.ablated.design, self.selections.masks(bound))
+            reach = reaches(bound, self.ablated.design, bars.masks(bound))
             found = bars.half_widths(bound, reach)
         if len(bound) == len(self.parts):
             return self.parts.values(found)

@@ -26,6 +26,7 @@ def bars_to_json(audit: Audit) -> dict[str, Any]:
             name: list(group.axes[1:]) for name, group in audit.parts.mechanisms.groups.items()
         },
         "alpha": bars.alpha,
+        "caps": dict(bars.caps),
         "distinct": bars.distinct,
         "tuned": bars.tuned,
         "shared": bars.shared,
@@ -75,6 +76,7 @@ def bars_from_json(saved: Mapping[str, Any]) -> Bars:
             ),
             {name: _from_tail(entry) for name, entry in saved["tails"].items()},
             {name: _from_tail(entry) for name, entry in saved["together"].items()},
+            {name: int(cap) for name, cap in saved["caps"].items()},
             int(saved["distinct"]),
             int(saved["tuned"]),
             bool(saved["shared"]),
