@@ -204,9 +204,9 @@ def test_the_informative_scale_is_chosen_and_narrower():
 
 def test_a_part_that_errs_more_than_others_gets_wider_bars():
     generator = np.random.default_rng(1)
-    exact = generator.normal(size=(160, 19))
+    score = generator.normal(size=(160, 19))
     size = np.where(np.arange(19) % 6 == 0, 5.0, 0.1)
-    score = exact + size * generator.normal(size=exact.shape)
+    exact = score + size * generator.normal(size=score.shape)
     ablated, bars, _ = audited(score, exact)
     assert bars.scale.by_part
     widths = bars.scale.of(ablated.parts)

@@ -65,7 +65,7 @@ def audit(
         effects = ExactEffects(mechanisms, everything=effects, budget=budget)
     known = effects or ExactEffects(mechanisms, budget=budget)
     if known.mechanisms is not mechanisms:
-        raise InputError("effects must be those of the mechanisms that the scores are of")
+        raise InputError("exact effects must be those of the mechanisms that are audited")
     passes = None if known.complete else exact
     length = list_length(mechanisms, exact, top) if passes else top
     parts = population(scores, _scales(scores, against, scales))

@@ -26,7 +26,7 @@ class ExactEffects:
     `everything` holds exact scores of all parts, which nothing needs to be computed beyond. `spent`
     counts the (input, part) pairs that were computed here.
 
-    Raises InputError for scores that are not exact.
+    Raises InputError for scores that are not exact, or of other mechanisms.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class ExactEffects:
                 f"effects must be exact scores, for example attribute(m, Exact()); got scores by"
                 f" {everything.method!r}"
             )
+        if everything is not None and everything.mechanisms is not mechanisms:
+            raise InputError("exact effects must be those of the mechanisms that are audited")
         self.mechanisms = mechanisms
         self.everything = everything
         self.budget = budget

@@ -13,10 +13,14 @@ from assay.audit.population import Population
 from assay.errors import InputError
 
 CONSTANT = "constant"
-FLOORS = (0.05, 0.25, 0.5, 0.75, 0.9)
+FLOORS = (0.0, 0.05, 0.25, 0.5, 0.75, 0.9)
 """Quantiles of a scale that are tried as its floor."""
 PRIOR = 0.5
 """Inputs' worth of the mean ratio that a part's own ratio is shrunk with."""
+MARK_UP = 20.0
+"""By how much each share of missed large effects beyond alpha marks a scale up."""
+HURDLE = 0.15
+"""By how much factors by part must narrow the bars: with few inputs they can do so by chance."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,11 @@ def choose_scale(
                 )
                 if whole is None or fits[0] is None or fits[1] is None:
                     continue
-                cost = _cost(fits[0], halves[1], alpha) + _cost(fits[1], halves[0], alpha)
+                widths = np.empty(len(tuning.error))
+                widths[~early], widths[early] = (
+                    fit.of(half.parts) for fit, half in zip(fits, halves[::-1], strict=True)
+                )
+                cost = _cost(widths, tuning, alpha) * (1 + HURDLE * parted)
                 if cost < narrowest:
                     best, narrowest = whole, cost
     return best
@@ -156,24 +164,21 @@ def _fitted(tuning: Tuning, name: str, level: float, *, by_part: bool) -> Scale 
     )
 
 
-def _cost(scale: Scale, test: Tuning, alpha: float) -> float:
-    """Return the mean width of the bars that the test rows themselves would calibrate, marked up
-    where they miss the largest exact effects.
+def _cost(widths: np.ndarray, tuning: Tuning, alpha: float) -> float:
+    """Return the mean width of the bars that the rows themselves would calibrate, marked up where
+    they miss the largest exact effects.
     """
-    if not len(test.error):
-        return 0.0
-    widths = scale.of(test.parts)
-    ratio = test.error / widths
+    ratio = tuning.error / widths
     factor = np.zeros(len(ratio))
-    for mask in test.masks.values():
+    for mask in tuning.masks.values():
         if mask.any():
-            level = _quantile(ratio[mask], test.weight[mask], 1 - alpha)
+            level = _quantile(ratio[mask], tuning.weight[mask], 1 - alpha)
             factor[mask] = np.maximum(factor[mask], level)
     half = factor * widths
-    large = test.exact >= _quantile(test.exact, test.weight, 0.95)
-    covered = np.average((test.error <= half)[large], weights=test.weight[large])
+    large = tuning.exact >= _quantile(tuning.exact, tuning.weight, 0.95)
+    covered = np.average((tuning.error <= half)[large], weights=tuning.weight[large])
     short = max(0.0, (1 - alpha) - float(covered))
-    return float(np.average(half, weights=test.weight)) * (1 + 20 * short)
+    return float(np.average(half, weights=tuning.weight)) * (1 + MARK_UP * short)
 
 
 def _quantile(values: np.ndarray, weight: np.ndarray, level: float) -> float:
