@@ -1,77 +1,138 @@
-"""How right the cheap scores of a language model's nodes are, and whether their error bars keep
-their promise.
+"""Whether error bars hold where users read, beside bars that are promised for sites alone.
 
-Run with `python benchmarks/error_bars.py [RUN]`, RUN being a folder of `assay run
-agreement-attribution` (trained when absent, in about two minutes). Prints agreement of attribution
-patching and integrated gradients with exact patching of single heads, MLPs and residual nodes, and
-the coverage and width of the bars over random resplits of the inputs into tuning, calibration and
-held-out folds."""
+Run with `python benchmarks/error_bars.py [--layers 2 4] [--resplits 200] [--exact 0]`. Agreement
+models of each depth are trained when absent (half a minute to a minute each). On pairs that act at
+one position and at four, the bars of attribution patching and of integrated gradients are
+calibrated on random folds of 300 pairs and measured on the rest. `sites` are bars that promise
+coverage for each site alone: the same quantile without the further selections, and a scale without
+factors by part. A coverage below nominal by more than three standard errors is marked with a star.
+`--exact N` ablates N parts of every pair instead of all of them."""
 
 from __future__ import annotations
 
 import argparse
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from assay.attribution import Gradient, IntegratedGradients
-from assay.audit import Audit
-from assay.studies import runner
-from assay.studies.attribution.study import load
+from assay import Exact, IntegratedGradients, Scores, attribute, nodes
+from assay.audit import Audit, ExactEffects, audit
+from assay.audit.calibration import calibrate, folds
+from assay.audit.held_out import held_out
+from assay.core.target import Target
+from assay.io.prompts import read_pairs
+from assay.io.runs import Run
+from assay.learn.language import AgreementTraining, train_agreement_model
+from assay.mechanisms.nodes import Nodes
+from assay.targets.language import load_language_model
+from assay.targets.metrics import logit_difference, pair_batch
+
+POSITIONS = {"within_rc": 1, "nounpp": 4}
+SITES = ("attn.hook_z", "hook_mlp_out", "hook_resid_post")
+SHOWN = (
+    "all",
+    "worst site",
+    "top 5 % by score",
+    "largest",
+    "listed",
+    "largest, together",
+    "listed, together",
+    "top 5 % by exact effect",
+)
 
 
-def measure(audit: Audit, resplits: int) -> dict[str, float]:
-    """Return mean coverage, its standard error over resplits, the nominal coverage, and the
-    width against a constant first-order bar.
+def bound(folder: Path, layers: int, construction: str) -> Nodes:
+    """Return the nodes of an agreement model on the held-out pairs of a construction."""
+    run = Run(folder / f"agreement-{layers}")
+    with run:
+        train_agreement_model(run, AgreementTraining(layers=layers))
+    model = load_language_model(run.path("model"))
+    path = run.path(f"pairs/{construction}.jsonl")
+    pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
+    sites = [name for name in model.site_names() if name.split(".", 2)[-1] in SITES]
+    target = Target(model.model, logit_difference)
+    return nodes(target, pair_batch(pairs), pair_batch(pairs, "patch"), sites)
+
+
+class Sampled(ExactEffects):
+    """Exact effects that are known, of which an audit uses a sample all the same."""
+
+    complete = False
+
+
+def without_promises(found: Audit, seed: int) -> Audit:
+    """Return the audit with bars that are promised for sites alone."""
+    fold = folds(found.ablated.parts, seed)
+    bars = calibrate(found.ablated, fold, found.selections, 0.1, by_part=False, promises=())
+    return replace(found, bars=bars, promises=held_out(found.ablated, bars, fold == 2)[1])
+
+
+def measured(
+    scores: Scores, exact: Scores, against: Scores | None, words: argparse.Namespace
+) -> None:
+    kind = Sampled if words.exact else ExactEffects
+    effects = kind(scores.mechanisms, everything=exact)
+    began, audits = time.process_time(), []
+    for seed in range(words.resplits):
+        options = {"exact": words.exact or 64, "seed": seed, "against": against}
+        audits.append(audit(scores, effects=effects, **options))
+    spent = (time.process_time() - began) / words.resplits
+    old = [without_promises(found, seed) for seed, found in enumerate(audits)]
+    constant = np.mean([found.constant_width for found in audits])
+    print(
+        f"  {scores.method}: r {audits[0].pooled.pearson:.3f}, slope {audits[0].pooled.slope:.2f};"
+        f" constant bar around the gradient {constant:.3f}; {spent:.2f} CPU s an audit"
+    )
+    for name in SHOWN:
+        print(f"    {name:<26}{column(audits, name)}   sites{column(old, name)}")
+
+
+def column(audits: list[Audit], name: str) -> str:
+    """Return the mean coverage with three standard errors, and the mean width; for "worst site"
+    those of the site with the least coverage.
     """
-    again = [audit.at_level(audit.bars.alpha, seed=seed) for seed in range(resplits)]
-    coverage = np.array([entry.coverage for entry in again])
-    points = [count for entry in again for count in entry.bars.points.values()]
-    alpha = audit.bars.alpha
-    nominal = float(np.mean([math.ceil(round((n + 1) * (1 - alpha), 9)) / (n + 1) for n in points]))
-    return {
-        "coverage": float(coverage.mean()),
-        "error": float(coverage.std(ddof=1) / math.sqrt(resplits)),
-        "nominal": nominal,
-        "width_ratio": float(
-            np.mean([entry.width for entry in again])
-            / np.mean([entry.constant_width for entry in again])
-        ),
-    }
+    sites = [key for key in audits[0].promises if key.startswith("site ")]
+    found = [statistics(audits, key) for key in (sites if name == "worst site" else [name])]
+    known = [entry for entry in found if entry is not None]
+    if not known:
+        return f"{'no bar':>25}"
+    share, error, width = min(known)
+    return f"{share:8.3f} +-{error:6.3f}{'*' if share < 0.9 - error else ' '}{width:8.3f}"
+
+
+def statistics(audits: list[Audit], name: str) -> tuple[float, float, float] | None:
+    """Return mean coverage, three standard errors and mean width; None without two values."""
+    found = [
+        (entry.share, entry.width)
+        for audit in audits
+        if (entry := audit.promises.get(name)) is not None and entry.share is not None
+    ]
+    if len(found) < 2:
+        return None
+    shares, widths = np.array(found, dtype=float).T
+    return shares.mean(), 3 * shares.std(ddof=1) / math.sqrt(len(shares)), widths.mean()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", nargs="?", default="runs/agreement-attribution")
-    parser.add_argument("--resplits", type=int, default=300)
-    parser.add_argument("--exact", type=int, default=60)
+    parser.add_argument("--layers", type=int, nargs="+", default=[2, 4])
+    parser.add_argument("--resplits", type=int, default=200)
+    parser.add_argument("--exact", type=int, default=0)
+    parser.add_argument("--models", default="runs/agreement-models")
     words = parser.parse_args()
-    folder = Path(words.run)
-    if not (folder / "summary.json").exists():
-        runner.execute(runner.load("agreement-attribution"), folder, resume=folder.exists())
-    mechanisms = load(runner.runs.opened(folder))
-    print(
-        f"{len(mechanisms.batch)} pairs, {words.exact} exactly patched nodes each, {words.resplits}"
-        " resplits"
-    )
-    print(
-        f"{'method':<22}{'r':>8}{'slope':>8}{'coverage':>10}{'+- 3 se':>9}"
-        f"{'nominal':>9}{'width ratio':>13}{'CPU s':>8}"
-    )
-    first = Gradient().scores(mechanisms)
-    for method in (Gradient(), IntegratedGradients()):
-        began = time.process_time()
-        scores = first if isinstance(method, Gradient) else method.scores(mechanisms)
-        audit = scores.audit(exact=words.exact, against=None if scores is first else first)
-        spent = time.process_time() - began
-        found = measure(audit, words.resplits)
-        print(
-            f"{method.name:<22}{audit.pooled.pearson:8.4f}{audit.pooled.slope:8.3f}"
-            f"{found['coverage']:10.4f}{3 * found['error']:9.4f}"
-            f"{found['nominal']:9.4f}{found['width_ratio']:13.3f}{spent:8.2f}"
-        )
+    torch.set_num_threads(1)
+    print(f"coverage (nominal 0.9) +- 3 standard errors over {words.resplits} resplits, width")
+    for layers in words.layers:
+        for construction, positions in POSITIONS.items():
+            mechanisms = bound(Path(words.models), layers, construction)
+            first, exact = attribute(mechanisms), attribute(mechanisms, Exact())
+            print(f"{layers} layers, {positions} active position(s), {len(mechanisms.batch)} pairs")
+            measured(first, exact, None, words)
+            measured(attribute(mechanisms, IntegratedGradients()), exact, first, words)
 
 
 if __name__ == "__main__":

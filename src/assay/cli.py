@@ -66,7 +66,8 @@ Set = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 By = Annotated[
-    str, typer.Option("--method", help="gradient, ig, second-order or exact.", callback=_method)
+    str,
+    typer.Option("--method", help="gradient, ig, second-order, exact or auto.", callback=_method),
 ]
 Top = Annotated[int, typer.Option(help="Rows to show.", callback=_within("--top", 1, 1_000_000))]
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from assay.audit import agreement
 from assay.errors import InputError
@@ -39,6 +40,7 @@ def test_ranges(pairs):
 
 
 @given(st.integers(0, 1000))
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
 def test_weights_count_as_copies_do(seed):
     generator = np.random.default_rng(seed)
     truth = generator.integers(-3, 4, size=9).astype(float)
@@ -48,6 +50,9 @@ def test_weights_count_as_copies_do(seed):
     copies = agreement(np.repeat(estimate, weight), np.repeat(truth, weight))
     for name in ("pearson", "spearman", "slope", "sign", "mae"):
         assert getattr(found, name) == pytest.approx(getattr(copies, name), nan_ok=True), name
+    assert agreement(estimate, truth).spearman == pytest.approx(
+        stats.spearmanr(estimate, truth).statistic, nan_ok=True
+    )
     equal, plain = agreement(estimate, truth, weight=np.full(9, 7.0)), agreement(estimate, truth)
     assert equal.to_dict() == pytest.approx(plain.to_dict(), nan_ok=True)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ from audit_populations import column_of, drawn, of_arrays, sampled, selected
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from assay.audit.bars import conformal_quantile, split, tail
+from assay.audit.bars import Bars, Tail, conformal_quantile, split, tail
 from assay.audit.calibration import calibrate, folds, reaches
 from assay.audit.held_out import held_out
 from assay.audit.sampling import design
-from assay.audit.selections import TOP_BY_SCORE
+from assay.audit.scale import Scale
+from assay.audit.selections import TOP_BY_SCORE, Selections
 from assay.errors import InputError
 
 
@@ -55,6 +57,56 @@ def test_one_row_an_input_is_split_conformal_and_more_rows_keep_its_correction()
     assert found.quantile(0.1, np.array([2.0]), np.array([2.0]))[0] == 36
     assert found.quantile(0.1, np.array([4.0]), np.array([4.0]))[0] == 38
     assert math.isinf(found.quantile(0.1, np.array([6.0]), np.array([6.0]))[0])
+
+
+def by_hand(quantiles, caps):
+    """Bars of one group whose selections have these quantiles, around four scores of one input."""
+    parts = of_arrays(np.array([[4.0, -3, 2, 1]]), sizes={"g": 4})
+    chosen = Selections(1, (("g", 3),), 2.0, {"g": 2.0})
+    tails = {
+        name: Tail(np.array([value]), np.array([0.0]), 1e6, 9) for name, value in quantiles.items()
+    }
+    bars = Bars(0.1, Scale(), chosen, tails, {}, caps, distinct=9, tuned=9)
+    reach = dict.fromkeys(tails, np.zeros(1))
+    return bars, parts, bars.half_widths(parts, reach)
+
+
+def test_a_bar_is_the_widest_that_one_of_its_selections_needs():
+    quantiles = {"site g": 3.0, "top of g": 1.0, TOP_BY_SCORE: 7.0, "largest": 5.0, "listed": 2.0}
+    assert by_hand(quantiles, {})[2].tolist() == [7, 7, 7, 3]
+    assert by_hand({"site g": 1.0, "listed": 2.0}, {})[2].tolist() == [1, 1, 1, 2]
+    assert np.isinf(by_hand({"largest": 1.0}, {})[2]).tolist() == [False, True, True, True]
+
+
+def test_a_cap_holds_the_promise_to_the_largest_rows():
+    bars, parts, half = by_hand({"site g": 1.0, TOP_BY_SCORE: 7.0}, {TOP_BY_SCORE: 2})
+    assert half.tolist() == [7, 7, 1, 1]
+    assert bars.masks(parts)[TOP_BY_SCORE].tolist() == [True, True, False, False]
+    assert by_hand({"site g": 1.0, "top of g": 7.0}, {"top of g": 1})[2].tolist() == [7, 1, 1, 1]
+
+
+def test_a_sample_is_drawn_by_its_keys_in_every_stratum():
+    """Two inputs of five parts; the largest is certain, two of the four others are drawn: those
+    with the smallest keys.
+    """
+    score = np.array([[1.0, 9, 2, 3, 4], [9, 1, 1, 1, 1]])
+    parts = of_arrays(score, sizes={"g": 5})
+    plan = design(parts, Selections(1, (), np.inf, {}), 3)
+    keys = np.array([0.9, 0.5, 0.1, 0.8, 0.2, 0.5, 0.4, 0.3, 0.2, 0.1])
+    drawn = plan.draw(parts, SimpleNamespace(random=lambda count: keys[:count]))  # type: ignore[arg-type]
+    assert [(parts.example[row], parts.place[row]) for row in drawn] == [
+        (0, 1),
+        (0, 2),
+        (0, 4),
+        (1, 0),
+        (1, 3),
+        (1, 4),
+    ]
+    inclusion = plan.inclusion(parts)
+    assert inclusion[drawn].tolist() == [1, 0.5, 0.5, 1, 0.5, 0.5]
+    mask = np.array([True, True, True, False, False, False, True, False, False, False])
+    # Input 0: the certain row, and one drawn row of weight 2; input 1: one of weight 2.
+    assert plan.reach(parts, mask).tolist() == [5, 2]
 
 
 def coverage_of_new_inputs(repetitions: int, passes: int | None, inputs: int = 120, **options):

@@ -281,6 +281,19 @@ def test_verbs_over_the_run(runs, monkeypatch, capsys):
     assert {"clean", "patch", "answers", "score"} <= set(json.loads(out.out)["rows"][0])
     code, out = command(monkeypatch, capsys, "ablate", str(runs / "ours"), "--part", part, "--json")
     assert code == 0
+    assert json.loads(out.out)["score"].startswith("A score is F(all gates at one)")
+    words = ["audit", str(runs / "ours"), "--json"]
+    code, out = command(monkeypatch, capsys, *words, "--method", "auto")
+    found = json.loads(out.out)
+    assert found["method"] == "exact"
+    assert "the exact effects are shown" in found["taken_because"]
+    assert {"effect", "low", "high"} <= set(found["rows"][0])
+    code, out = command(monkeypatch, capsys, *words, "--exact", "9")
+    found = json.loads(out.out)
+    assert found["bars"]["promises"]["all"]["sentence"]
+    row = found["rows"][0]
+    assert row["low"] <= row["effect"] <= row["high"]
+    assert "score_sampled" not in row
 
 
 @pytest.mark.parametrize(

@@ -169,10 +169,11 @@ def promised(
     largest.
     """
     found = {}
-    for name, mask in selections.masks(parts).items():
-        if name in names:
+    for name, mask in selections.masks(parts, names).items():
+        if name in caps:
             rank = parts.rank if name == TOP_BY_SCORE else parts.rank_in_group
-            found[name] = mask & (rank < caps[name]) if name in caps else mask
+            mask = mask & (rank < caps[name])
+        found[name] = mask
     return found
 
 

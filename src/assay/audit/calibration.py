@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -32,15 +33,15 @@ class Ablated:
     rows: np.ndarray
     exact: np.ndarray
 
-    @property
+    @cached_property
     def error(self) -> np.ndarray:
         return np.abs(self.exact - self.parts.score[self.rows])
 
-    @property
+    @cached_property
     def inclusion(self) -> np.ndarray:
         return self.design.inclusion(self.parts)[self.rows]
 
-    @property
+    @cached_property
     def weight(self) -> np.ndarray:
         return 1 / (self.inclusion * self.parts.copies[self.rows])
 
@@ -79,8 +80,9 @@ def calibrate(
     `promises` names the selections that bars are made for, by default all that the tuning inputs
     say can be calibrated; a group's stratum is always one of them."""
     parts = ablated.parts
-    every = selections.masks(parts)
-    names = [name for name in every if promises is None or _stratum(name) or name in promises]
+    strata = ["all", *(f"site {name}" for name in parts.names)]
+    every = selections.masks(parts, None if promises is None else {*strata, *promises})
+    names = list(every)
     caps = {
         name: _cap(parts, every[name], ablated.design, fold, alpha)
         for name in names

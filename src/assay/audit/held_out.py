@@ -16,23 +16,24 @@ BY_EXACT = "top 5 % by exact effect"
 
 
 def held_out(
-    ablated: Ablated, bars: Bars, chosen: np.ndarray
+    ablated: Ablated, bars: Bars, chosen: np.ndarray, *, only_all: bool = False
 ) -> tuple[np.ndarray, dict[str, Coverage]]:
     """Return the half-width of every row's bar, and the coverage by selection on the `chosen`
-    examples: all, every selection, the largest exact effects, and both lists as wholes
-    ("largest, together" and "listed, together").
+    examples: all, and without `only_all` every selection, the largest exact effects, and both lists
+    as wholes ("largest, together" and "listed, together").
 
     Groups in which every score is exact up to rounding are left out: covering proves nothing there.
     """
     parts, rows = ablated.parts, ablated.rows
-    masks = bars.selections.masks(parts)
+    masks = {} if only_all else bars.selections.masks(parts)
     half = bars.half_widths(parts, reaches(parts, ablated.design, bars.masks(parts)))
     error, drawn = ablated.error, half[rows]
     wrong = np.unique(parts.group[rows][error > 1e-12 * np.abs(ablated.exact).max(initial=0.0)])
     held = chosen[parts.example[rows]] & np.isin(parts.group[rows], wrong)
     inside = {"all": np.ones(len(rows), dtype=bool)}
     inside |= {name: mask[rows] for name, mask in masks.items()}
-    inside[BY_EXACT] = _largest(np.abs(ablated.exact), ablated.weight, held)
+    if not only_all:
+        inside[BY_EXACT] = _largest(np.abs(ablated.exact), ablated.weight, held)
     found = {
         name: measure(
             name,
@@ -45,7 +46,7 @@ def held_out(
         for name, mask in inside.items()
         if name not in LISTS or bars.selections.count
     }
-    return half, found | _together(ablated, bars, chosen, masks)
+    return half, found if only_all else found | _together(ablated, bars, chosen, masks)
 
 
 def _together(

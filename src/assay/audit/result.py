@@ -222,7 +222,7 @@ def barred(found: Audit, options: Options) -> dict[str, Any]:
     first_score[ablated.rows] = found.table["first"].to_numpy()  # it is read nowhere else
     first = replace(ablated, parts=replace(ablated.parts, score=first_score))
     plain = calibrate(first, fold, selections, alpha, scale="constant", by_part=False, promises=())
-    constant = held_out(first, plain, fold == 2)[1]["all"].width
+    constant = held_out(first, plain, fold == 2, only_all=True)[1]["all"].width
     drawn = half[ablated.rows]
     estimate = found.table["estimate"].to_numpy()
     table = found.table.with_columns(

@@ -113,15 +113,13 @@ def choose_scale(
     for candidate in names:
         for level in FLOORS if candidate != CONSTANT else (0.0,):
             for parted in (False, True) if by_part else (False,):
-                whole, *fits = (
+                whole, one, two = (
                     _fitted(part, candidate, level, by_part=parted) for part in (tuning, *halves)
                 )
-                if whole is None or fits[0] is None or fits[1] is None:
+                if whole is None or one is None or two is None:
                     continue
                 widths = np.empty(len(tuning.error))
-                widths[~early], widths[early] = (
-                    fit.of(half.parts) for fit, half in zip(fits, halves[::-1], strict=True)
-                )
+                widths[~early], widths[early] = one.of(halves[1].parts), two.of(halves[0].parts)
                 cost = _cost(widths, tuning, alpha) * (1 + HURDLE * parted)
                 if cost < narrowest:
                     best, narrowest = whole, cost

@@ -6,8 +6,9 @@ effect, so that what it selects in a calibration input and in a new one is excha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -34,24 +35,29 @@ class Selections:
     levels: Mapping[str, float]
     merged: bool = False
 
-    def masks(self, parts: Population) -> dict[str, np.ndarray]:
+    def masks(
+        self, parts: Population, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray]:
         """Return by selection which rows it holds: every stratum ("site NAME", or "all" when
-        merged), "top of NAME", TOP_BY_SCORE, "largest" (of their input) and "listed".
+        merged), "top of NAME", `TOP_BY_SCORE`, "largest" (of their input) and "listed"; of all
+        selections or the named ones.
         """
         size = np.abs(parts.score)
-        found: dict[str, np.ndarray] = {}
+        rules: dict[str, Callable[[], np.ndarray]] = {}
         if self.merged:
-            found["all"] = np.ones(len(parts), dtype=bool)
+            rules["all"] = lambda: np.ones(len(parts), dtype=bool)
         for code, name in enumerate(parts.names):
-            here = parts.group == code
             if not self.merged:
-                found[f"site {name}"] = here
+                rules[f"site {name}"] = partial(np.equal, parts.group, code)
             if name in self.levels:
-                found[f"top of {name}"] = here & (size >= self.levels[name])
-        found[TOP_BY_SCORE] = size >= self.level
-        found["largest"] = parts.rank < self.count
-        found["listed"] = self.in_list(parts)
-        return found
+                rules[f"top of {name}"] = partial(self._top_of, parts, code)
+        rules[TOP_BY_SCORE] = lambda: size >= self.level
+        rules["largest"] = lambda: parts.rank < self.count
+        rules["listed"] = lambda: self.in_list(parts)
+        return {name: rule() for name, rule in rules.items() if names is None or name in names}
+
+    def _top_of(self, parts: Population, code: int) -> np.ndarray:
+        return (parts.group == code) & (np.abs(parts.score) >= self.levels[parts.names[code]])
 
     def in_list(self, parts: Population) -> np.ndarray:
         """Return which rows are listed parts."""

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from assay.attribution import ablate, attribute
-from assay.audit.compare import compare
+from assay.audit import compare, exact_top
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import at
 from assay.errors import InputError
 from assay.io.files import existing
 from assay.io.runs import Run, opened
-from assay.studies.methods import method
+from assay.studies.methods import method_for
 from assay.studies.runner import mechanisms_of, study_of
 
 
@@ -28,7 +28,8 @@ def attribute_run(
     return the largest.
     """
     run, mechanisms = _open(folder)
-    scores = attribute(mechanisms, method(by))
+    taken, why = method_for(mechanisms, by)
+    scores = attribute(mechanisms, taken)
     run.save_table(f"verb-scores-{by}.parquet", scores.table())
     summary = {
         "method": scores.method,
@@ -37,6 +38,7 @@ def attribute_run(
         "examples": len(mechanisms.batch),
         **scores.signs,
     }
+    summary |= {"taken_because": why} if why else {}
     summary |= (
         {"gaps": {name: gap.relative for name, gap in scores.gaps.items()}} if scores.gaps else {}
     )
@@ -50,7 +52,7 @@ def ablate_run(
     their estimates.
     """
     _, mechanisms = _open(folder)
-    scores = attribute(mechanisms, method(by))
+    scores = attribute(mechanisms, method_for(mechanisms, by)[0])
     chosen = [_part(mechanisms, name) for name in parts] or [
         (row["group"], tuple(row["index"])) for row in scores.top(top).iter_rows(named=True)
     ]
@@ -95,9 +97,14 @@ def audit_run(
     if on is not None:
         return apply_run(folder, on)
     run, mechanisms = _open(folder)
-    audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)
+    taken, why = method_for(mechanisms, by)
+    scores = attribute(mechanisms, taken)
+    if why and scores.exact:  # there is no estimate to audit
+        summary = {"method": scores.method, "taken_because": why, **scores.signs}
+        return summary, exact_top(scores, 20, seed=seed, alpha=alpha)
+    audit = scores.audit(exact=exact, alpha=alpha, seed=seed)
     run.save_table(f"verb-audit-{by}.parquet", audit.table)
-    return audit.summary(), audit.top(20)
+    return {**audit.summary(), **({"taken_because": why} if why else {})}, audit.top(20)
 
 
 def apply_run(folder: Path | str, on: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
@@ -119,7 +126,7 @@ def explain_run(
     """Return the examples in which one part matters most, with what the study says of each."""
     run, mechanisms = _open(folder)
     name, index = _part(mechanisms, part)
-    scores = attribute(mechanisms, method(by))
+    scores = attribute(mechanisms, method_for(mechanisms, by)[0])
     values = _column(scores.values[name], index)
     norms = _column(mechanisms.norms()[name], index)
     contexts = study_of(run).contexts(run)  # type: ignore[attr-defined]
@@ -143,7 +150,9 @@ def compare_runs(
     """Match the parts of two runs on the same examples by how their scores vary over examples; see
     `assay.audit.compare`.
     """
-    left, right = (attribute(_open(folder)[1], method(by)) for folder in (first, second))
+    bound = [_open(folder)[1] for folder in (first, second)]
+    taken = method_for(bound[0], by)[0]  # the same for both
+    left, right = (attribute(mechanisms, taken) for mechanisms in bound)
     try:
         found = compare(left, right)
     except InputError as error:
