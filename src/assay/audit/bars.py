@@ -129,34 +129,30 @@ class Bars:
                 f"no bar: {level} needs at least {self.least} calibration inputs, and there are"
                 f" {self.distinct}"
             )
-        where = [] if self.selections.merged else ["of each group"]
+        where = ["all parts" if self.selections.merged else "all parts of each group"]
         if any(name.startswith("top of") for name in self.tails):
-            where.append("in the largest tenth of a group by |score|")
+            where.append("the largest tenth of a group by |score|")
         if TOP_BY_SCORE in self.tails:
             where.append(
-                f"with |score| of at least {self.selections.level:.4g} (the top {TOP:.0%} of the"
-                f" {self.tuned} inputs that tuned the bars"
-                + (
-                    f"; the largest {self.caps[TOP_BY_SCORE]} of an input)"
-                    if TOP_BY_SCORE in self.caps
-                    else ")"
-                )
+                f"the parts with |score| of at least {self.selections.level:.4g} (the top {TOP:.0%}"
+                f" of the {self.tuned} inputs that tuned the bars; at most the"
+                f" {self.caps[TOP_BY_SCORE]} largest of an input)"
             )
-        if count:
-            where += [f"among the {count} largest |scores| of an input", f"of the {count} listed"]
+        where += [f"the {count} largest |scores| of an input"] * ("largest" in self.tails)
+        where += [f"the {count} listed parts"] * ("listed" in self.tails)
         text = (
-            f"coverage >= {level} of the bars of a new input, on average over inputs drawn like the"
-            f" {self.distinct} that calibrated: of all parts"
+            f"coverage >= {level}: on average over new inputs drawn like the {self.distinct} that"
+            f" calibrated, at least {level} of the bars contain the exact effect. This holds for"
+            f" {_joined(where)}"
         )
-        text += f", and of those {_joined(where)}" if where else ""
-        if count:
+        if self.together:
             text += (
-                f"; with probability >= {level} the simultaneous bars of all {count} parts of a"
-                " list hold at once"
+                f". The simultaneous bars of all {count} parts of a list hold at once with"
+                f" probability at least {level}"
             )
         if self.shared:
-            text += "; for gates shared over the batch only parts that were ablated have a bar"
-        return text + "; nothing is promised for parts selected by their exact effect"
+            text += ". For gates shared over the batch only parts that were ablated have a bar"
+        return text + ". Nothing is promised for parts selected by their exact effect"
 
 
 def promised(
@@ -206,4 +202,4 @@ def _times(factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 
 def _joined(words: list[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}, and {words[-1]}"

@@ -84,9 +84,10 @@ def select(
         own = tuned[parts.group[rows] == code]
         if len(own):
             levels[name] = float(np.quantile(own, 1 - SITE_TOP))
+    listed = largest_parts(parts, rows, count)
     return Selections(
-        count,
-        largest_parts(parts, rows, count),
+        min(count, len(listed)),
+        listed,
         float(np.quantile(tuned, 1 - TOP)) if len(tuned) else np.inf,
         levels,
         merged,

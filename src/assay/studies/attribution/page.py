@@ -59,9 +59,9 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         ),
         *(
             Fact(
-                f"{name}: bars cover, {said}",
+                f"bars that hold, {said}",
                 covered[key]["share"],
-                _coverage(covered[key]),
+                f"around {name}; {_coverage(covered[key])}",
             )
             for key, said in (
                 ("all", "all parts"),
@@ -179,8 +179,12 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     ]
     text = (
         "Each point is one node of one pair: what the cheap score says (up) against what patching it exactly does (across). Correlation says "
-        "nothing of scale, so the slope is beside it; a slope below one means that effects are under-estimated. Nodes that are listed were patched "
-        "for certain and others at random; the table weights each by how rarely such a node is sampled."
+        "nothing of scale, so the slope is beside it; a slope below one means that effects are under-estimated. "
+        + (
+            "Every node of every pair was patched."
+            if summary["method"]["taken"] == "exact"
+            else "Nodes that are listed were patched for certain and others at random; the table weights each by how rarely such a node is sampled."
+        )
     )
     return Section(
         "Is a cheap score right?",
