@@ -113,8 +113,8 @@ class Population:
         return np.bincount(self.example, weights=values, minlength=self.examples)
 
     def values(self, column: np.ndarray) -> dict[str, Tensor]:
-        """Return a column as values (examples, *axes) by group, zero where a part is inactive;
-        sparse where a group is large.
+        """Return a column as values (examples, *axes) by group, on the target's device, zero where
+        a part is inactive; sparse where a group is large.
         """
         return {
             name: filled(
@@ -122,7 +122,7 @@ class Population:
                 self.example[rows],
                 self.place[rows],
                 torch.from_numpy(np.ascontiguousarray(column[rows])),
-            )
+            ).to(self.mechanisms.target.device)
             for name in self.names
             for rows in [self.rows_of(name)]
         }
