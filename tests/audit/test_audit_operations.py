@@ -288,7 +288,7 @@ def test_scrubbing_carries_what_each_input_keeps_to_its_donor():
     found = scrub(mechanisms, keep, classes, draws=1, seed=4)
     again = torch.Generator().manual_seed(4)
     anyone, same = derangement(torch.zeros(6), again), derangement(classes, again)
-    parts = mechanisms.clean_parts()["blocks.1"]
+    parts = dict(mechanisms.clean_parts())["blocks.1"]
     with torch.no_grad():
         inputs = mechanisms.patch.inputs
         base = read_sites(mechanisms.target.model, inputs, ["blocks.1"])["blocks.1"].value

@@ -80,8 +80,14 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/core/mechanisms.py",
-        "return tuple(dict.fromkeys([*chain.from_iterable(needed), *acting]))",
+        "return tuple(dict.fromkeys([*self._read(acting), *acting]))",
         "return tuple(acting)",
+        INVARIANTS,
+    ),
+    Mutant(
+        "assay/core/mechanisms.py",
+        "for site in dict.fromkeys([*read, *acting])}",
+        "for site in acting}",
         INVARIANTS,
     ),
     Mutant(

@@ -293,8 +293,8 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         else f"cannot be measured: {found['scrubbed_reason']}"
     )
     text = (
-        f"With {percent(found['kept_share'])} of the nodes kept on each pair, some combination of the others still loses "
-        f"{_number(found['worst_damage_at_least'])} of the right answer's metric on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
+        f"With {percent(found['kept_share'])} of the nodes kept on each pair, some combination of the others still moves the metric against the right answer by "
+        f"{_number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
         f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, {scrubbed}."
     )
     if found["alone_in_their_case"]:
