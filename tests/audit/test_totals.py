@@ -5,10 +5,10 @@ alone, and refusals.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import polars as pl
 import pytest
 import torch
 from audit_populations import of_arrays
@@ -49,15 +49,7 @@ def audited(seed: int, inputs: int = 60, sampled: int = 6, count: int = 0):
 def audit_of(parts, exact, sampled, count, generator):
     chosen = Selections(count, (), np.inf, {})
     found = sampled_of(parts, exact, chosen, sampled, generator)
-    table = pl.DataFrame(
-        {
-            "estimate": parts.score[found.rows],
-            "exact": found.exact,
-            "inclusion": found.inclusion,
-        }
-    )
-    bars = SimpleNamespace(alpha=0.1)
-    return SimpleNamespace(parts=parts, ablated=found, table=table, bars=bars)
+    return SimpleNamespace(parts=parts, ablated=found, bars=SimpleNamespace(alpha=0.1))
 
 
 def covered(found: list[bool], level: float = 0.9) -> None:
@@ -103,7 +95,7 @@ def test_a_total_is_the_scores_plus_the_errors_divided_by_the_inclusion_probabil
     score = np.array([[1.0, 2, 3, 4], [2, 2, 2, 2], [0, 1, 0, 1]])
     exact = score + np.array([[0.5], [-1.0], [2.0]])  # the same error in every part of an input
     one = audit_of(of_arrays(score, sizes={"g": 4}), exact, 2, 0, np.random.default_rng(0))
-    assert one.table["inclusion"].to_list() == [0.5] * 6
+    assert one.ablated.inclusion.tolist() == [0.5] * 6
     found = totals(one)["g"]
     assert found.estimate == pytest.approx(exact.sum(1).mean())
     deviation = exact.sum(1).std(ddof=1)
@@ -158,20 +150,37 @@ def test_the_variance_of_further_inputs_is_part_of_the_interval():
 
 def test_a_ratio_whose_denominator_may_be_zero_says_nothing():
     interval = ratio_interval(np.array([0.1, -0.2, 0.3, 0.0]), np.array([1.0, -1.0, 2.0, -2.0]))
-    assert (interval.low, interval.high) == (0.0, 1.0)
+    assert (interval.estimate, interval.low, interval.high) == (None, None, None)
+    assert interval.reason == "the denominator of the ratio is not clear of zero"
+    assert math.isnan(interval.width)
+    assert not interval.covers(0.5)
     certain = ratio_interval(np.full(5, 2.0), np.full(5, 4.0))
     assert (certain.low, certain.high) == pytest.approx((0.5, 0.5))
 
 
 def test_a_sample_without_a_miss_does_not_claim_certainty():
-    one = audited(3)
-    one.table = one.table.with_columns(pl.col("estimate").alias("exact"))
-    interval = top_recall(one, 4)
+    interval = top_recall(without_error(60), 4)
     assert interval.estimate == 1.0
     assert 0.85 < interval.low < 1.0
-    few = audited(3, inputs=4)
-    few.table = few.table.with_columns(pl.col("estimate").alias("exact"))
-    assert top_recall(few, 4).low < interval.low
+    few = top_recall(without_error(9), 4)
+    assert few.estimate == 1.0
+    assert few.low < interval.low
+
+
+def without_error(inputs):
+    one = audited(3, inputs=inputs)
+    ablated = replace(one.ablated, exact=one.parts.score[one.ablated.rows])
+    return SimpleNamespace(parts=one.parts, ablated=ablated, bars=one.bars)
+
+
+def test_what_has_no_support_is_absent_and_says_why():
+    few = top_recall(without_error(4), 4)
+    assert (few.estimate, few.low, few.high) == (None, None, None)
+    assert few.reason.endswith("and at least 5 are needed")
+    one = audited(0, inputs=1)
+    for found in totals(one).values():
+        assert found.estimate is None
+        assert "at least two inputs, got 1" in found.reason
 
 
 def test_recall_without_variance_is_not_certain_either():

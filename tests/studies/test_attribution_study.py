@@ -208,14 +208,17 @@ def test_a_handful_of_pairs_is_reported_without_what_it_cannot_support(runs, tmp
     ]
     summary = runner.execute(runner.load("attribution", sets), tmp_path / "run")
     assert summary["pairs"]["kept"] == count
-    assert (summary["top_recall"] is None) == (count == 1)
+    assert summary["top_recall"]["estimate"] is None
+    assert summary["top_recall"]["reason"].endswith("and at least 5 are needed")
     for name in ("all", "top 5 % by score"):
         assert summary["coverage"][name]["share"] is None
         assert summary["coverage"][name]["reason"]
     if count == 1:
         assert summary["circuit"]["scrubbed_share_kept"] is None
         assert summary["circuit"]["scrubbed_reason"]
-    assert bool(summary["totals"]) == (count > 1)
+    total = summary["totals"]["all"]
+    assert (total["estimate"] is None) == (count == 1)
+    assert bool(total.get("reason")) == (count == 1)
     assert (tmp_path / "run" / "report.html").is_file()
 
 

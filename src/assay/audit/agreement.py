@@ -18,7 +18,8 @@ class Agreement:
     `slope` is the least-squares slope of the estimate on the truth (1: right scale; below 1:
     under-estimated), `sign` the share of non-zero truths whose sign is right, `mae` the mean
     absolute error, `recall` the share of the `k` largest |truth| found among the `k` largest
-    |estimate|. A quantity that is undefined (a constant estimate, say) is NaN."""
+    |estimate|. A quantity that is undefined (a constant estimate, say) is NaN, and `reason` says
+    why."""
 
     pearson: float
     spearman: float
@@ -28,8 +29,9 @@ class Agreement:
     recall: float
     k: int
     n: int
+    reason: str = ""
 
-    def to_dict(self) -> dict[str, float | int]:
+    def to_dict(self) -> dict[str, float | int | str]:
         return asdict(self)
 
 
@@ -59,6 +61,10 @@ def agreement(
     (e, e_size), (t, t_size) = _unit(estimate), _unit(truth)
     flat = n < 2 or np.ptp(t) == 0
     varied = not flat and np.ptp(e) > 0
+    graded = np.ptp(np.abs(t)) > 0
+    reason = "" if varied else "all estimates are equal"
+    if flat:
+        reason = "there is one exact effect" if n < 2 else "all exact effects are equal"
     decided = truth != 0
     right = np.sign(estimate[decided]) == np.sign(truth[decided])
     share = k / n * weight.sum()
@@ -72,9 +78,10 @@ def agreement(
         else _covariance(e, t, weight) / _covariance(t, t, weight) * (e_size / t_size),
         sign=float(np.average(right, weights=weight[decided])) if decided.any() else nan,
         mae=float(np.average(np.abs(estimate - truth), weights=weight)),
-        recall=float((weight * np.minimum(found, large)).sum() / share),
+        recall=float((weight * np.minimum(found, large)).sum() / share) if graded else nan,
         k=k,
         n=n,
+        reason=reason,
     )
 
 

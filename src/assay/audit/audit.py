@@ -136,23 +136,16 @@ def _table(ablated: Ablated, shared: np.ndarray, first: Scores, *, unsigned: boo
     gates are shared over the batch.
     """
     parts, rows = ablated.parts, ablated.rows
-    index = [
-        tuple(place)
-        for name in parts.names
-        for place in parts.index(rows[parts.group[rows] == parts.names.index(name)], name).tolist()
-    ]
-    groups = [parts.names[code] for code in parts.group[rows]]
-    first_order = parts.take(rows).column(first.values)
+    drawn = parts.take(rows)
+    groups, index, words = drawn.described()
+    first_order = drawn.column(first.values)
     return pl.DataFrame(
         {
-            "example": parts.example[rows],
+            "example": drawn.example,
             "group": groups,
-            "part": [
-                parts.mechanisms.describe(name, place)
-                for name, place in zip(groups, index, strict=True)
-            ],
-            "index": [list(place) for place in index],
-            "estimate": parts.score[rows],
+            "part": words,
+            "index": index,
+            "estimate": drawn.score,
             "exact": ablated.exact,
             "first": np.abs(first_order) if unsigned else first_order,
             "inclusion": ablated.inclusion * shared[rows],

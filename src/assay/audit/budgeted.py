@@ -17,7 +17,7 @@ from assay.attribution.scores import Scores
 from assay.audit.audit import Audit
 from assay.audit.effects import ExactEffects
 from assay.audit.population import Population, population
-from assay.core.values import columns, data
+from assay.core.values import columns, data, unravel
 from assay.errors import InputError
 
 
@@ -50,10 +50,7 @@ class Budgeted:
         for name, mask in self.exact.items():
             found, places = columns(mask.double())
             axes = tuple(mask.shape[1:])
-            index = [
-                [int(entry) for entry in np.unravel_index(place, axes)] if axes else []
-                for place in places.tolist()
-            ]
+            index = unravel(places, axes).tolist()
             frames.append(
                 pl.DataFrame(
                     {"group": [name] * len(index), "index": index, "share": found.mean(0).tolist()},

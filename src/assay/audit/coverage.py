@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from assay.audit.intervals import binomial_interval
+
 LEAST = 5
 """The least number of held-out inputs that a measured share is given for."""
 LEVEL = 0.95
@@ -126,8 +128,5 @@ def share_interval(
         effective = min(share * (1 - share) / variance, float(rows))
         ratio = stats.t.ppf((1 + level) / 2, rows - 1) / stats.t.ppf((1 + level) / 2, inputs - 1)
         effective *= float(ratio) ** 2
-    found = share * effective
-    tail = (1 - level) / 2
-    low = float(stats.beta.ppf(tail, found, effective - found + 1)) if share > 0 else 0.0
-    high = float(stats.beta.ppf(1 - tail, found + 1, effective - found)) if share < 1 else 1.0
+    low, high = binomial_interval(share, effective, 1 - level)
     return share, 0.0 if math.isnan(low) else low, 1.0 if math.isnan(high) else high

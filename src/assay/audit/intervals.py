@@ -17,21 +17,25 @@ class ConfidenceInterval:
     inputs grows.
 
     `sampled_only` is the width that the sampled exact effects give alone, without any estimate (NaN
-    where it is not defined)."""
+    where it is not defined). Where the inputs do not support an interval, the estimate, `low` and
+    `high` are None and `reason` says why."""
 
-    estimate: float
-    low: float
-    high: float
+    estimate: float | None
+    low: float | None
+    high: float | None
     alpha: float
     inputs: int
     sampled_only: float = math.nan
+    reason: str = ""
 
     @property
     def width(self) -> float:
-        return self.high - self.low
+        """The width of the interval; NaN where there is none."""
+        return math.nan if self.low is None or self.high is None else self.high - self.low
 
     def covers(self, value: float) -> bool:
-        return self.low <= value <= self.high
+        """Return whether the interval contains a value; False where there is none."""
+        return self.low is not None and self.high is not None and self.low <= value <= self.high
 
 
 def mean_interval(
@@ -80,11 +84,11 @@ def mean_interval(
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> ConfidenceInterval:
-    """Return Fieller's interval for mean(above) / mean(below), clipped to [0, 1], over independent
-    inputs.
+    """Return mean(above) / mean(below) with Fieller's interval over independent inputs, clipped to
+    [0, 1].
 
     It holds every ratio r for which a test of `mean(above - r below) = 0` is not significant; where
-    the denominator is not itself clear of zero that is all of [0, 1]."""
+    the denominator is not itself clear of zero that is every ratio, and there is no interval."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     n = len(above)
     if n < 2 or len(below) != n:
@@ -94,12 +98,21 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> 
     share = float(stats.t.ppf(1 - alpha / 2, n - 1)) ** 2 / n
     (s_aa, s_ab), (_, s_bb) = np.cov(above, below)
     a, b = above.mean(), below.mean()
-    ratio = float(a / b) if b != 0 else math.nan
     lead, middle, rest = b * b - share * s_bb, a * b - share * s_ab, a * a - share * s_aa
     if lead <= 0:
-        return ConfidenceInterval(ratio, 0.0, 1.0, alpha, n)
+        reason = "the denominator of the ratio is not clear of zero"
+        return ConfidenceInterval(None, None, None, alpha, n, reason=reason)
     root = math.sqrt(max(middle * middle - lead * rest, 0.0))
     low, high = (float(np.clip((middle + sign * root) / lead, 0, 1)) for sign in (-1, 1))
-    return ConfidenceInterval(
-        ratio, float(np.clip(low, 0, 1)), float(np.clip(high, 0, 1)), alpha, n
-    )
+    return ConfidenceInterval(float(np.clip(a / b, 0, 1)), low, high, alpha, n)
+
+
+def binomial_interval(share: float, trials: float, alpha: float) -> tuple[float, float]:
+    """Return the exact interval of a binomial probability from the `share` of `trials` that
+    succeeded (Clopper and Pearson 1934); with weighted trials their effective number need not be
+    whole.
+    """
+    found, missed = share * trials, (1 - share) * trials
+    low = float(stats.beta.ppf(alpha / 2, found, missed + 1)) if share > 0 else 0.0
+    high = float(stats.beta.ppf(1 - alpha / 2, found + 1, missed)) if share < 1 else 1.0
+    return low, high

@@ -22,18 +22,12 @@ def largest_table(
     largest parts of an input. `exact` is null where the effect was not computed."""
     rows = rows[np.lexsort((parts.rank[rows], parts.example[rows]))]
     shown = parts.take(rows)
-    names = [shown.names[code] for code in shown.group]
-    places = [
-        tuple(shown.index(np.array([row]), name)[0].tolist()) for row, name in enumerate(names)
-    ]
+    groups, _, words = shown.described()
     return pl.DataFrame(
         {
             "example": shown.example,
-            "group": names,
-            "part": [
-                shown.mechanisms.describe(name, place)
-                for name, place in zip(names, places, strict=True)
-            ],
+            "group": groups,
+            "part": words,
             "score": shown.score,
             "low": shown.score - half[rows],
             "high": shown.score + half[rows],

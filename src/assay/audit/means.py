@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import polars as pl
+import torch
 
 from assay.attribution.scores import Scores
 from assay.audit.calibration import folds
@@ -13,6 +12,7 @@ from assay.audit.effects import ExactEffects
 from assay.audit.intervals import mean_interval
 from assay.audit.population import Population, population
 from assay.audit.selections import largest_parts
+from assay.core.values import unravel
 
 SCHEMA: dict[str, pl.DataType | type[pl.DataType]] = {
     "group": pl.String,
@@ -57,7 +57,7 @@ def mean_effects(
     for name, place in listed:
         here = parts.rows_of(name)
         here = here[(parts.place[here] == place) & others[parts.example[here]]]
-        index = parts.index(here[:1], name)[0].tolist() if len(here) else _index(parts, name, place)
+        index = unravel(torch.tensor(place), parts.mechanisms.group(name).axes).tolist()
         score, truth, ablated = _values(parts, here, effects, exact, sampled, unsigned=unsigned)
         score, truth = (_of_units(parts, here, entry, others) for entry in (score, truth))
         row = {
@@ -125,8 +125,3 @@ def _of_units(
     each[parts.example[here]] = values
     _, place, counts = np.unique(parts.unit[others], return_inverse=True, return_counts=True)
     return np.bincount(place, weights=each[others]) / counts
-
-
-def _index(parts: Population, name: str, place: int) -> Sequence[int]:
-    axes = parts.mechanisms.group(name).axes
-    return [int(entry) for entry in np.unravel_index(place, axes)] if axes else []

@@ -17,7 +17,7 @@ from assay.attribution.scores import Scores
 from assay.core import values as core_values
 from assay.core.mechanisms import Mechanisms
 from assay.core.target import Batch
-from assay.core.values import active_rows, at
+from assay.core.values import active_rows, at, ravel, unravel
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,19 @@ class Population:
 
     def index(self, rows: np.ndarray, name: str) -> Tensor:
         """Return the part index (rows, axes) of rows of one group."""
-        return _unravel(self.place[rows], self.mechanisms.group(name).axes)
+        return unravel(torch.from_numpy(self.place[rows]), self.mechanisms.group(name).axes)
+
+    def described(self) -> tuple[list[str], list[list[int]], list[str]]:
+        """Return the group, the part index and the description of every row."""
+        groups = [self.names[code] for code in self.group]
+        index: list[list[int]] = [[] for _ in groups]
+        for name in self.names:
+            rows = self.rows_of(name)
+            for row, entry in zip(rows.tolist(), self.index(rows, name).tolist(), strict=True):
+                index[row] = entry
+        describe = self.mechanisms.describe
+        words = [describe(name, tuple(e)) for name, e in zip(groups, index, strict=True)]
+        return groups, index, words
 
     def column(self, values: Mapping[str, Tensor]) -> np.ndarray:
         """Return the entries of values (examples, *axes) by group as a column."""
@@ -209,26 +221,12 @@ def filled(
     where = torch.stack([torch.from_numpy(example), torch.from_numpy(place)])
     count = int(np.prod(shape[1:], dtype=np.int64))
     if len(shape) and shape[0] * count > core_values.DENSE:
-        index = torch.cat([where[:1], _unravel(place, shape[1:]).T.to(where)])
+        index = torch.cat([where[:1], unravel(where[1], shape[1:]).T])
         return torch.sparse_coo_tensor(index, entries, shape, check_invariants=False).coalesce()
     values = torch.zeros(shape[0], count, dtype=entries.dtype)
     values[where[0], where[1]] = entries
     return values.reshape(shape)
 
 
-def ravel(index: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Return the flat places of part indices (rows, axes)."""
-    flat = torch.zeros(len(index), dtype=torch.long)
-    for axis, size in enumerate(axes):
-        flat = flat * size + index[:, axis].cpu()
-    return flat
-
-
 def _parts(mechanisms: Mechanisms, name: str) -> int:
     return int(np.prod(mechanisms.group(name).axes, dtype=np.int64))
-
-
-def _unravel(place: np.ndarray, axes: tuple[int, ...]) -> Tensor:
-    if not axes:
-        return torch.zeros(len(place), 0, dtype=torch.long)
-    return torch.from_numpy(np.stack(np.unravel_index(place, axes), axis=1))

@@ -39,8 +39,12 @@ def circuit(
     labels = sorted(set(pairs.cases))
     classes = torch.tensor([labels.index(case) for case in pairs.cases])
     kept = scrub(bound, keep, classes, draws=4, seed=config.seed)
+    flat = bool(table["faithfulness"].is_nan().any())
     return {
         **areas(table),
+        "faithfulness_reason": "ablating every node leaves the mean metric as it is"
+        if flat
+        else "",
         "kept_share": config.audit.kept,
         "worst_damage_at_least": float(worst.damage.mean()),
         "worst_evaluations": worst.evaluations,

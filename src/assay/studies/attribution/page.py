@@ -11,6 +11,7 @@ from assay.audit.coverage import percent
 from assay.audit.selections import TOP_BY_SCORE
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
+from assay.studies.attribution.page_bars import bars_section, coverage_words, number
 
 _NAMES = {
     "exact": "exact patching",
@@ -55,13 +56,13 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Fact(
             f"{name}, r",
             audited["agreement"]["pearson"],
-            f"slope {_number(audited['agreement']['slope'])}, against exact patching",
+            f"slope {number(audited['agreement']['slope'])}, against exact patching",
         ),
         *(
             Fact(
                 f"bars that hold, {said}",
                 covered[key]["share"],
-                f"around {name}; {_coverage(covered[key])}",
+                f"around {name}; {coverage_words(covered[key])}",
             )
             for key, said in (
                 ("all", "all parts"),
@@ -80,7 +81,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         _heat(run, summary),
         _listed(run, summary),
         _agreement(run, summary),
-        _bars(run, summary),
+        bars_section(run, summary, name),
         _circuit(run, summary),
         _tables(run, summary),
     ]
@@ -194,77 +195,6 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     )
 
 
-def _bars(run: Run, summary: dict[str, Any]) -> Section:
-    name = summary["coverage"]["method"]
-    bars = summary["methods"][name]["bars"]
-    promises = bars["promises"]
-    text = (
-        f"Bars around {_NAMES[name]}. The promise: {bars['guarantee']}.\n\n"
-        f"{_sentence(promises['all'])} Their mean width is {_number(bars['mean_width'])}; a constant bar around attribution patching needs "
-        f"{_number(bars['constant_first_order_width'])}."
-    )
-    one = run.table("input.parquet")
-    pictures = []
-    drawn = one.filter(pl.col("together_low").is_finite() & pl.col("together_high").is_finite())
-    if drawn.height:
-        pictures.append(
-            charts.intervals(
-                drawn,
-                "part",
-                "score",
-                "together_low",
-                "together_high",
-                truth="exact",
-                title=f"One held-out pair: bars that hold at once for its {drawn.height} largest scores",
-            )
-        )
-        if (joint := promises.get("largest, together")) is not None:
-            text += f" {_sentence(joint)}"
-    recall = summary["top_recall"]
-    if recall is not None and recall["estimate"] is not None:
-        text += (
-            f" Of the nodes whose exact effect is as large as the {recall['k']}th score of their pair, {percent(recall['estimate'])} are among the "
-            f"{recall['k']} largest scores ({percent(1 - recall['alpha'])} interval {100 * recall['low']:.0f}-{percent(recall['high'])})."
-        )
-    if summary["fixed"] is not None:
-        fixed = summary["fixed"]
-        text += (
-            f" {fixed['patches']:,} further exact patches went to the most doubtful of the nodes that could be among the largest; "
-            f"{percent(fixed['share_exact'])} of all values are then exact."
-        )
-    rows = [
-        {
-            "selection": key,
-            "covered": found["share"],
-            "low": found["low"],
-            "high": found["high"],
-            "n": found["n"],
-            "inputs": found["inputs"],
-            "mean width": found["mean_width"],
-            "not given because": found.get("reason", ""),
-        }
-        for key, found in promises.items()
-    ]
-    tables = [
-        Table(
-            pl.DataFrame(rows, infer_schema_length=None),
-            f"Share of bars that contain the exact effect, with 95 % intervals; nominal {percent(1 - bars['alpha'])}",
-        )
-    ]
-    sums = [
-        {"site": site, **{key: entry[key] for key in ("estimate", "low", "high")}}
-        for site, entry in summary["totals"].items()
-    ]
-    if sums:
-        tables.append(
-            Table(
-                pl.DataFrame(sums),
-                "Sum of all single effects, mean over pairs, with intervals",
-            )
-        )
-    return Section("Error bars", text, charts=pictures, tables=tables)
-
-
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:
     table, found = run.table("faithfulness.parquet"), summary["circuit"]
     if not table.height:
@@ -288,15 +218,17 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         y_title="share of the effect",
     )
     scrubbed = (
-        f"keeps {_number(found['scrubbed_share_kept'])} of the metric (causal scrubbing)"
+        f"keeps {number(found['scrubbed_share_kept'])} of the metric (causal scrubbing)"
         if found["scrubbed_share_kept"] is not None
         else f"cannot be measured: {found['scrubbed_reason']}"
     )
     text = (
         f"With {percent(found['kept_share'])} of the nodes kept on each pair, some combination of the others still moves the metric against the right answer by "
-        f"{_number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
+        f"{number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
         f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, {scrubbed}."
     )
+    if found["faithfulness_reason"]:
+        text = f"Faithfulness is not given: {found['faithfulness_reason']}. {text}"
     if found["alone_in_their_case"]:
         text += f" {found['alone_in_their_case']} pairs are alone in their case and keep their own nodes."
     tables = []
@@ -337,20 +269,3 @@ def _patching(words: str) -> str:
         others = words.removeprefix("suffix only; general for ")
         return f"Exact patching recomputed only the layers after the patch, except for {others}, where the whole network ran."
     return f"Exact patching ran the whole network ({words.removeprefix('general: ')})."
-
-
-def _sentence(found: dict[str, Any]) -> str:
-    return f"{found['sentence']}."
-
-
-def _coverage(found: dict[str, Any]) -> str:
-    if found["share"] is None:
-        return f"not given: {found['reason']}"
-    return (
-        f"{found['covered']:,} of {found['n']:,}; 95 % interval {100 * found['low']:.0f}-{percent(found['high'])}; "
-        f"nominal {percent(found['nominal'])}"
-    )
-
-
-def _number(value: float | None) -> str:
-    return charts.show(value)

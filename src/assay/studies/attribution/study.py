@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import torch
 
 from assay.attribution import (
     AtPStar,
@@ -39,18 +38,23 @@ from assay.audit import (
 )
 from assay.audit.agreement import agreement_table
 from assay.audit.selections import TOP_BY_SCORE
-from assay.core.target import Batch, Target
 from assay.errors import InputError
-from assay.io.prompts import Pairs, read_pairs
 from assay.io.runs import Run
-from assay.mechanisms.nodes import Nodes, nodes
+from assay.mechanisms.nodes import Nodes
 from assay.studies import runner
-from assay.studies.agreement_model import train_agreement
 from assay.studies.attribution.circuit import circuit, save_edges
 from assay.studies.attribution.config import Config
+from assay.studies.attribution.inputs import (
+    bind,
+    circuit_nodes,
+    load_model,
+    make_batches,
+    read_all,
+    read_limited,
+)
 from assay.studies.attribution.page import headline, sections
-from assay.targets.language import LanguageModel, load_language_model, require_context
-from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
+from assay.targets.language import LanguageModel
+from assay.targets.metrics import choose_metric
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
@@ -75,11 +79,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """Train or load the model, patch every node exactly or score it by an estimate, audit, and
     measure the circuit that the scores suggest.
     """
-    model = _model(config, run)
-    pairs = _pairs(config, run, model)
-    clean, patch = _batches(config, model, pairs)
-    target = Target(model.model, choose_metric(config.metric), model.path)
-    mechanisms = nodes(target, clean, patch, _sites(config, model), config.reference)
+    model = load_model(config, run)
+    pairs = read_limited(config, run, model)
+    mechanisms = bind(config, model, pairs)
     method = _method(config, run, mechanisms)
     exact = attribute(mechanisms, Exact()) if method["taken"] == "exact" else None
     effects = ExactEffects(mechanisms, everything=exact)
@@ -116,7 +118,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("top.parquet", listed)
     run.save_table("heat.parquet", heat(shown if exact is None else exact))
     run.save_table("input.parquet", shown.largest_of(_example(shown)))
-    found, steps = circuit(_circuit_nodes(config, model, mechanisms), method, config, pairs)
+    found, steps = circuit(circuit_nodes(model, mechanisms), method, config, pairs)
     run.save_table("faithfulness.parquet", steps)
     ig = methods.get("ig")
     return {
@@ -138,11 +140,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "completeness_gaps": {
             name: gap.relative for name, gap in (ig.gaps if ig is not None else {}).items()
         },
-        # Intervals are over pairs: one pair has none.
-        "totals": {name: _interval(entry) for name, entry in totals(shown).items()}
-        if len(pairs) > 1
-        else {},
-        "top_recall": _recall(config, shown) if len(pairs) > 1 else None,
+        "totals": {name: _interval(entry) for name, entry in totals(shown).items()},
+        "top_recall": _recall(config, shown),
         "fixed": None
         if fixed is None
         else {
@@ -151,7 +150,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             "still_doubtful": fixed.flagged,
         },
         "circuit": found,
-        "edges": save_edges(config, target, clean, patch, run),
+        "edges": save_edges(config, mechanisms.target, *make_batches(config, model, pairs), run),
         "reference": config.reference,
         "metric": config.metric,
     }
@@ -163,16 +162,15 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     Pairs that the run has seen are left out. The largest scores of every pair, with the bars that
     hold at once, are saved as `verb-on-FILE.parquet`; the first of each are returned."""
     config, saved = runner.config_of(run), run.json("bars.json")
-    model = _model(config, run)
-    pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
-    require_context(model.model, pairs.clean.shape[1])
-    before = set(_pairs(config, run, model).texts)
-    fresh = [place for place, text in enumerate(pairs.texts) if text not in before]
+    model = load_model(config, run)
+    pairs = read_all(path, model)
+    # A pair is its words: a label of its case makes no new one.
+    words = [replace(text, case="") for text in pairs.texts]
+    before = {replace(text, case="") for text in read_limited(config, run, model).texts}
+    fresh = [place for place, text in enumerate(words) if text not in before]
     if not fresh:
         raise InputError(f"all {len(pairs)} pairs of {path} were there when the run was made")
-    clean, patch = _batches(config, model, pairs.take(fresh))
-    target = Target(model.model, choose_metric(config.metric), model.path)
-    mechanisms = nodes(target, clean, patch, _sites(config, model), config.reference)
+    mechanisms = bind(config, model, pairs.take(fresh))
     for name, axes in saved["axes"].items():
         if axes != list(mechanisms.group(name).axes[1:]):
             raise InputError(f"the bars are for other parts of {name!r}: {axes} per position")
@@ -200,16 +198,14 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
 def load(run: Run) -> Nodes:
     """Bind the nodes of a saved run to its pairs again."""
     config = runner.config_of(run)
-    model = _model(config, run)
-    clean, patch = _batches(config, model, _pairs(config, run, model))
-    target = Target(model.model, choose_metric(config.metric), model.path)
-    return nodes(target, clean, patch, _sites(config, model), config.reference)
+    model = load_model(config, run)
+    return bind(config, model, read_limited(config, run, model))
 
 
 def contexts(run: Run) -> pl.DataFrame:
     """Describe the pairs that the run's nodes were bound to."""
     config = runner.config_of(run)
-    texts = _pairs(config, run, _model(config, run)).texts
+    texts = read_limited(config, run, load_model(config, run)).texts
     return pl.DataFrame(
         {
             "example": range(len(texts)),
@@ -221,52 +217,6 @@ def contexts(run: Run) -> pl.DataFrame:
             "case": [text.case for text in texts],
         }
     )
-
-
-def _model(config: Config, run: Run) -> LanguageModel:
-    if config.target.path is not None:
-        return load_language_model(config.target.path)
-    trained = run.checked("model") if run.has("model") else None
-    return load_language_model(trained or train_agreement(config.target, run, config.seed))
-
-
-def _pairs(config: Config, run: Run, model: LanguageModel) -> Pairs:
-    path: Path | str = (
-        config.data.pairs if config.data.pairs is not None else run.checked("pairs.jsonl")
-    )
-    pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
-    require_context(model.model, pairs.clean.shape[1])
-    if len(pairs) <= config.data.limit:
-        return pairs
-    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed))[
-        : config.data.limit
-    ]
-    return pairs.take(chosen.sort().values)
-
-
-def _batches(config: Config, model: LanguageModel, pairs: Pairs) -> tuple[Batch, Batch]:
-    clean, patch = pair_batch(pairs, "clean"), pair_batch(pairs, "patch")
-    return (
-        (with_clean_run(model.model, clean), with_clean_run(model.model, patch, clean))
-        if config.metric == "kl"
-        else (clean, patch)
-    )
-
-
-def _sites(config: Config, model: LanguageModel) -> list[str]:
-    wanted = ("attn.hook_z", "hook_mlp_out", "hook_resid_post")
-    return list(config.sites) or [
-        name for name in model.site_names() if name.partition(".")[2].partition(".")[2] in wanted
-    ]
-
-
-def _circuit_nodes(config: Config, model: LanguageModel, bound: Nodes) -> Nodes | None:
-    """Return the nodes that a circuit is made of, heads and MLPs: residual nodes would carry
-    everything upstream of them.
-    """
-    kinds = ("head", "mlp", "attention", "neurons")
-    spots = {name: spot for name, spot in bound.spots.items() if model.site(name).kind in kinds}
-    return replace(bound, spots=spots) if spots else None
 
 
 def _with_kind(table: pl.DataFrame, model: LanguageModel) -> pl.DataFrame:
@@ -308,16 +258,23 @@ def _summary(audit: Audit, model: LanguageModel) -> dict[str, Any]:
     return {**audit.summary(), "by_kind": {row.pop("kind"): row for row in by_kind.to_dicts()}}
 
 
-def _interval(found: ConfidenceInterval) -> dict[str, float]:
-    return {"estimate": found.estimate, "low": found.low, "high": found.high, "alpha": found.alpha}
+def _interval(found: ConfidenceInterval) -> dict[str, float | str | None]:
+    interval: dict[str, float | str | None] = {
+        "estimate": found.estimate,
+        "low": found.low,
+        "high": found.high,
+        "alpha": found.alpha,
+        "inputs": found.inputs,
+    }
+    return {**interval, "reason": found.reason} if found.reason else interval
 
 
-def _recall(config: Config, audit: Audit) -> dict[str, float] | None:
+def _recall(config: Config, audit: Audit) -> dict[str, Any]:
     """Return how many of a pair's truly largest nodes are among its largest scores, for the
-    share of active nodes that the circuit keeps; None where a pair has no active node.
+    share of active nodes that the circuit keeps.
     """
     active = np.bincount(audit.parts.example, minlength=audit.parts.examples)
-    k = max(1, round(config.audit.kept * int(active.min())))
     if active.min() < 1:
-        return None
+        return {"estimate": None, "reason": "a pair has no active node"}
+    k = max(1, round(config.audit.kept * int(active.min())))
     return {"k": k, **_interval(top_recall(audit, k))}
