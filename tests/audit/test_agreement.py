@@ -39,6 +39,15 @@ def test_ranges(pairs):
     assert math.isnan(found.pearson) or -1.000001 <= found.pearson <= 1.000001
 
 
+def test_effects_of_one_size_have_no_largest():
+    found = agreement(np.arange(4.0), np.zeros(4))
+    assert math.isnan(found.recall)
+    assert found.reason == "all exact effects are equal"
+    assert agreement(np.ones(4), np.arange(4.0)).reason == "all estimates are equal"
+    assert agreement(np.ones(1), np.ones(1)).reason == "there is one exact effect"
+    assert agreement(np.arange(4.0), np.arange(4.0)).reason == ""
+
+
 @given(st.integers(0, 1000))
 @pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
 def test_weights_count_as_copies_do(seed):

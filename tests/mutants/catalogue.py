@@ -306,14 +306,14 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/audit/totals.py",
-        "known + correction, level,",
+        "known + exact - guess, level,",
         "known, level,",
         TOTALS,
     ),
     Mutant(
         "assay/audit/totals.py",
-        "    if np.ptp(above - interval.estimate * below) <= ",
-        "    if np.ptp(above - interval.estimate * below) < -",
+        "if share is None or np.ptp(above - share * below) > 1e-12",
+        "if share is None or np.ptp(above - share * below) > -1e-12",
         TOTALS,
     ),
     Mutant(
@@ -345,5 +345,35 @@ CATALOGUE = [
         "    finite = np.isfinite(half)",
         "    finite = np.ones(len(half), dtype=bool)",
         BARS,
+    ),
+    Mutant(
+        "assay/audit/totals.py",
+        "    if trials < LEAST:",
+        "    if trials < 1:",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/totals.py",
+        "weights=values / ablated.inclusion,",
+        "weights=values,",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/agreement.py",
+        "if graded else nan,",
+        "if n > 0 else nan,",
+        ("tests/audit/test_agreement.py",),
+    ),
+    Mutant(
+        "assay/studies/attribution/study.py",
+        "if text not in before]",
+        "]",
+        ("tests/studies/test_attribution_study.py",),
+    ),
+    Mutant(
+        "assay/audit/applied.py",
+        "found.high < found.nominal",
+        "found.high < 0",
+        ("tests/audit/test_applied_bars.py",),
     ),
 ]
