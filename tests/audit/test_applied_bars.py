@@ -23,6 +23,9 @@ from assay.audit import (
     top_recall,
     totals,
 )
+from assay.audit.applied import Applied
+from assay.audit.coverage import Coverage
+from assay.audit.held_out import BY_EXACT
 from assay.core import values as v
 from assay.errors import InputError
 
@@ -66,6 +69,13 @@ def test_bars_hold_on_new_inputs_and_the_check_notices_inputs_that_are_unlike():
     assert bare.table["exact"].null_count() == bare.table.height
     assert bare.table.drop("exact").equals(found.table.drop("exact"))
     assert "not checked" in bare.verdict
+
+
+def test_a_shortfall_that_the_calibration_explains_is_no_verdict():
+    short = Coverage("listed", 0.78, 0.69, 0.86, 78, 100, 100, 0.9, 1.0)
+    for calibrated, broken in ((100, []), (100_000, ["listed"])):
+        found = Applied(pl.DataFrame(), {"listed": short, BY_EXACT: short}, "", calibrated)
+        assert found.broken == broken
 
 
 def scales_of(mechanisms):

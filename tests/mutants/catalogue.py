@@ -372,8 +372,8 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/audit/applied.py",
-        "found.high < found.nominal",
-        "found.high < 0",
+        "            < found.nominal",
+        "            < 0",
         ("tests/audit/test_applied_bars.py",),
     ),
 ]

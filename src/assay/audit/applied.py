@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.stats import norm
 from torch import Tensor
 
 from assay.attribution.scores import Scores
 from assay.audit.bars import Bars
 from assay.audit.calibration import Ablated, reaches
-from assay.audit.coverage import Coverage
+from assay.audit.coverage import LEVEL, Coverage
 from assay.audit.effects import ExactEffects
 from assay.audit.held_out import BY_EXACT, held_out
 from assay.audit.lists import largest_table
@@ -21,17 +23,20 @@ from assay.audit.population import population
 from assay.audit.sampling import design
 from assay.errors import InputError
 
+TAIL = (1 - LEVEL) / 2
+
 
 @dataclass(frozen=True)
 class Applied:
     """Bars on new inputs: `table` has the largest |scores| of each input, see `largest_table`.
 
     `promises` is the coverage that was measured on them: it falls short where the new inputs are
-    unlike those that calibrated."""
+    unlike those that calibrated, of which there were `calibrated`."""
 
     table: pl.DataFrame
     promises: Mapping[str, Coverage]
     guarantee: str
+    calibrated: int
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers that `--json` shows."""
@@ -43,11 +48,22 @@ class Applied:
 
     @property
     def broken(self) -> list[str]:
-        """The selections whose measured coverage lies below the promise by more than chance."""
+        """The selections whose measured coverage lies below the promise by more than chance.
+
+        The promise is about a random calibration, so chance is that of the new inputs and that of
+        those that calibrated; the selections together are called broken by chance with probability
+        2.5 % at most (Bonferroni's bound)."""
+        tested = {
+            name: (found.share, found.high, found)
+            for name, found in self.promises.items()
+            if name != BY_EXACT and found.share is not None and found.high is not None
+        }
+        strict = norm.isf(TAIL / max(len(tested), 1)) / norm.isf(TAIL)
         return [
             name
-            for name, found in self.promises.items()
-            if name != BY_EXACT and found.high is not None and found.high < found.nominal
+            for name, (share, high, found) in tested.items()
+            if share + strict * math.sqrt(1 + found.inputs / self.calibrated) * (high - share)
+            < found.nominal
         ]
 
     @property
@@ -102,4 +118,5 @@ def apply_bars(
         everyone = np.ones(parts.examples, dtype=bool)
         promises = held_out(Ablated(parts, plan, rows, truth[rows]), bars, everyone)[1]
     shown = np.flatnonzero(parts.rank < max(bars.selections.count, 1))
-    return Applied(largest_table(parts, shown, half, together, truth), promises, bars.guarantee)
+    table = largest_table(parts, shown, half, together, truth)
+    return Applied(table, promises, bars.guarantee, bars.distinct)
