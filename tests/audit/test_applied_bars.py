@@ -72,7 +72,7 @@ def test_bars_hold_on_new_inputs_and_the_check_notices_inputs_that_are_unlike():
 
 
 def test_a_shortfall_that_the_calibration_explains_is_no_verdict():
-    short = Coverage("listed", 0.78, 0.69, 0.86, 78, 100, 100, 0.9, 1.0)
+    short = Coverage("listed", 0.78, 0.69, 0.87, 78, 100, 100, 0.9, 1.0)
     for calibrated, broken in ((100, []), (100_000, ["listed"])):
         found = Applied(pl.DataFrame(), {"listed": short, BY_EXACT: short}, "", calibrated)
         assert found.broken == broken
