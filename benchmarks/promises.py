@@ -218,7 +218,7 @@ def hold_means(
     """Count the intervals of means of listed parts, exact and prediction-powered, that hold."""
     known = SimpleNamespace(of=lambda _, rows: exact[rows])
     sample = (ablated.rows, ablated.exact, ablated.inclusion)
-    truth = np.bincount(every.parts.part, weights=every.exact) / every.parts.examples
+    truth = {name: values.mean(0) for name, values in every.parts.values(every.exact).items()}
     for name, options in (
         (f"mean effects of {2 * TOP} listed parts, patched everywhere", {}),
         (
@@ -227,16 +227,10 @@ def hold_means(
         ),
     ):
         table = mean_effects(parts, 2 * TOP, known, choosing, ALPHA, **options)  # type: ignore[arg-type]
-        means = truth[[number(every.parts, *row) for row in table["group", "index"].iter_rows()]]
-        inside = (table["low"].to_numpy() <= means) & (means <= table["high"].to_numpy())
-        tallies.of(name).add(inside.sum(), len(inside))
-
-
-def number(parts: Population, group: str, index: list[int]) -> int:
-    """Return the number of a part in a population."""
-    place = int(np.ravel_multi_index(tuple(index), parts.mechanisms.group(group).axes))
-    rows = parts.rows_of(group)
-    return int(parts.part[rows[parts.place[rows] == place][0]])
+        hits = 0
+        for row in table.iter_rows(named=True):
+            hits += row["low"] <= float(truth[row["group"]][tuple(row["index"])]) <= row["high"]
+        tallies.of(name).add(hits, table.height)
 
 
 def hold_totals(every: Whole, ablated: Ablated, tallies: Tallies) -> None:
