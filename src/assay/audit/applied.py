@@ -75,7 +75,7 @@ class Applied:
             return "nothing measured on these inputs speaks against the promise"
         return (
             "these inputs are unlike those that calibrated: fewer bars than promised contain the"
-            f" exact effect in {', '.join(self.broken)}"
+            f" exact effect in {'; '.join(self.broken)}"
         )
 
 
