@@ -61,14 +61,15 @@ SITES = ("attn.hook_z", "hook_mlp_out", "hook_resid_post")
 
 @dataclass
 class Tally:
-    """Hits and trials of one promise, a pair per repetition; of bars also the widths, and the hits
-    and widths of single-scale bars, summed over trials.
+    """Hits and trials of one promise, a pair per repetition; of bars also the widths of the finite
+    ones, and the hits and widths of single-scale bars, summed over trials.
     """
 
     nominal: str
     hits: list[float] = field(default_factory=list)
     trials: list[float] = field(default_factory=list)
     width: float = 0.0
+    infinite: int = 0
     old_hits: float = 0.0
     old_width: float = 0.0
 
@@ -97,7 +98,8 @@ class Tally:
     def widths(self) -> str:
         count = sum(self.trials)
         old = f"{self.old_width / count:.3g}, {self.old_hits / count:.3f}"
-        return f"{self.width / count:.3g} ({old})"
+        missing = f", {self.infinite / count:.2g} infinite" if self.infinite else ""
+        return f"{self.width / (count - self.infinite):.3g}{missing} ({old})"
 
 
 class Tallies(dict[tuple[str, str], Tally]):
@@ -197,7 +199,9 @@ def hold_bars(bars: Bars, old: Bars, new: Population, exact: np.ndarray, tallies
             f"bars: {WORDS.get(said, said)}", ">= 0.85" if mask is large else NOMINAL, site
         )
         tally.add((error <= half)[mask].sum(), mask.sum())
-        tally.width += 2 * half[mask].sum()
+        finite = mask & np.isfinite(half)
+        tally.width += 2 * half[finite].sum()
+        tally.infinite += int(mask.sum() - finite.sum())
         tally.old_hits += (error <= single)[mask].sum()
         tally.old_width += 2 * single[mask].sum()
     for name in bars.together:
@@ -272,7 +276,9 @@ def hold_risk(
     new = new_rows[below]
     _, place, counts = np.unique(every.parts.example[new], return_inverse=True, return_counts=True)
     share = (np.bincount(place, weights=wrong[new] > 0.5) / counts).mean()
-    tallies.of("selective risk: thresholds above it", "<= 0.05").add(share > 0.1, 1)
+    tallies.of("selective risk: calibrated thresholds that exceed it", "<= 0.05").add(
+        share > 0.1, 1
+    )
 
 
 def directions(repetitions: int) -> Iterator[str]:
