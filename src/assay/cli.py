@@ -255,6 +255,9 @@ def prove(
     as_json: Json = False,
 ) -> None:
     """Prove a lower bound of a network's accuracy over all inputs, or an upper one of its loss."""
+    from assay.studies.names import require_proof
+
+    require_proof(task, weights, strategy, level)
     from assay.studies.proofs import prove_task
 
     summary = prove_task(task, weights, strategy=strategy, level=level, loss=loss, certificate=out)
@@ -275,6 +278,10 @@ def check(
     """Recompute what a certificate claims; exit 0 if the weights support it, 1 with the reason
     if not.
     """
+    from assay.io.files import existing
+
+    existing(certificate)
+    existing(weights)
     from assay.studies.proofs import check_certificate
 
     verdict = check_certificate(certificate, weights)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import catalogue_bounds
+import catalogue_checker
+import catalogue_networks
+import catalogue_proofs
 from run_mutants import Mutant
 
 INVARIANTS = ("tests/core/test_invariants.py",)
@@ -9,7 +13,10 @@ SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
 VALUES = ("tests/core/test_values.py",)
 METHODS = ("tests/attribution/test_methods.py", "tests/attribution/test_estimators.py")
-NODES = ("tests/mechanisms/nodes", "tests/core/test_invariants.py")
+NODES = (
+    "tests/mechanisms/nodes/test_suffix_patching.py::test_every_site_of_every_family",
+    "tests/mechanisms/nodes/test_suffix_patching.py::test_module_paths_are_known_too",
+)
 EDGES = ("tests/edges",)
 AUDIT = ("tests/audit",)
 BARS = ("tests/audit/test_bars.py",)
@@ -18,6 +25,10 @@ EFFECTS = ("tests/audit/test_effects.py",)
 OPERATIONS = ("tests/audit/test_audit_operations.py",)
 
 CATALOGUE = [
+    *catalogue_bounds.MUTANTS,
+    *catalogue_proofs.MUTANTS,
+    *catalogue_checker.MUTANTS,
+    *catalogue_networks.MUTANTS,
     # core
     Mutant(
         "assay/core/parts.py",

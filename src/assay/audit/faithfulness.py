@@ -16,6 +16,7 @@ from assay.attribution.scores import Scores
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import dense
 from assay.errors import InputError
+from assay.progress import progress
 
 Keep = Mapping[str, Tensor]
 
@@ -111,7 +112,7 @@ def curve(
 ) -> pl.DataFrame:
     """Return faithfulness and completeness over shares of kept parts, one row a share."""
     rows = []
-    for share in shares:
+    for share in progress(shares, "faithfulness"):
         found = faithfulness(scores.mechanisms, keep_top(scores, share, per_example=per_example))
         rows.append({"share": share, **found.__dict__})
     return pl.DataFrame(rows)

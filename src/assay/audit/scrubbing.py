@@ -15,6 +15,7 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Parts, mix
 from assay.core.sites import Seen
 from assay.errors import InputError
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def scrub(
     none = mechanisms.full(0.0)
     full = float(mechanisms.values().double().mean())
     metrics, swapped = [], []
-    for _ in range(draws):
+    for _ in progress(range(draws), "scrubbing"):
         anyone = derangement(torch.zeros(len(mechanisms.batch)), generator)
         same = derangement(classes, generator) if classes is not None else None
         metrics.append(float(_swap(mechanisms, donors, kept, anyone, same).double().mean()))
