@@ -54,7 +54,6 @@ from assay.studies.attribution.inputs import (
 )
 from assay.studies.attribution.page import headline, sections
 from assay.targets.language import LanguageModel
-from assay.targets.metrics import choose_metric
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
