@@ -53,7 +53,8 @@ class Study(Protocol):
     returns the summary that `--json` prints; `sections` builds the report from the saved run alone
     and `headline` its title and lead. `load` binds the run's mechanisms again and `contexts`
     describes its examples, one row each, for the verbs over saved runs; a study without mechanisms
-    has neither."""
+    has neither. `apply(run, path) -> (summary, table)` puts what the run calibrated on the inputs
+    of a file that were not there before; a study that calibrates nothing has none."""
 
     Config: type[StudyConfig]
 

@@ -45,11 +45,13 @@ class AuditConfig(Keys):
 
 
 class Config(StudyConfig):
-    """`more` names further methods to compare beside attribution patching and integrated
-    gradients.
+    """`method` is what is shown: exact effects, or an estimate with its audit; auto takes exact
+    effects where patching every node costs less than integrated gradients with their audit. `more`
+    names further estimates to compare beside it.
     """
 
-    more: tuple[Literal["atp-star", "relp", "probes"], ...] = ()
+    method: Literal["auto", "exact", "ig", "gradient"] = "auto"
+    more: tuple[Literal["ig", "atp-star", "relp", "probes"], ...] = ()
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
     metric: Name = "logit_difference"
