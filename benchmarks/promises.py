@@ -1,16 +1,18 @@
 """Every statistical promise of the product, nominal beside measured, as Markdown tables.
 
 Run with `python benchmarks/promises.py [--repetitions 200] [--inputs 200] [--only NAME]`; about six
-CPU minutes. A population of 1,000 pairs is scored and patched exactly, once for each target:
-agreement models of two and four layers, trained when absent, on pairs that act at one position and
-at four. In each repetition 200 of the pairs are drawn at random and audited, 64 ablations a pair,
-and each promise is held against the pairs that were not drawn, or against the whole population. A
-cell is the measured share with its standard error over repetitions; a star marks one that falls
-short of nominal by more than three. Of promises made for every site the one kept worst is shown.
+CPU minutes for bars, lists, means, totals and recall. A population of 1,000 pairs is scored and
+patched exactly, once for each target: agreement models of two and four layers, trained when absent,
+on pairs that act at one position and at four. In each repetition 200 of the pairs are drawn at
+random and audited with ablations of half of a pair's parts, 64 at most, and each promise is held
+against the pairs that were not drawn, or against the whole population. A cell is the measured share
+with its standard error over repetitions; a star marks one that falls short of nominal by more than
+three. Of promises made for every site the one kept worst is shown.
 
 Widths are beside those of single-scale bars, which promise coverage for each site alone and know no
-factors by part. The number of directions is measured by `benchmarks/number_of_directions.py`, which
-this script runs last (`--directions`: how often, at six CPU seconds each)."""
+factors by part. Selective risk is measured by `benchmarks/selective_risk.py` and the number of
+directions by `benchmarks/number_of_directions.py`, which this script runs last (`--directions`: how
+often, at six CPU seconds each; 0 leaves it out)."""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import number_of_directions as counting
 import numpy as np
+import selective_risk
 import torch
 
 from assay import Exact, IntegratedGradients, attribute, nodes
@@ -31,7 +35,6 @@ from assay.audit.calibration import Ablated, calibrate, folds, reaches
 from assay.audit.held_out import BY_EXACT, held_out
 from assay.audit.means import mean_effects
 from assay.audit.population import Population, population
-from assay.audit.risk import calibrate_risk
 from assay.audit.sampling import design
 from assay.audit.selections import select
 from assay.audit.totals import top_recall, totals
@@ -43,7 +46,7 @@ from assay.targets.agreement import agreement_pairs
 from assay.targets.language import load_language_model
 from assay.targets.metrics import logit_difference, pair_batch
 
-ALPHA, EXACT, TOP, RECALL = 0.1, 64, 20, 5
+ALPHA, MOST, TOP, RECALL = 0.1, 64, 20, 5
 TARGETS = {
     "2 layers, 1 position": (2, "within_rc"),
     "2 layers, 4 positions": (2, "nounpp"),
@@ -116,13 +119,10 @@ class Tallies(dict[tuple[str, str], Tally]):
 
 @dataclass(frozen=True)
 class Whole:
-    """All pairs of one target: their parts as one method scores them, with exact effects, and a
-    doubt about each score.
-    """
+    """All pairs of one target: their parts as one method scores them, with exact effects."""
 
     parts: Population
     exact: np.ndarray
-    doubt: np.ndarray
 
 
 def whole(folder: Path, layers: int, construction: str, pairs: int) -> Iterator[tuple[str, Whole]]:
@@ -140,9 +140,12 @@ def whole(folder: Path, layers: int, construction: str, pairs: int) -> Iterator[
     gap = {name: (integrated.values[name] - first.values[name]).abs() for name in first.values}
     for scores, scales in ((first, None), (integrated, {"disagreement": gap})):
         parts = population(scores, scales)
-        size = np.maximum(np.abs(parts.score), 1e-300)
-        doubt = parts.scales.get("disagreement", np.ones(len(parts))) / size
-        yield scores.method, Whole(parts, parts.column(exact.values), doubt)
+        yield scores.method, Whole(parts, parts.column(exact.values))
+
+
+def ablations(parts: Population) -> int:
+    """Return how many parts of a pair are ablated: half of them, `MOST` at most."""
+    return min(MOST, len(parts) // parts.examples // 2)
 
 
 def some(parts: Population, chosen: np.ndarray) -> tuple[Population, np.ndarray]:
@@ -163,7 +166,7 @@ def repetition(every: Whole, inputs: int, seed: int, tallies: Tallies) -> None:
     new, new_rows = some(every.parts, order[inputs:])
     exact, fold = every.exact[rows], folds(parts, seed)
     chosen = select(parts, fold == 0, TOP)
-    plan = design(parts, chosen, EXACT)
+    plan = design(parts, chosen, ablations(parts))
     drawn = plan.draw(parts, generator)
     ablated = Ablated(parts, plan, drawn, exact[drawn])
     bars = calibrate(ablated, fold, chosen, ALPHA)
@@ -177,12 +180,11 @@ def repetition(every: Whole, inputs: int, seed: int, tallies: Tallies) -> None:
         tallies.of("interval of the measured coverage", ">= 0.95").add(inside, 1)
     hold_means(every, parts, exact, ablated, fold == 0, tallies)
     hold_totals(every, ablated, tallies)
-    hold_risk(every, rows, new_rows, parts, seed, tallies)
 
 
 def hold_bars(bars: Bars, old: Bars, new: Population, exact: np.ndarray, tallies: Tallies) -> None:
     """Count the bars of new inputs that hold, by selection."""
-    plan, error = design(new, bars.selections, EXACT), np.abs(exact - new.score)
+    plan, error = design(new, bars.selections, ablations(new)), np.abs(exact - new.score)
     half, single = (
         entry.half_widths(new, reaches(new, plan, entry.masks(new))) for entry in (bars, old)
     )
@@ -255,36 +257,8 @@ def hold_totals(every: Whole, ablated: Ablated, tallies: Tallies) -> None:
         tallies.of(f"recall of the {RECALL} largest").add(recall.covers(truth), 1)
 
 
-def hold_risk(
-    every: Whole,
-    rows: np.ndarray,
-    new_rows: np.ndarray,
-    parts: Population,
-    seed: int,
-    tallies: Tallies,
-) -> None:
-    """Count the thresholds on the doubt under which more inputs fail than promised: a drawn row of
-    an input has a relative error above a half.
-    """
-    size = np.maximum(np.abs(every.exact), 1e-300)
-    wrong = np.abs(every.exact - every.parts.score) / size
-    unit, options = parts.unit[parts.example], {"tolerance": 0.5, "alpha": 0.1, "eta": 0.05}
-    found = calibrate_risk(every.doubt[rows], wrong[rows], unit, seed=seed, **options)  # type: ignore[arg-type]
-    if found.threshold is None:
-        return
-    below = (every.doubt[new_rows] <= found.threshold) & (every.doubt[new_rows] > 0)
-    new = new_rows[below]
-    _, place, counts = np.unique(every.parts.example[new], return_inverse=True, return_counts=True)
-    share = (np.bincount(place, weights=wrong[new] > 0.5) / counts).mean()
-    tallies.of("selective risk: calibrated thresholds that exceed it", "<= 0.05").add(
-        share > 0.1, 1
-    )
-
-
 def directions(repetitions: int) -> Iterator[str]:
     """Run the benchmark of the number of directions and return its lines."""
-    import number_of_directions as counting
-
     cells: dict[tuple[str, str, int], counting.Cell] = {}
     for seed in range(repetitions):
         counting.run(seed, cells)
@@ -320,7 +294,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=200)
     parser.add_argument("--inputs", type=int, default=200)
     parser.add_argument("--pairs", type=int, default=1000)
-    parser.add_argument("--directions", type=int, default=10)
+    parser.add_argument("--directions", type=int, default=200)
     parser.add_argument("--only", default="", help="words of a target")
     parser.add_argument("--models", default="runs/agreement-models")
     words = parser.parse_args()
@@ -335,6 +309,10 @@ def main() -> None:
     for method, targets in found.items():
         print(f"\n{method}, {words.repetitions} repetitions of {words.inputs} inputs\n")
         print("\n".join(tables(targets)), flush=True)
+    if not words.only:
+        print()
+        for line in selective_risk.lines(words.repetitions):
+            print(line, flush=True)
     if words.directions:
         print()
         for line in directions(words.directions):
