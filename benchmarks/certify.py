@@ -7,7 +7,8 @@ ReLU networks, and nodes of the agreement model, with the plain linear bound bes
 
 The last argument is the CPU seconds an example may take, recomputation at level real included. The
 found damages are lower bounds by a search, the proved ones upper bounds; a row prints the means
-over the examples and their ratio. "slopes" is the same without a single split. A row ends early at a gap of .1 %."""
+over the examples and their ratio. "slopes" is the same without a single split. A row
+ends early at a gap of .1 %."""
 
 from __future__ import annotations
 

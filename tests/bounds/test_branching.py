@@ -111,7 +111,7 @@ def test_any_slopes_are_sound(name: str) -> None:
             assert bound_rows(found.at("real"), known, np.ones((1, 1, 1)))[0, 0] <= lowest
 
 
-@pytest.mark.parametrize("name", ["relu", "bilinear"])
+@pytest.mark.parametrize("name", ["relu", pytest.param("bilinear", marks=pytest.mark.slow)])
 def test_splits_close_the_gap(name: str) -> None:
     ones = torch.ones(1, 6, dtype=torch.float64)
     budget = Budget(seconds=20, gap=1e-6, whole=5, steps=(20, 10))

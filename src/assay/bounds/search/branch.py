@@ -164,9 +164,13 @@ class _Search:
                 heap = [*heap, *((leaf.bound, next(self.tie), leaf) for leaf in kept)]
                 heapq.heapify(heap)
                 break
-            for leaf in self.evaluate(children):
-                heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
-            for leaf in kept:
+            try:
+                done = self.evaluate(children)
+            except (AssayError, InputError):  # an overflow that the whole box did not have
+                for leaf in taken:
+                    heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
+                break
+            for leaf in (*done, *kept):
                 heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
             boxes += len(children)
             self.explore(taken[0])

@@ -60,9 +60,11 @@ def add_values(low: Lowering, x: Value, y: Value) -> Node:
         if np.isnan(bias).any() or (bias == np.inf).any():
             raise UnsupportedError("adds NaN or infinity")
         bias, plain = np.where(never, 0.0, bias), low.expand(x, shape)
-        low.never.pop(plain.ref, None)
+        before = low.never.pop(plain.ref, None)
         found = low.add(Shift(bias), plain) if bias.any() else low.move(lambda v: v.clone(), plain)
         low.never[found.ref] = never
+        if before is not None:
+            low.never[plain.ref] = before
         return found
     return low.add(ops.Add(), low.expand(x, shape), low.expand(y, shape))
 

@@ -223,6 +223,9 @@ def lower(
                     values[node] = _apply(lowering, node, args, kwargs, handlers, exact)
                 except UnsupportedError as error:
                     raise RefusedError(node.target, str(error)) from error
+                seen = node.meta.get("val")
+                if _holds_node(values[node]) and isinstance(seen, Tensor):
+                    lowering.dtypes |= {seen.dtype} if seen.dtype.is_floating_point else set()
     raise InputError("trace: the program has no output")
 
 

@@ -178,7 +178,7 @@ def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
         if ar.executed and node.operation is not None:
             node = replace(node, operation=_as_executed(node.operation))
         values[ref] = _step(node, values, ar)  # type: ignore[arg-type]
-        if ref in lowering.limits:
+        if ref in lowering.limits and not ar.executed:
             values[ref] = values[ref].meet(lowering.limits[ref])
     graph, place, limits = Graph(), dict[Ref, Ref](), dict[Ref, Interval]()
     # Inputs come first: the engine reads the number of samples off the first node.
@@ -195,7 +195,7 @@ def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
         parents = [place[p] for p in node.parents]
         operation = _as_executed(node.operation) if ar.executed else node.operation
         place[ref] = graph.add_node(operation, *parents, virtual=node.virtual)
-        if ref in lowering.limits:
+        if ref in lowering.limits and not ar.executed:  # rounding may pass a limit
             old = lowering.limits[ref]
             limits[place[ref]] = Interval(old.lo[None], old.hi[None])
     return LevelGraph(graph, limits, ar.level)
