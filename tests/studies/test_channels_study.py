@@ -420,3 +420,29 @@ def test_kill_nine_in_the_middle_of_training_and_resume_gives_the_same_numbers(t
     other = assay(*changed, "-o", str(tmp_path / "killed"), "--resume", check=False)
     assert other.returncode == 2
     assert "another config" in other.stderr
+
+
+def test_certify_brackets_the_damage_of_the_other_parts(runs, monkeypatch, capsys):
+    folder = str(runs / "0")
+    words = ["certify", folder, "--keep", "top:250", "--examples", "1", "--budget", "0.3"]
+    code, said = command(monkeypatch, capsys, *words, "--json")
+    assert code == 0
+    found = json.loads(said.out)
+    (row,) = found["rows"]
+    assert 0 <= row["found"] <= row["proved"]
+    assert found["free_gates"] == 6
+    assert found["level"] == "real"
+    assert found["assumptions"]
+    code, said = command(monkeypatch, capsys, *words, "--claim", "same-answer", "--low", "0.9")
+    assert code == 0
+    assert "certified" in said.out
+    for wrong, message in (
+        (["--keep", "best:3"], "--keep is written top:N"),
+        (["--keep", "top:257"], "with N parts of 256 at most"),
+        (["--keep", "top:3", "--low", "2"], "low: the lowest gate"),
+        (["--keep", "top:3", "--claim", "damages"], "did you mean damage"),
+        (["--keep", "top:3", "--level", "float16"], "unknown level"),
+    ):
+        code, said = command(monkeypatch, capsys, "certify", folder, "--examples", "1", *wrong)
+        assert code == 2
+        assert message in said.err

@@ -139,11 +139,11 @@ class _Search:
             root = self.evaluate([Leaf(self.lows, self.highs, -np.inf, {}, {})], root=True)[0]
         except (AssayError, InputError):
             root = Leaf(self.lows, self.highs, -np.inf, {}, {})
-        first, rigorous = root.bound, 0.0
+        first, rigorous, whole = root.bound, 0.0, -np.inf
         if self.level != "float64":
             # The final recomputation costs about this much a box, and must fit the budget.
             before = time.process_time()
-            self.sound([root])
+            whole = self.sound([root])
             rigorous = time.process_time() - before
         heap = [(root.bound, next(self.tie), root)]
         boxes, width = 1, self.width()
@@ -176,7 +176,10 @@ class _Search:
             self.explore(taken[0])
         leaves = [entry[2] for entry in heap]
         searched = heap[0][0] if heap else np.inf
-        bound = self.sound(leaves) if self.level != "float64" else searched
+        if self.level == "float64":
+            bound = searched
+        else:  # the bound of the whole box holds for its parts too
+            bound = whole if boxes == 1 else max(self.sound(leaves), whole)
         bound = min(bound, self.value)
         return Found(
             bound,
@@ -214,8 +217,9 @@ class _Search:
         if root:
             before = self.improve(lows, highs, before, row)
         start = _stacked([leaf.after for leaf in leaves]) or before
+        splits = self.budget.boxes > 1
         for end in (*lows, *highs):
-            end.requires_grad_(True)
+            end.requires_grad_(splits)
         boxes = list(zip(lows, highs, strict=True))
         state = twin.sweep(boxes, before)
         still = State([(lo.detach(), hi.detach()) for lo, hi in state.values], {})
@@ -223,7 +227,9 @@ class _Search:
         live = twin.bound(State(state.values, {}), after, row)[:, 0]
         last = state.values[-1]
         plain = _least_of(row, last)
-        slopes = torch.autograd.grad(live.sum(), (*lows, *highs), allow_unused=True)
+        slopes: tuple[Tensor | None, ...] = (None,) * (2 * len(lows))
+        if splits and live.requires_grad:
+            slopes = torch.autograd.grad(live.sum(), (*lows, *highs), allow_unused=True)
         found = []
         bounds = torch.maximum(torch.maximum(live.detach(), best), plain.detach())
         for index, leaf in enumerate(leaves):

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from assay.errors import AssayError, InputError
 
 Function = Callable[..., Tensor]
+NO_RULE = "has no bound"
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ def check(program: Program, regions: Sequence[tuple[Tensor, Tensor]], points: in
 
 
 def refusal(
-    function: Function, examples: Sequence[Tensor], target: Any, reason: str = "has no bound"
+    function: Function, examples: Sequence[Tensor], target: Any, reason: str = NO_RULE
 ) -> InputError:
     """Return the error for an operation, with the module that ran it."""
     where = _module_of(function, examples, target)
+    if reason == NO_RULE:
+        return InputError(f"operation {target} {where}has no bound")
     return InputError(f"operation {target} {where}{reason}")
 
 
