@@ -428,6 +428,9 @@ def test_certify_brackets_the_damage_of_the_other_parts(runs, monkeypatch, capsy
     code, said = command(monkeypatch, capsys, *words, "--json")
     assert code == 0
     found = json.loads(said.out)
+    brackets = pl.read_parquet(runs / "0" / "brackets.parquet")
+    assert (brackets["found"] <= brackets["proved"] + 1e-9).all()
+    assert "What the others can do at most" in (runs / "0" / "report.html").read_text()
     (row,) = found["rows"]
     assert 0 <= row["found"] <= row["proved"]
     assert found["free_gates"] == 6

@@ -12,6 +12,7 @@ from assay.audit.selections import TOP_BY_SCORE
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
 from assay.studies.attribution.page_bars import bars_section, coverage_words, number
+from assay.studies.brackets import bracket_sections
 
 _NAMES = {
     "exact": "exact patching",
@@ -83,6 +84,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         _agreement(run, summary),
         bars_section(run, summary, name),
         _circuit(run, summary),
+        *bracket_sections(run, "nodes"),
         _tables(run, summary),
     ]
     return facts, parts

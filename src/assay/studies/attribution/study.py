@@ -53,6 +53,7 @@ from assay.studies.attribution.inputs import (
     read_limited,
 )
 from assay.studies.attribution.page import headline, sections
+from assay.studies.brackets import save_brackets
 from assay.targets.language import LanguageModel
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
@@ -116,7 +117,11 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("top.parquet", listed)
     run.save_table("heat.parquet", heat(shown if exact is None else exact))
     run.save_table("input.parquet", shown.largest_of(_example(shown)))
-    found, steps = circuit(circuit_nodes(model, mechanisms), method, config, pairs)
+    chosen = circuit_nodes(model, mechanisms)
+    found, steps = circuit(chosen, method, config, pairs)
+    if chosen is not None and config.target.path is None:  # the agreement model is small
+        sizes = attribute(chosen, Gradient()).values
+        save_brackets(run, chosen, sizes, (3, 6), examples=1, low=0.5)
     run.save_table("faithfulness.parquet", steps)
     ig = methods.get("ig")
     return {

@@ -9,6 +9,7 @@ import polars as pl
 from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
+from assay.studies.brackets import bracket_sections
 from assay.studies.channels.page_of_promises import calibration
 from assay.studies.channels.words import BOUNDS
 
@@ -63,6 +64,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     parts += [
         calibration(run, summary),
         _circuit(run, summary),
+        *bracket_sections(run, "channels"),
         _training(run),
         _tables(run),
     ]

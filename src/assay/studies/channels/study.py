@@ -18,6 +18,7 @@ from assay.io.runs import Run
 from assay.mechanisms.channels import ChannelMechanisms, channels
 from assay.mechanisms.channels.attribution import hoyer
 from assay.studies import runner
+from assay.studies.brackets import BRACKETED, save_brackets
 from assay.studies.channels.comparison import compare_networks
 from assay.studies.channels.config import Config
 from assay.studies.channels.evaluation import Evaluation, evaluate, summarise_constants
@@ -88,6 +89,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("coverage.parquet", _coverage(audits))
     run.save_table("networks.parquet", compare_networks(config, data, run))
     worst = worst_case(mechanisms, keep_top(first, 0.2, per_example=True), steps=10, restarts=3)
+    parts = sum(values[0].numel() for values in first.values.values())
+    counts = [max(1, parts * share // 100) for share in (20, 40, 80)]
+    if parts <= BRACKETED:
+        save_brackets(run, mechanisms, first.values, counts, examples=2)
     return {
         "accuracy": accuracy,
         "hoyer": sum(by_block) / len(by_block),
