@@ -1,0 +1,117 @@
+"""The unbound kind: matrices V and U of every weight site, and the importance function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from assay.core.sites import Edit, Seen, run_edited
+from assay.errors import InputError
+from assay.mechanisms.components.importance import Importance, make_importance
+from assay.mechanisms.components.sites import WeightSite, match_sites, read_inner
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One clean run of the network: its output, and what every site's module read."""
+
+    output: Tensor
+    inputs: Mapping[str, Tensor]
+
+
+class Decomposition(nn.Module):
+    """Rank-one components of chosen weight matrices, and what says which of them matter.
+
+    For a site with W (in, out): V (in, C), U (C, out), component c is `V[:, c] U[c, :]`, and the
+    delta part is `W - V U`. The network itself is not held: it is given where it is needed."""
+
+    def __init__(
+        self, sites: Sequence[WeightSite], importance: Importance, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.sites = tuple(sites)
+        self.importance = importance
+        self.V, self.U = nn.ParameterList(), nn.ParameterList()
+        for site in self.sites:
+            shape_in, shape_out = (site.inputs, site.components), (site.components, site.outputs)
+            self.V.append(torch.randn(shape_in, generator=generator) / site.inputs**0.5)
+            self.U.append(torch.randn(shape_out, generator=generator) / site.components**0.5)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """Return V (in, C) and U (C, out) of a site."""
+        index = [site.name for site in self.sites].index(name)
+        return self.V[index], self.U[index]
+
+    def inner(self, reading: Reading) -> dict[str, Float[Tensor, "*positions components"]]:
+        """Return h = x V of every site on a clean run."""
+        found = {}
+        for site, factor in zip(self.sites, self.V, strict=True):
+            seen = Seen(reading.output, reading.output, (reading.inputs[site.name],))
+            found[site.name] = read_inner(site.uses[0], seen, factor)
+        return found
+
+    def logits(self, reading: Reading) -> dict[str, Float[Tensor, "*positions components"]]:
+        """Return the importance function's logits on a clean run."""
+        found: dict[str, Tensor] = self.importance(reading.inputs, self.inner(reading))
+        return found
+
+    def deltas(self, model: nn.Module) -> dict[str, Float[Tensor, "inputs outputs"]]:
+        """Return `W - V U` of every site."""
+        return {
+            site.name: site.matrix(model).detach() - v @ u
+            for site, v, u in zip(self.sites, self.V, self.U, strict=True)
+        }
+
+
+def decomposition(
+    model: nn.Module,
+    patterns: str | Sequence[str] | Mapping[str, int],
+    components: int | None = None,
+    *,
+    importance: str = "scalar",
+    generator: torch.Generator | None = None,
+    **options: int,
+) -> Decomposition:
+    """Return an untrained decomposition of the matrices whose module paths match the patterns.
+
+    `importance` is "scalar", "vector", "shared" or "transformer", `options` its sizes."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    sites = match_sites(model, patterns, components)
+    return Decomposition(
+        sites, make_importance(importance, sites, generator, **options), generator
+    )
+
+
+@torch.no_grad()
+def read_clean(model: nn.Module, inputs: Any, sites: Sequence[WeightSite]) -> Reading:
+    """Run the frozen network once and keep its output and the sites' inputs."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Edit:
+        def edit(seen: Seen) -> Tensor:
+            found[name] = seen.input
+            return seen.written
+
+        return edit
+
+    output = run_edited(model, inputs, {site.name: keep(site.name) for site in sites})
+    missing = [site.name for site in sites if site.name not in found]
+    if missing:
+        raise InputError(f"site {missing[0]!r} was not reached in the forward pass")
+    return Reading(plain_output(output), found)
+
+
+def plain_output(output: Any) -> Tensor:
+    """Return the tensor of a network's output: itself, its logits, or its first entry."""
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    found = logits if logits is not None else output[0]
+    if not isinstance(found, Tensor):
+        raise InputError(f"the model returned a {type(output).__name__} without logits")
+    return found
