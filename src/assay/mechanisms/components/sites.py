@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -69,7 +70,10 @@ def bias_of(module: nn.Module) -> Tensor | None:
 
 def read_inner(use: Use, seen: Seen, factor: Tensor) -> Float[Tensor, "*positions components"]:
     """Return x V, by look-up of rows for an embedding."""
-    return factor[seen.input] if use.lookup else seen.input @ factor
+    if use.lookup:
+        return factor[seen.input]
+    wide = torch.promote_types(seen.input.dtype, factor.dtype)
+    return seen.input.to(wide) @ factor.to(wide)
 
 
 def match_sites(

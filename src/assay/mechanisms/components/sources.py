@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import InputError, unknown
+from assay.mechanisms.components.minimality import Reduce
 from assay.mechanisms.components.sites import WeightSite
 
 Watch = Literal["ci", "rounded", "unmasked", "zero"]
@@ -117,20 +118,24 @@ class Sources(nn.Module):
         }
 
     @torch.no_grad()
-    def ascend(self, gradients: Mapping[str, Tensor]) -> None:
-        """Take one Adam step up the gradients and clip to [0, 1]."""
+    def ascend(self, gradients: Mapping[str, Tensor], reduce: Reduce | None = None) -> None:
+        """Take one Adam step up the gradients, summed over processes, and clip to [0, 1]."""
         begin, end = self.plan.betas
         steps = self.get_buffer("steps").add_(1)
         for index, name in enumerate(self.names):
-            gradient = gradients[name]
+            gradient = gradients[name] if reduce is None else reduce(gradients[name])
             first = self.get_buffer(f"first_{index}").lerp_(gradient, 1 - begin)
             second = self.get_buffer(f"second_{index}").lerp_(gradient.square(), 1 - end)
             size = (second / (1 - end**steps)).sqrt_().add_(1e-8)
             step = self.plan.rate * first / (1 - begin**steps) / size
             self.get_buffer(f"source_{index}").add_(step).clamp_(0, 1)
 
-    def finish(self) -> None:
+    def finish(self, reduce: Reduce | None = None) -> None:
         """Ascend along what the main backward pass left on the leaves that it used."""
-        if self.pending:
-            self.ascend({name: leaf.grad for name, leaf in self.pending.items()})
-            self.pending = {}
+        found = {
+            name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+            for name, leaf in self.pending.items()
+        }
+        if found:
+            self.ascend(found, reduce)
+        self.pending = {}
