@@ -30,19 +30,21 @@ def fit(
     name: str = "training",
     log_every: int = 50,
     save_every: int = 500,
+    before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> None:
     """Minimise `objective` for `steps` steps, in place.
 
     `objective(step)` draws its batch with `generator` and returns the loss and the quantities to
     log (scalar tensors, read only on logged steps). The learning rate of each parameter group is
-    its initial one times `schedule(step / steps)`. `after_step` runs after each update (a
-    projection, say). With `run`, a checkpoint `<name>.pt` holds the model, the optimizer and the
-    state of `generator`; a later call with the same run goes on from it and ends with the same
-    bits.
+    its initial one times `schedule(step / steps)`. `before_step` runs between the backward pass and
+    each update (a sum of gradients over processes, say), `after_step` after it (a projection). With
+    `run`, a checkpoint `<name>.pt` holds the model, the optimizer and the state of `generator`; a
+    later call with the same run goes on from it and ends with the same bits.
 
-    Raises AssayError when the loss is not finite (the last checkpoint stays), InputError when the
-    checkpoint is damaged or of another training, or when another process trains in the folder."""
+    Raises AssayError, with the terms, when the loss or a parameter is not finite (the last
+    checkpoint stays: no other is written), InputError when the checkpoint is damaged or of another
+    training, or when another process trains in the folder."""
     for what, count in (("steps", steps), ("log_every", log_every), ("save_every", save_every)):
         if count < 1:
             raise InputError(f"{what} must be at least 1, got {count}")
@@ -60,13 +62,18 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss, metrics = objective(step)
             loss.backward()
+            if before_step is not None:
+                before_step()
             optimizer.step()
             if after_step is not None:
                 after_step()
             last = step + 1 == steps
-            if step % log_every == 0 or last:
+            saves = run is not None and ((step + 1) % save_every == 0 or last)
+            if saves or step % log_every == 0 or last:
+                _require_finite(name, step, loss, metrics, model if saves or last else None)
+            if run is not None and (step % log_every == 0 or last):
                 _log(run, name, step, loss, metrics)
-            if run is not None and ((step + 1) % save_every == 0 or last):
+            if run is not None and saves:
                 _save(run, name, step + 1, model, optimizer, generator)
         model.train(was_training)
 
@@ -85,18 +92,32 @@ def ramp(done: float, begin: float, end: float) -> float:
     return min(max((done - begin) / (end - begin), 0.0), 1.0)
 
 
-def _log(
-    run: Run | None, name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor]
+def _log(run: Run, name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+    others = {key: float(entry.detach()) for key, entry in metrics.items()}
+    run.log(name, step, {"losses/total": float(loss.detach()), **others})
+
+
+def _require_finite(
+    name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor], model: nn.Module | None
 ) -> None:
     value = float(loss.detach())
+    wrong = [
+        f"{key} is {float(entry.detach())}"
+        for key, entry in metrics.items()
+        if not bool(entry.isfinite().all())
+    ]
     if not math.isfinite(value):
+        terms = f" ({', '.join(wrong)})" if wrong else ""
         raise AssayError(
-            f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the"
-            " data"
+            f"{name}: the loss is {value} at step {step}{terms}; lower the learning rate or look at"
+            " the data"
         )
-    if run is not None:
-        others = {key: float(entry.detach()) for key, entry in metrics.items()}
-        run.log(name, step, {"losses/total": value, **others})
+    for key, parameter in () if model is None else model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise AssayError(
+                f"{name}: {key} is not finite after step {step}; lower the learning rate or look at"
+                " the data"
+            )
 
 
 def _save(

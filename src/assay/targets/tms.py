@@ -28,14 +28,14 @@ class TMS(nn.Module):
                 f" {hidden} and {identities}"
             )
         generator = torch.Generator().manual_seed(0)
-        self.linear1 = _without_bias(draw_linear(features, hidden, generator))
+        self.linear1 = draw_linear(features, hidden, generator, bias=False)
         self.hidden_layers = nn.ModuleList(
-            _without_bias(draw_linear(hidden, hidden, generator)) for _ in range(identities)
+            draw_linear(hidden, hidden, generator, bias=False) for _ in range(identities)
         )
         self.linear2 = draw_linear(hidden, features, generator)
         with torch.no_grad():
             for layer in self.hidden_layers:
-                layer.weight.copy_(torch.eye(hidden))
+                nn.init.eye_(layer.get_parameter("weight"))
 
     def forward(self, x: Float[Tensor, "*rows features"]) -> Float[Tensor, "*rows features"]:
         hidden = self.linear1(x)
@@ -44,8 +44,8 @@ class TMS(nn.Module):
         return torch.relu(self.linear2(hidden))
 
     @property
-    def W(self) -> Float[Tensor, "hidden features"]:
-        """The encoder: column j is the direction of feature j."""
+    def encoder(self) -> Float[Tensor, "hidden features"]:
+        """W: column j is the direction of feature j."""
         return self.linear1.weight.detach()
 
 
@@ -72,8 +72,8 @@ def pentagon(features: int = 5) -> Autoencoder:
     five, with the radius and bias that minimise the expected error of one active feature.
 
     With `w_j = r (cos 2 pi j / n, sin 2 pi j / n)`, bias b < 0 and x uniform on [0, 1] the error is
-    `int_0^1 sum_k (relu(r^2 cos(2 pi k / n) x + b) - [k = 0] x)^2 dx`. Every term is a cubic between
-    kinks; the minimum is found by Newton steps on its exact integral."""
+    `int_0^1 sum_k (relu(r^2 cos(2 pi k / n) x + b) - [k = 0] x)^2 dx`, a piecewise rational
+    function of r^2 and b in closed form; its minimum is found by Newton steps."""
     if features < 3:
         raise InputError(f"a polygon needs at least 3 features, got {features}")
     angles = 2 * torch.pi * torch.arange(features, dtype=torch.float64) / features
@@ -105,8 +105,3 @@ def _square_integral(slope: Tensor, level: Tensor, begin: Tensor, end: Tensor) -
         return slope.square() * x**3 / 3 + slope * level * x.square() + level.square() * x
 
     return up_to(end) - up_to(begin)
-
-
-def _without_bias(layer: nn.Linear) -> nn.Linear:
-    layer.bias = None
-    return layer

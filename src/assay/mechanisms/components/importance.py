@@ -4,7 +4,7 @@ component."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +84,7 @@ class VectorMLPs(Importance):
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         vectors = self.vectors(inputs, inner)
         nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
-        return {
-            site.name: self._logits(vectors[site.name], *weights) for site, *weights in nets
-        }
+        return {site.name: self._logits(vectors[site.name], *weights) for site, *weights in nets}
 
     def _logits(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -113,9 +111,7 @@ class SharedMLP(Importance):
             width = _width(site)
             self.w1.append(torch.randn(width, hidden, generator=generator) * (2 / width) ** 0.5)
             self.b1.append(torch.zeros(hidden))
-            self.w2.append(
-                torch.randn(hidden, site.components, generator=generator) / hidden**0.5
-            )
+            self.w2.append(torch.randn(hidden, site.components, generator=generator) / hidden**0.5)
             self.b2.append(torch.zeros(site.components))
 
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
@@ -170,7 +166,7 @@ class TransformerOverSites(Importance):
         }
 
 
-IMPORTANCES: dict[str, type[Importance]] = {
+IMPORTANCES: dict[str, Callable[..., Importance]] = {
     "scalar": ScalarMLPs,
     "vector": VectorMLPs,
     "shared": SharedMLP,

@@ -32,8 +32,8 @@ class ComponentMechanisms(Mechanisms):
     between its importance and one, and the delta part anywhere."""
 
     found: Decomposition
-    importance: Mapping[str, Float[Tensor, "examples *positions components"]]
-    routed: Bool[Tensor, "examples *positions"] | None = None
+    importance: Mapping[str, Float[Tensor, "examples ..."]]
+    routed: Bool[Tensor, "examples ..."] | None = None
 
     kind = "components"
 
@@ -102,7 +102,7 @@ def components(
     batch: Batch,
     found: Decomposition,
     *,
-    routed: Bool[Tensor, "examples *positions"] | None = None,
+    routed: Bool[Tensor, "examples ..."] | None = None,
 ) -> ComponentMechanisms:
     """Bind a decomposition to a batch; the importances are read there, once.
 

@@ -27,7 +27,7 @@ class Recon:
     Routing "all" masks every site at every position, "layerwise" one site at a time (the mean over
     sites), "subset" at every position k sites out of n, k uniform on 1..n."""
 
-    source: Source = Stochastic()
+    source: Source = field(default_factory=Stochastic)
     routing: Routing = "all"
     coefficient: float = 1.0
 
@@ -73,7 +73,7 @@ class Objective:
     """The sum of recon terms, importance minimality and faithfulness; fixed masks are refused as
     recon terms, because they are watched and never trained on."""
 
-    recon: tuple[Recon, ...] = (Recon(), Recon(routing="layerwise"))
+    recon: tuple[Recon, ...] = field(default_factory=lambda: (Recon(), Recon(routing="layerwise")))
     minimality: Minimality = field(default_factory=SmoothL0)
     faithfulness: Faithfulness | None = None
     divergence: Divergence = "mse"

@@ -102,9 +102,7 @@ class Problem(nn.Module):
             case Merged():
                 ours, drawn = self._persistent(scene, name), scene.uniform()
                 chosen = scene.chosen(term.source.share)
-                mixed = {
-                    key: torch.where(chosen[key], ours[key], drawn[key]) for key in drawn
-                }
+                mixed = {key: torch.where(chosen[key], ours[key], drawn[key]) for key in drawn}
                 return scene.loss(mixed, routes)
             case _:
                 raise AssertionError(f"{term.source} is not trained on")

@@ -50,7 +50,7 @@ class _Nets(torch.autograd.Function):
         ctx.save_for_forward(*inputs)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, ...]:
         found = []
         for g, h, w1, b1, w2 in _sliced(gradient, *ctx.saved_tensors):
             before = _hidden(h, w1, b1)
@@ -64,9 +64,7 @@ class _Nets(torch.autograd.Function):
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @staticmethod
-    def jvp(  # type: ignore[override]
-        ctx: Any, h_t: Tensor, w1_t: Tensor, b1_t: Tensor, w2_t: Tensor
-    ) -> Tensor:
+    def jvp(ctx: Any, h_t: Tensor, w1_t: Tensor, b1_t: Tensor, w2_t: Tensor) -> Tensor:
         h, w1, b1, w2 = ctx.saved_tensors
         before = _hidden(h, w1, b1)
         slope = torch.ops.aten.gelu_backward(torch.ones_like(before), before)

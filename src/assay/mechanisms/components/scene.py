@@ -141,9 +141,7 @@ class Scene:
         """
         first = next(iter(self.importance.values()))
         drawn = self._draw((len(first),), first) < share
-        return {
-            name: drawn.reshape(-1, *[1] * (g.ndim - 1)) for name, g in self.importance.items()
-        }
+        return {name: drawn.reshape(-1, *[1] * (g.ndim - 1)) for name, g in self.importance.items()}
 
     def routes(self, routing: Routing) -> Iterator[Routes]:
         """Return the routing of every forward pass of a term."""

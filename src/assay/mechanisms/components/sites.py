@@ -118,7 +118,7 @@ def _counts(
         if components is None:
             raise InputError("components is missing; give the number of components of a site")
         names = [patterns] if isinstance(patterns, str) else list(patterns)
-        counts = {name: components for name in names}
+        counts = dict.fromkeys(names, components)
     if not counts:
         raise InputError("no patterns were given; name at least one module path")
     for pattern, count in counts.items():

@@ -4,7 +4,7 @@ adversary's state."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -67,7 +67,7 @@ class Merged:
     ones otherwise: both in one forward pass.
     """
 
-    adversary: Persistent = Persistent()
+    adversary: Persistent = field(default_factory=Persistent)
     share: float = 0.5
 
     def __post_init__(self) -> None:

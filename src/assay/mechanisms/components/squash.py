@@ -1,10 +1,10 @@
 """From a logit z to a causal importance, twice: `lower` feeds the masks, `upper` the sparsity
 penalty (arXiv 2506.20790).
 
-`upper` is plain tensor operations. The backward pass of `lower` depends on the sign of the gradient,
-which no composition of plain operations does (their backward passes are linear), so it has its own,
-in the form of autograd function that gradients, JVPs and vmap of torch.func accept, and itself
-written in plain operations."""
+`upper` is plain tensor operations. The backward pass of `lower` depends on the sign of the
+gradient, which no composition of plain operations does (their backward passes are linear). It has
+one of its own, made of plain operations, in the form of autograd function that gradients, JVPs and
+vmap of torch.func accept."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class _Lower(torch.autograd.Function):
         ctx.save_for_forward(z)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (z,) = ctx.saved_tensors
         inside = torch.where(z <= 1, gradient, 0.0)
         return torch.where(z > 0, inside, ctx.leak * gradient.clamp(max=0)), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, leak: None) -> Tensor:  # type: ignore[override]
+    def jvp(ctx: Any, tangent: Tensor, leak: None) -> Tensor:
         (z,) = ctx.saved_tensors
         inside = torch.where(z <= 1, tangent, 0.0)
         return torch.where(z > 0, inside, ctx.leak * tangent)
