@@ -56,6 +56,11 @@ class Envelope:
         )
         return str(name), data
 
+    def without_advice(self) -> None:
+        """Raise InputError unless the certificate says that it has no advice."""
+        none = {"file": None, "sha256": None}
+        need(self.stored == none, f"the rule {self.rule!r} takes no advice, got {self.stored!r}")
+
 
 @dataclass(frozen=True)
 class Verdict:

@@ -5,6 +5,7 @@ leaves.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 
 import networks
@@ -115,10 +116,16 @@ def test_linear_margins_beat_intervals_and_bounds_per_logit(
     )
 
 
-def test_a_tie_is_not_certified() -> None:
+@pytest.mark.parametrize("level", ["float64", "real", "float32"])
+@pytest.mark.parametrize("method", ["interval", "crown"])
+def test_a_tie_is_not_certified(level: str, method: str) -> None:
     graph = Graph()
-    graph.linear(graph.input(1), [[1.0], [1.0]])
-    assert certified_accuracy(graph, [[1.0]], [0], 0.0).accuracy == 0
+    graph.linear(graph.input(1), [[1.0], [1.0], [0.5]])
+    found = certified_accuracy(graph, [[1.0], [2.0]], [0, 1], 0.0, level=level, method=method)
+    assert found.accuracy == 0
+    tied = replace(found, margins=np.array([0.0, -0.0, 5e-324, -5e-324]))
+    assert tied.certified.tolist() == [False, False, True, False]
+    assert tied.accuracy == Fraction(1, 4)
 
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {

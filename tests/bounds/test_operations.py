@@ -13,10 +13,11 @@ import pytest
 import torch
 from flint import arb, ctx
 
-from assay.bounds import nonlinear, relaxations
+from assay.bounds import Graph, bound, nonlinear, relaxations
 from assay.bounds import operations as ops
 from assay.bounds.engine import Known, _merge
 from assay.bounds.levels import arithmetic
+from assay.bounds.propagate import METHODS
 from assay.bounds.rounding import Interval
 from assay.errors import AssayError
 
@@ -222,6 +223,95 @@ def test_execution_errors_cover_the_worst_order() -> None:
     worst = max(abs(s - (1 + 4 * half)) for s in sums)
     assert worst == 4 * half
     assert worst <= float(np.max(error)) < 2 * worst
+
+
+def test_a_bias_is_added_outward() -> None:
+    """A product of 2^-60 is lost beside a bias of one; both ends must still differ from it."""
+    for sign in (1.0, -1.0):
+        operation = ops.Affine(np.array([[2.0**-60]]), np.array([sign]))
+        for x in (1.0, -1.0):
+            found = operation.interval([Interval.exactly(np.array([[x]]))], REAL)
+            exact_value = Fraction(sign) + Fraction(x) * Fraction(2.0**-60)
+            assert Fraction(found.lo.item()) <= exact_value <= Fraction(found.hi.item())
+            graph = Graph()
+            graph.add_node(operation, graph.input(1))
+            for method in METHODS:
+                whole = bound(graph, Interval.exactly([[x]]), method=method)
+                assert Fraction(whole.lower.item()) <= exact_value <= Fraction(whole.upper.item())
+                row = bound(graph, Interval.exactly([[x]]), method=method, objective=[[1.0]])
+                assert Fraction(row.lower.item()) <= exact_value <= Fraction(row.upper.item())
+
+
+def nearly_half(step: int) -> float:
+    """A factor near one whose product with `1 + step 2^-23` is nearly half a unit off a float32."""
+    for other in range(1, 4000):
+        if Fraction(97, 100) < Fraction(step * other, 2**46) % Fraction(1, 2**23) * 2**24 < 1:
+            return 1 + other * 2.0**-23
+    raise AssertionError("no such factor")
+
+
+@pytest.mark.parametrize("kind", ["affine", "scale", "multiply", "add", "subtract", "square"])
+def test_every_rounding_in_float32_is_allowed_for(kind: str) -> None:
+    """A product and a sum that are each off by nearly half a unit, in the same direction."""
+    step, unit = 1409, 2.0**-24
+    x, y, bias = 1 + step * 2.0**-23, nearly_half(step), 0.99 * unit
+    narrow = np.float32
+    bias = float(narrow(bias))
+    one, two = (Interval.exactly(np.array([[v]])) for v in (x, y))
+    operation, xs, run, true, least = {
+        "affine": (
+            ops.Affine(np.array([[y]]), np.array([bias])),
+            [one],
+            narrow(x) * narrow(y) + narrow(bias),
+            Fraction(x) * Fraction(y) + Fraction(bias),
+            1.9,
+        ),
+        "scale": (
+            ops.Scale(np.array([y]), np.array([bias])),
+            [one],
+            narrow(x) * narrow(y) + narrow(bias),
+            Fraction(x) * Fraction(y) + Fraction(bias),
+            1.9,
+        ),
+        "multiply": (
+            nonlinear.Multiply(),
+            [one, two],
+            narrow(x) * narrow(y),
+            Fraction(x) * Fraction(y),
+            0.95,
+        ),
+        "add": (
+            ops.Add(),
+            [one, Interval.exactly(np.array([[bias]]))],
+            narrow(x) + narrow(bias),
+            Fraction(x) + Fraction(bias),
+            0.95,
+        ),
+        "subtract": (
+            ops.Add(-1.0),
+            [one, Interval.exactly(np.array([[-bias]]))],
+            narrow(x) - narrow(-bias),
+            Fraction(x) + Fraction(bias),
+            0.95,
+        ),
+        "square": (
+            nonlinear.Square(),
+            [Interval.exactly(np.array([[1 + 2018 * 2.0**-23]]))],
+            narrow(1 + 2018 * 2.0**-23) * narrow(1 + 2018 * 2.0**-23),
+            Fraction(1 + 2018 * 2.0**-23) ** 2,
+            0.9,
+        ),
+    }[kind]
+    value = operation.interval(xs, REAL)
+    error = float(np.max(operation.error(xs, value)))
+    off = float(abs(Fraction(float(run)) - true))
+    assert off > least * unit
+    assert off <= error < 2 * off
+    graph = Graph()
+    inputs = [graph.input(1) for _ in xs]
+    graph.add_node(operation, *inputs)
+    for method in METHODS:
+        assert bound(graph, xs, method=method, level="float32").contain([[float(run)]])
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e10])

@@ -205,15 +205,6 @@ def possible(V: int, K: int) -> np.ndarray:
     return tokens
 
 
-def orders(V: int, K: int, rng: np.random.Generator | None = None) -> np.ndarray:
-    """Return orders of all tokens below m, (q, m, c, rank): rising, or random ones."""
-    found = np.zeros((V, V, K, V), np.uint8)
-    for q, m, c in np.argwhere(possible(V, K).any(-1)).tolist():
-        if c:
-            found[q, m, c, :m] = np.arange(m) if rng is None else rng.permutation(m)
-    return found
-
-
 def write_tensors(path: Path, tensors: Tensors, *, metadata: dict[str, str] | None = None) -> Path:
     """Write a safetensors file."""
     header: dict[str, Any] = {} if metadata is None else {"__metadata__": metadata}
@@ -274,12 +265,12 @@ def certify(
     total = V**K if total is None else total
     stored: dict[str, Any] = {"file": None, "sha256": None}
     if advice is not None:
-        made = rule if isinstance(rule, str) else "cells"
-        name = {"envelope": "limits", "cross-entropy": "orders"}.get(made, "sets")
-        array = {
-            "envelope": lambda: advice.astype(np.int16),
-            "cross-entropy": lambda: advice,
-        }.get(made, lambda: np.packbits(advice, axis=-1, bitorder="little"))()
+        name = "limits" if rule == "envelope" else "sets"
+        array = (
+            advice.astype(np.int16)
+            if rule == "envelope"
+            else np.packbits(advice, axis=-1, bitorder="little")
+        )
         data = write_tensors(folder / "advice.safetensors", {name: array}).read_bytes()
         stored = {"file": "advice.safetensors", "sha256": hashlib.sha256(data).hexdigest()}
     entry = {

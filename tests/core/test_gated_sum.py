@@ -4,6 +4,8 @@ consistent with its adjoint.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from cases import KINDS, dictionary, rank_one, tiny_batch, tiny_target
@@ -50,7 +52,7 @@ def test_adjoint_single_and_norm_agree_with_add(kind):
     mechanisms = kind()
     generator = torch.Generator().manual_seed(0)
     clean = read_sites(mechanisms.target.model, mechanisms.batch.inputs, mechanisms.sites)
-    for site, groups in mechanisms.clean_parts().items():
+    for site, groups in mechanisms.clean_parts():
         seen = clean[site]
         for name, parts in groups.items():
             group = mechanisms.group(name)
@@ -116,8 +118,8 @@ def test_parts_of_a_narrow_value_add_up_before_they_are_rounded():
 
 def test_the_norm_of_a_part_at_two_sites_is_the_root_of_the_summed_squares():
     mechanisms = KINDS["two sites"]()
-    sites = mechanisms.clean_parts().values()
-    squares = sum(parts["reader"].norm().square() for parts in sites)
+    sites = mechanisms.clean_parts()
+    squares = sum(parts["reader"].norm().square() for _, parts in sites)
     torch.testing.assert_close(mechanisms.norms()["reader"], squares.sqrt())
 
 
@@ -171,3 +173,17 @@ def test_nan_weights_and_wrong_metric_shape():
         Target(model, lambda output, batch: output[:, 0])
     with pytest.raises(InputError, match="one number per example"):
         Target(tiny_target().model, lambda output, batch: output).values(tiny_batch())
+
+
+def test_only_sites_that_a_group_says_it_reads_are_remembered():
+    class Undeclared(type(KINDS["reads earlier"]())):
+        @property
+        def groups(self):
+            return {name: replace(group, reads=()) for name, group in super().groups.items()}
+
+    declared = KINDS["reads earlier"]()
+    undeclared = Undeclared(declared.target, declared.batch)
+    assert declared.values(declared.full(0.5)).shape == (5,)
+    for act in (lambda: undeclared.values(undeclared.full(0.5)), undeclared.norms):
+        with pytest.raises(InputError, match="not reached before"):
+            act()

@@ -280,3 +280,50 @@ def test_public_files_with_a_real_tokenizer() -> None:
     assert len(objects) + sum(objects.dropped.values()) == 499
     assert "no indirect object in the text" not in objects.dropped
     assert (objects.texts[0].clean_answer, objects.texts[0].patch_answer) == (" Amber", " Aaron")
+
+
+def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    path = prompts.write_pairs(tmp_path / "pairs.jsonl", [GOOD])
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert prompts.read_pairs(path, words()).texts == (GOOD,)
+    table = tmp_path / "years.csv"
+    table.write_bytes(b"\xef\xbb\xbfclean,corrupted,label\nFrom 1732 to 17,From 1701 to 17,32\n")
+    assert len(prompts.read_pairs(table, years())) == 1
+    plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
+    plain.write_text(f"{WORDS[2]} {WORDS[3]} " * 8)
+    marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
+    one, two = (prompts.read_text(path, words(), length=4) for path in (plain, marked))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (json.dumps({**GOOD.__dict__, "clean_prefix": "a\ud800"}), "holds a lone surrogate"),
+        (json.dumps({**GOOD.__dict__, "case": "\udfff"}), "holds a lone surrogate"),
+        ('{"clean_prefix": ' + "9" * 5000 + "}", "is not JSON"),
+    ],
+    ids=["prefix", "case", "digits"],
+)
+def test_what_no_tokenizer_takes_is_named(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(InputError, match=rf"line 1:? .*{message}"):
+        prompts.read_pairs(path, words())
+
+
+@pytest.mark.parametrize("label", ["²", "9" * 5000, "-32", "3 2", ""])
+def test_labels_that_are_no_two_digits_are_named(tmp_path: Path, label: str) -> None:
+    path = tmp_path / "years.csv"
+    path.write_text(f"clean,corrupted,label\nFrom 1732 to 17,From 1701 to 17,{label}\n")
+    with pytest.raises(InputError, match="line 2: 'label' must be the last two digits"):
+        prompts.read_pairs(path, years())
+
+
+def test_a_csv_row_ends_where_its_line_ends(tmp_path: Path) -> None:
+    path = tmp_path / "years.csv"
+    path.write_text('clean,corrupted,label\n"From 1732\u2028 to 17",From 1701 to 17,32\n')
+    assert prompts.read_pairs(path, years()).texts[0].clean_prefix == "From 1732\u2028 to 17"
+    path.write_text("x" * 200_000 + ",corrupted\n")
+    with pytest.raises(InputError, match="line 1: field larger"):
+        prompts.read_pairs(path, years())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from run_mutants import Mutant
 
-CORE = ("tests/core",)
 INVARIANTS = ("tests/core/test_invariants.py",)
 SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
@@ -76,15 +75,21 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/core/mechanisms.py",
-        "return tuple(dict.fromkeys([*chain.from_iterable(needed), *acting]))",
+        "return tuple(dict.fromkeys([*self._read(acting), *acting]))",
         "return tuple(acting)",
+        INVARIANTS,
+    ),
+    Mutant(
+        "assay/core/mechanisms.py",
+        "for site in dict.fromkeys([*read, *acting])}",
+        "for site in acting}",
         INVARIANTS,
     ),
     Mutant(
         "assay/core/mechanisms.py",
         "squares[name] = add(squares[name], square) if name in squares else square",
         "squares[name] = square",
-        CORE,
+        SUM,
     ),
     Mutant(
         "assay/core/target.py",
@@ -197,30 +202,6 @@ CATALOGUE = [
         "assay/mechanisms/nodes/suffix.py",
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")',
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre",)',
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/suffix.py",
-        "future = torch.ones_like(called.mask, dtype=torch.bool).triu(1)",
-        "future = torch.ones_like(called.mask, dtype=torch.bool).triu(2)",
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/suffix.py",
-        "asks = torch.isin(columns, query.columns().to(columns.device)).all()",
-        "asks = torch.isin(columns, query.columns().to(columns.device)).any()",
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/bind.py",
-        "    active = distance > 8 * torch.finfo(value.dtype).eps * size\n",
-        "    active = distance > 0 * size\n",
-        NODES,
-    ),
-    Mutant(
-        "assay/mechanisms/nodes/bind.py",
-        'wanted = sorted({ref.site for ref in refs.values()}, key=lambda site: "+" in site)',
-        "wanted = sorted({ref.site for ref in refs.values()})",
         NODES,
     ),
     # edges

@@ -5,15 +5,20 @@ functions bound theirs.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
-from small_models import KINDS, draw, logits, planted, sequences
+from flint import arb, ctx
+from hypothesis import given
+from hypothesis import strategies as st
+from small_models import KINDS, draw, empty, logits, planted, sequences
 
 from assay.errors import AssayError
 from assay.proofs.max_of_k import cross_entropy
-from assay.proofs.max_of_k.cross_entropy import bound_cross_entropy
+from assay.proofs.max_of_k.cross_entropy import LossBound, bound_cross_entropy
 from assay.proofs.max_of_k.tables import LEVELS
+from assay.targets.max_of_k import Weights
 
 
 def true_loss(w, dtype: type = np.float64) -> float:  # type: ignore[no-untyped-def]
@@ -43,6 +48,75 @@ def test_the_bound_is_tight_where_tokens_agree() -> None:
     w = planted(5, 3, np.random.default_rng(0), 0.01)
     bound, loss = float(bound_cross_entropy(w, "real").bound), true_loss(w)
     assert loss <= bound < 1.5 * loss + 1e-9
+
+
+@pytest.mark.parametrize("vocabulary", [2, 3, 5, 6, 7, 11])
+def test_a_loss_known_in_closed_form_is_met_from_above(vocabulary: int) -> None:
+    """Without any weights every input loses log V, which lies between two units of the sum."""
+    bound = bound_cross_entropy(empty(vocabulary, 3, 1, 1), "real").bound
+    with ctx.workprec(300):
+        found, true = arb(bound.numerator) / bound.denominator, arb(vocabulary).log()
+        assert true < found < true * (1 + arb(1e-5))
+
+
+@given(st.integers(0, 10**6), st.integers(0, 80), st.integers(1, 10**6))
+def test_what_is_claimed_is_no_less_than_what_is_proved(top: int, bits: int, ways: int) -> None:
+    found = LossBound(Fraction(top, ways << bits), "real", 0.0)
+    assert found.bound * (1 + Fraction(1, 1 << 20)) <= found.claimed
+    assert found.claimed <= found.bound * (1 + Fraction(1, 10**6)) + Fraction(1, 10**12)
+    assert Fraction(found.to_json()["bound"]) >= found.claimed
+
+
+def tables_of(scores: list[float], written: list[list[float]], places: list[float]) -> Weights:
+    """A network whose attention goes by `scores` of tokens and `places` of positions, and whose
+    head writes a row of `written` for a token; there is no direct path.
+    """
+    V, K = len(scores), len(places)
+    w = empty(V, K, 2 * V + 1, V + 1)
+    w.E[:, :V], w.P[:, V] = np.eye(V), np.array(places)
+    w.q_bias[V], w.K[:V, V], w.K[V, V] = np.sqrt(V + 1), scores, 1.0
+    w.V[:V, :V], w.O[:V, V + 1 :], w.U[V + 1 :] = np.eye(V), np.eye(V), written
+    return w
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_tokens_count_by_how_many_sequences_have_them_as_their_worst(bad: int) -> None:
+    """One bad token takes all the attention, so that a mixture loses what that token loses."""
+    scores = [0.0, 0.0, 12.0]
+    scores[bad] = 25.0
+    w = tables_of(scores, [[6.0, 0, 0], [0, 6.0, 0], [0, 0, 6.0]], [0.0] * 4)
+    for level in LEVELS:
+        bound, loss = float(bound_cross_entropy(w, level).bound), true_loss(w)
+        assert loss * (1 - 1e-9) <= bound < loss * 1.001
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_both_ends_of_the_positional_weight_are_looked_at(bad: int) -> None:
+    """Positions differ: if the largest token hurts, it is worst in the heaviest positions, and if
+    the smaller one hurts, in the lightest.
+    """
+    written = [[0.0, 5.0], [0.0, 5.0]]
+    written[bad] = [5.0, 0.0]
+    w = tables_of([0.0, 0.0], written, [4.0, 0.0, -4.0, -8.0])
+    for level in LEVELS:
+        assert true_loss(w) * (1 - 1e-9) <= float(bound_cross_entropy(w, level).bound)
+    # The sequences with one smaller token besides the query reach both ends.
+    tables = cross_entropy.Problem(w, "float64").tables
+    ends = cross_entropy._margins(tables, 1, 1, slice(0, 1))
+    tokens = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [0, 1, 1, 0]])
+    exact = logits(w, tokens)
+    reached = [(exact[:, 0] - exact[:, 1]).min(), (exact[:, 0] - exact[:, 1]).max()]
+    np.testing.assert_allclose(sorted(float(end.item()) for end in ends), reached, rtol=1e-9)
+
+
+def test_weights_lost_to_underflow_leave_the_largest_value() -> None:
+    """Two tokens far below a third: their shares cannot be told in float64, and their losses
+    differ.
+    """
+    for low in np.linspace(-745.3, -743.0, 12):
+        w = tables_of([low, -744.5, 0.0], [[9.0, 0, 0], [0, 0.5, 0], [0, 0, 0.5]], [0.0] * 2)
+        bound = float(bound_cross_entropy(w, "real").bound)
+        assert true_loss(w) * (1 - 1e-6) <= bound
 
 
 def test_elementary_functions_round_up() -> None:

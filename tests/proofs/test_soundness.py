@@ -9,7 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from small_models import KINDS, draw, planted
+from small_models import KINDS, draw, empty, planted
 from soundness import check
 
 from assay.errors import AssayError
@@ -59,6 +59,30 @@ def test_ten_thousand_networks(part: int) -> None:
 def test_a_network_that_is_right_is_certified_in_full(strategy: str, level: str) -> None:
     weights = planted(5, 3, np.random.default_rng(0), 0.0)
     assert check(weights, strategy, level) == 5**3
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ties_are_wrong(strategy: str, level: str) -> None:
+    """Where all logits are equal to the last bit, no sequence is right, at no level."""
+    for V, K in ((2, 2), (3, 3), (4, 2)):
+        w = empty(V, K, 2, 2)
+        for shift in (0.0, 1.0):
+            assert check(replace(w, u_bias=w.u_bias + np.float32(shift)), strategy, level) == 0
+        ones = np.ones((V, 2), np.float32)  # attention and values, the same for all logits
+        tied = replace(w, E=ones, V=w.V + 1, O=w.O + 1, U=w.U + 1, Q=w.Q + 1, K=w.K + 1)
+        assert check(tied, strategy, level) == 0
+
+
+def test_a_tie_in_one_cell_spares_the_others() -> None:
+    """The logits of the two largest tokens are twins, so that sequences with either are wrong."""
+    w = planted(4, 3, np.random.default_rng(0), 0.0)
+    w.E[3], w.U[:, 3], w.u_bias[3] = w.E[2], w.U[:, 2], w.u_bias[2]
+    for strategy in STRATEGIES:
+        for level in LEVELS:
+            count = check(w, strategy, level)
+            assert count <= 2**3
+    assert check(w, "box_exact", "float64") == 2**3
 
 
 def unchecked_end(

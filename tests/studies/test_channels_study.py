@@ -247,6 +247,9 @@ def test_kill_nine_in_the_middle_of_training_and_resume_gives_the_same_numbers(t
         files.load_tensors(tmp_path / name / "model.safetensors") for name in ("whole", "killed")
     )
     assert all(torch.equal(first[key], second[key]) for key in first)
-    other = assay(*words[:-2], "-o", str(tmp_path / "killed"), "--resume", check=False)
+    saved = assay(*words[:3], "-o", str(tmp_path / "killed"), "--resume").stdout
+    assert saved == whole  # the keys come from the run's own config
+    changed = [*words[:-1], "audit.exact=9"]
+    other = assay(*changed, "-o", str(tmp_path / "killed"), "--resume", check=False)
     assert other.returncode == 2
     assert "another config" in other.stderr

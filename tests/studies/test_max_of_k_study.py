@@ -34,13 +34,23 @@ def test_summary_certificate_and_report(folder: Path) -> None:
     assert 0 < summary["certified"]["bound"] <= summary["accuracy"] <= 1
     assert summary["executed"] <= summary["accuracy"]
     assert all(bound <= summary["accuracy"] for bound in summary["bounds"].values())
-    assert assay_check.check(folder / "certificate.json", folder / "weights.safetensors").accepted
+    weights = folder / "weights.safetensors"
+    assert assay_check.check(folder / "certificate.json", weights).accepted
+    loss = assay_check.check(folder / "cross-entropy.json", weights)
+    assert loss.accepted
+    assert loss.bound is not None
+    assert loss.bound <= summary["cross_entropy"]["bound"]
+    assert summary["cross_entropy"]["checked"] == loss.reason
+    assert summary["measure"] == "accuracy, the share of all 8^3 = 512 inputs"
+    assert summary["assumptions"] == []
     page = (folder / "report.html").read_text()
     for title in (
         "Bound against cost",
         "What each part buys",
         "The circuits",
         "Where the margin comes from",
+        "cross-entropy at most",
+        "proved and checked",
     ):
         assert title in page
 

@@ -127,7 +127,7 @@ def test_an_unfinished_run_says_how_to_go_on(fake, monkeypatch, capsys):
     saved = {
         "recipe": fake.recipe,
         "study": "fake",
-        "overrides": [],
+        "overrides": {},
         "config": Settings().model_dump(),
     }
     runs.start(fake.folder, saved).close()

@@ -15,7 +15,7 @@ from torch import Tensor
 from assay.attribution.method import Estimate, Method
 from assay.core.mechanisms import Mechanisms
 from assay.core.sites import Record, Seen
-from assay.core.values import active_rows, scatter
+from assay.core.values import active_rows, scatter, unravel
 from assay.errors import InputError
 from assay.memory import rows_within
 
@@ -34,10 +34,10 @@ class Exact(Method):
     def estimate(self, mechanisms: Mechanisms) -> Estimate:
         values: dict[str, Tensor] = {}
         record = cache(mechanisms.record)  # made by the first group that needs it
-        norms = mechanisms.norms()
+        norms = cache(mechanisms.norms)
         for name, group in mechanisms.groups.items():
             if group.per_example:  # a part of norm zero has no effect
-                index, active = active_rows(norms[name])
+                index, active = active_rows(norms()[name])
                 effects = ablate(mechanisms, name, index, record=record, budget=self.budget)
                 values[name] = scatter(group.shape, index, active, effects)
             else:
@@ -52,11 +52,7 @@ def every(mechanisms: Mechanisms, name: str) -> Int[Tensor, "rows axes"]:
     """Return the index of every part of a group, one row each."""
     axes = mechanisms.group(name).axes
     count = int(torch.tensor(axes).prod()) if axes else 1
-    return (
-        torch.stack(torch.unravel_index(torch.arange(count), axes), dim=1)
-        if axes
-        else torch.zeros(1, 0, dtype=torch.long)
-    )
+    return unravel(torch.arange(count), axes)
 
 
 def ablate(

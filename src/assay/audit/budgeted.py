@@ -16,6 +16,7 @@ from torch import Tensor
 from assay.attribution.exact import ablate
 from assay.attribution.scores import Scores
 from assay.audit.audit import Audit
+from assay.core.values import unravel
 from assay.errors import InputError
 
 
@@ -181,18 +182,14 @@ def _fix(
     flat = values.view(len(values), -1)
     if shared:
         parts = mask[0].nonzero().flatten()
-        index = torch.stack(torch.unravel_index(parts, axes), dim=-1)
+        index = unravel(parts, axes)
         flat[:, parts] = ablate(mechanisms, name, index, budget=budget).T.to(flat.device)
         return
     rows = int(mask.sum(1).max())
     # The chosen parts of each example first; examples with fewer of them ablate others beside,
     # which are not used.
     order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :rows]
-    index = (
-        torch.stack(torch.unravel_index(order.T, axes), dim=-1)
-        if axes
-        else order.T.new_zeros(*order.T.shape, 0)
-    )
+    index = unravel(order.T, axes)
     effects = ablate(mechanisms, name, index, budget=budget).T.to(flat.device)
     wanted = mask.gather(1, order)
     examples = torch.arange(len(flat), device=flat.device)[:, None].expand_as(order)

@@ -62,7 +62,7 @@ def scrub(
     if draws < 1:
         raise InputError(f"draws must be at least 1, got {draws}")
     generator = torch.Generator().manual_seed(seed)
-    donors = mechanisms.clean_parts()
+    donors = dict(mechanisms.clean_parts())
     kept = kept_gates(mechanisms, keep)
     none = mechanisms.full(0.0)
     full = float(mechanisms.values().double().mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Self
@@ -155,30 +155,28 @@ class Mechanisms(ABC):
         """Return the sites where the groups act, with those that must be read for it, readings
         first.
         """
-        chosen = set(names)
-        acting = [site for site, groups in self.sites.items() if chosen & set(groups)]
-        needed = (self.group(name).reads for site in acting for name in self.sites[site])
-        return tuple(dict.fromkeys([*chain.from_iterable(needed), *acting]))
+        acting = self._acting(names)
+        return tuple(dict.fromkeys([*self._read(acting), *acting]))
 
     def edits_of(self, names: Iterable[str], change: Change) -> dict[str, Edit]:
         """Return edits, for one forward pass, that put `change(site, seen)` at every site where one
         of the groups acts; what the groups read earlier in the pass is in `seen.earlier`.
         """
-        chosen = list(names)
-        touched = self.touched(chosen)
-        acting = {site for site in touched if set(chosen) & set(self.sites.get(site, ()))}
+        acting = self._acting(names)
+        read = self._read(acting)
         memory: dict[str, Seen] = {}
 
         def edit(site: str) -> Edit:
             def act(seen: Seen) -> Tensor:
-                memory[site] = seen
+                if site in read:
+                    memory[site] = seen
                 if site not in acting:
                     return seen.written
                 return change(site, replace(seen, earlier=memory))
 
             return act
 
-        return {site: edit(site) for site in touched}
+        return {site: edit(site) for site in dict.fromkeys([*read, *acting])}
 
     def edits(self, gates: Gates) -> dict[str, Edit]:
         """Return the edits that apply the gates at every site where one of their groups acts, for
@@ -187,10 +185,13 @@ class Mechanisms(ABC):
         return self.edits_of(gates, lambda site, seen: mix(seen, self.parts(site, seen), gates))
 
     @torch.no_grad()
-    def clean_parts(self) -> dict[str, Mapping[str, Parts]]:
-        """Return the parts at every site of the untouched network, by site and group."""
+    def clean_parts(self) -> Iterator[tuple[str, Mapping[str, Parts]]]:
+        """Yield every site with the parts of its groups on the untouched network, so that the parts
+        of one site exist at a time.
+        """
         seen = read_sites(self.target.model, self.batch.inputs, self.touched(self.groups))
-        return {site: self.parts(site, replace(seen[site], earlier=seen)) for site in self.sites}
+        for site in self.sites:
+            yield site, self.parts(site, replace(seen[site], earlier=seen))
 
     def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:
         """Return the metric of every example under the gates; groups that are not given stay at
@@ -213,7 +214,7 @@ class Mechanisms(ABC):
         sites: the root of the summed squares).
         """
         squares: dict[str, Tensor] = {}
-        for groups in self.clean_parts().values():
+        for _, groups in self.clean_parts():
             for name, parts in groups.items():
                 square = compact(parts.norm().square())
                 squares[name] = add(squares[name], square) if name in squares else square
@@ -223,6 +224,16 @@ class Mechanisms(ABC):
         """Give values of a group its example axis."""
         group = self.group(name)
         return values if group.per_example else values.expand(len(self.batch), *group.axes)
+
+    def _acting(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Return the sites where one of the groups acts, with all groups that act there."""
+        chosen = set(names)
+        return {site: groups for site, groups in self.sites.items() if chosen & set(groups)}
+
+    def _read(self, acting: Mapping[str, list[str]]) -> dict[str, None]:
+        """Return the sites that the groups at some sites read, each once and in order."""
+        groups = chain.from_iterable(acting.values())
+        return dict.fromkeys(chain.from_iterable(self.group(name).reads for name in groups))
 
 
 def differentiable(function: Callable[[], Tensor]) -> Tensor:

@@ -249,7 +249,8 @@ class Record:
         try:
             self._part_hard_links()
             self._state = commits.parse(self.path)
-            os.ftruncate(self._handle, self._state.whole)
+            if os.fstat(self._handle).st_size > self._state.whole:
+                os.ftruncate(self._handle, self._state.whole)
             if not self._state.token:
                 _append_whole(self._handle, self._state.header(os.urandom(8).hex()))
             for rest in self.folder.rglob(f".*.{self._state.token}.part*"):

@@ -220,6 +220,10 @@ def require_startable(folder: Path | str, *, resume: bool = False, force: bool =
     """Raise InputError when `start` would refuse the folder, whatever the config."""
     folder = Path(folder)
     try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{str(folder)!r} is no text; give the folder another name") from error
+    try:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, not a run folder")
         occupied = folder.is_dir() and any(entry.name != NAME for entry in folder.iterdir())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
-from assay.core.kind import Kind
 from assay.errors import unknown
+
+if TYPE_CHECKING:
+    from assay.core.kind import Kind
 
 KINDS = {
     "channels": "assay.mechanisms.channels:Channels",

@@ -45,8 +45,8 @@ Size = Annotated[int, _NUMBER, Field(ge=1, le=1 << 20)]
 """A dimension of a network."""
 Place = Annotated[int, _NUMBER, Field(ge=-MOST, le=MOST)]
 """An index that counts from the end when it is negative."""
-Positive = Annotated[float, _NUMBER, Field(gt=0, allow_inf_nan=False)]
-Amount = Annotated[float, _NUMBER, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, _NUMBER, Field(gt=0, le=1e30, allow_inf_nan=False)]
+Amount = Annotated[float, _NUMBER, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Share = Annotated[float, _NUMBER, Field(ge=1e-9, lt=1, allow_inf_nan=False)]
 Probability = Annotated[float, _NUMBER, Field(ge=0, le=1, allow_inf_nan=False)]
 Name = Annotated[str, *_TEXT]

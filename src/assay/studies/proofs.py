@@ -10,7 +10,6 @@ from typing import Any
 import assay_check
 from assay.errors import InputError, unknown
 from assay.io.files import existing
-from assay.proofs.certificate import check_destination
 from assay.proofs.max_of_k.cross_entropy import STRATEGY
 from assay.proofs.max_of_k.prove import prove, prove_all, prove_cross_entropy
 from assay.targets import max_of_k
@@ -36,8 +35,6 @@ def prove_task(
     """
     if task not in TASKS:
         raise unknown("task", task, TASKS)
-    if certificate is not None and strategy != "all":
-        check_destination(certificate, [weights])
     if loss:
         if strategy not in ("best", STRATEGY):
             raise InputError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from assay.attribution import Scores, ablate, attribute
 from assay.core.mechanisms import Mechanisms
-from assay.errors import InputError
+from assay.errors import InputError, shown
 from assay.io.runs import Run, opened
 from assay.studies.methods import method
 from assay.studies.runner import mechanisms_of, study_of
@@ -182,18 +182,21 @@ def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
     """Read `group[i, j]`, or `group[pos i, head j]` as tables show it; InputError when the group
     is unknown or the index out of range.
     """
+    if text.strip() in mechanisms.groups and not mechanisms.group(text.strip()).axes:
+        return text.strip(), ()  # a group of one part has no index
     match = re.fullmatch(r"(.+?)\[([^\[\]]*)\]", text.strip())
-    if match is None:
+    # A table names the axis before each entry: "pos 3, head 1".
+    entries = re.findall(r"(?:^|,)(?:[^,]*\s)?\s*([0-9]{1,9})\s*(?=,|$)", match[2]) if match else []
+    if match is None or len(entries) != match[2].count(",") + 1:
         raise InputError(
             f"a part is written group[index], for example {next(iter(mechanisms.groups))}[0]; got"
-            f" {text!r}"
+            f" {shown(text)}"
         )
-    group = mechanisms.group(match[1])
-    index = tuple(int(entry) for entry in re.findall(r"\d+", match[2]))
+    group, index = mechanisms.group(match[1]), tuple(map(int, entries))
     if len(index) != len(group.axes) or any(
         place >= size for place, size in zip(index, group.axes, strict=True)
     ):
         raise InputError(
-            f"{text!r}: the index must have {len(group.axes)} entries within {group.axes}"
+            f"{shown(text)}: the index must have {len(group.axes)} entries within {group.axes}"
         )
     return match[1], index

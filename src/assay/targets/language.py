@@ -8,6 +8,7 @@ import pickle
 import sys
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ _LOADING_ERRORS = (
     EOFError,
 )
 _HUB_SECONDS = 6.0
+_TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
@@ -161,9 +163,7 @@ def load_tokenizer(path: Path | str, *, offline: bool = False) -> Any:
     """Load the tokenizer of a folder or hub name, with `offline` from the cache of the hub alone;
     InputError when there is none.
     """
-    _require_folder(
-        path, "tokenizer_config.json", "tokenizer.json", "vocab.json", "tokenizer.model"
-    )
+    _require_folder(path, *_TOKENIZER_FILES)
     bare = all((Path(path) / name).is_file() for name in ("vocab.json", "merges.txt"))
     bare = bare and not any(
         (Path(path) / name).is_file()
@@ -211,6 +211,8 @@ def _load_tokenizer(path: Path | str, given: Path | str | None, *, offline: bool
     try:
         return load_tokenizer(path, offline=offline)
     except InputError:
+        if any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
+            raise  # it is there, and damaged
         return None
 
 
@@ -266,11 +268,19 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _quiet_unless_terminal() -> Iterator[None]:
-    shown = transformers_logging.is_progress_bar_enabled()
+    """Keep progress bars to terminals, and what transformers says of a model to our own errors."""
+    shown, level = (
+        transformers_logging.is_progress_bar_enabled(),
+        transformers_logging.get_verbosity(),
+    )
     if shown and not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
+        transformers_logging.set_verbosity(level)
         if shown:
             transformers_logging.enable_progress_bar()

@@ -6,12 +6,13 @@ weights are positive and sum to one, and what position p adds is at most B_x(t_p
     B_x(t) = EV[t,x] - EV[t,m] + max_p (PV[p,x] - PV[p,m]) + D[q,x] - D[q,m] (+ both errors),
 
 so the difference is at most the mean of B_x(m), B_x(q) and the B_x of the c smaller tokens, under
-the positional weights s of the copies of m and T - s of the smaller tokens. Replacing all smaller
-tokens by one of them, k, gives F_x(k; s); if F_x(k; s) <= f for each of them, the mean over their
-mixture is at most f too. F is a quotient of functions that are linear in s, hence largest at the
-smallest or the largest s; it never exceeds the largest of the three B_x, whatever the weights are.
-With the tokens below m in any order (the advice), r^c - (r - 1)^c choices of c of them have number
-r as their last one, and lose at most what the running maximum of F over the first r tokens says.
+the positional weights s of the copies of m and T - s of the smaller tokens. Let F_x(k; s) be that
+mean with all smaller tokens equal to k. Numerator and denominator of the mean are linear in how the
+weight T - s is divided among the smaller tokens, and then in s: so what a sequence has is a convex
+combination of the vectors F(k; s) over its tokens k and both ends of s, the same for all x. The
+loss is convex in them and rises with each, hence at most the largest of these losses. With the
+tokens below m in the order of their losses, r^c - (r - 1)^c choices of c of them have number r as
+their worst. A mean never exceeds the largest of its values, whatever the weights are.
 
 In float64, u = 2**-53, with weights within (K + 6) u of themselves, values within 8 u R and sizes
 up to R, a mean errs by less than (2 K + 25) u R; `room` is more than that. Exponentials and
@@ -30,7 +31,7 @@ from assay_check.envelope import Envelope
 from assay_check.max_of_k.accuracy import Found
 from assay_check.max_of_k.margins import Margins
 from assay_check.max_of_k.measure import Measure
-from assay_check.reading import need, tensors
+from assay_check.reading import need
 
 RULE = "cross-entropy"
 ROUND = 1 + 2.0**-48  # over a few dozen roundings of positive numbers
@@ -50,6 +51,7 @@ def read(envelope: Envelope, measure: Measure) -> None:
         'the claim must be {"cross_entropy": "p/q"}',
     )
     need(measure.uniform, "a claim of the mean cross-entropy is about all inputs alike")
+    envelope.without_advice()
 
 
 def describe(measure: Measure) -> str:
@@ -63,7 +65,7 @@ def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margin
     claimed = Fraction(text)
     if str(claimed) != text:
         return False, f"the claim must be a reduced fraction, got {text[:80]}", None, None
-    found = mean_loss(margins(), _orders(envelope, *measure.weights.shape))
+    found = mean_loss(margins())
     if found is None:
         return False, "the mean cross-entropy has no finite bound", None, None
     reason = (
@@ -73,39 +75,14 @@ def recompute(envelope: Envelope, measure: Measure, margins: Callable[[], Margin
     return found <= claimed, reason, found, None
 
 
-def _orders(envelope: Envelope, K: int, V: int) -> np.ndarray:
-    """Return the orders of the advice, (q, m, c, rank); InputError unless each is one of all tokens
-    below m.
-    """
-    name, data = envelope.advice()
-    found = tensors(data, name).get("orders", np.zeros(0))
-    kind = "u1" if V <= 256 else "<i2"
-    need(
-        found.dtype == kind and found.shape == (V, V, K, V),
-        f"{name}: orders must be of type {kind} and shape {(V, V, K, V)}",
-    )
-    for m in range(1, V):
-        ordered = np.sort(found[: m + 1, m, 1:, :m], axis=-1) == np.arange(m)
-        ordered[:m, K - 2 :] = True  # K - 1 tokens below m leave no place for m, unless it is last
-        strange = np.argwhere(~ordered.all(-1))
-        need(
-            not len(strange),
-            f"{name}: the cell (q, m, c) = {[[q, m, c + 1] for q, c in strange[:1].tolist()]} has"
-            " no order of all tokens below m",
-        )
-    return found
-
-
 def _up(value: Fraction) -> str:
     """Return a few digits of a number, rounded up."""
     return f"{ceil(value * 10**9) / 10**9:.9f}"
 
 
 @np.errstate(all="ignore")
-def mean_loss(margins: Margins, orders: np.ndarray) -> Fraction | None:
-    """Return an upper bound of the mean cross-entropy over all V^K inputs, or none; tokens below m
-    are taken in the order (q, m, c, rank).
-    """
+def mean_loss(margins: Margins) -> Fraction | None:
+    """Return an upper bound of the mean cross-entropy over all V^K inputs, or none."""
     V, K = margins.EV.shape[0], len(margins.PV)
     units = 0
     for m in range(V):
@@ -113,8 +90,8 @@ def mean_loss(margins: Margins, orders: np.ndarray) -> Fraction | None:
             queries = np.arange(m + 1) if c < K - 1 else np.array([m])
             ways = [1] if c == 0 else [r**c - (r - 1) ** c for r in range(1, m + 1)]
             for some in np.array_split(queries, -(-len(queries) * len(ways) * V // CHUNK)):
-                order = orders[some, m, c, :m].astype(int) if c else np.zeros((len(some), 1), int)
-                totals = _losses(_worst(margins, m, c, some, order)).tolist()
+                losses = np.sort(np.maximum(*map(_loss, _means(margins, m, c, some))), axis=1)
+                totals = (losses.sum(0) * (1 + 2.0**-52 * len(losses))).tolist()
                 if not np.isfinite(totals).all():
                     return None
                 units += comb(K - 1, c) * sum(
@@ -124,15 +101,16 @@ def mean_loss(margins: Margins, orders: np.ndarray) -> Fraction | None:
     return Fraction(units, V**K << UNITS)
 
 
-def _losses(worst: np.ndarray) -> np.ndarray:
-    """Return upper bounds of log(1 + sum_x exp(worst)), summed over the queries."""
-    others = _exp_up(worst).sum(-1) * (1 + 2.0**-52 * (worst.shape[-1] + 1))
-    loss = _log_up(np.nextafter(1 + others, np.inf))
-    return np.asarray(loss.sum(0) * (1 + 2.0**-52 * len(loss)))
+def _loss(means: np.ndarray) -> np.ndarray:
+    """Return upper bounds of log(1 + sum_x exp(mean_x)), (queries, tokens)."""
+    others = _exp_up(means).sum(-1) * (1 + 2.0**-52 * (means.shape[-1] + 1))
+    return _log_up(np.nextafter(1 + others, np.inf))
 
 
-def _worst(margins: Margins, m: int, c: int, queries: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """Return running maxima of F_x over the tokens below m, (queries, rank, x != m)."""
+def _means(margins: Margins, m: int, c: int, queries: np.ndarray) -> list[np.ndarray]:
+    """Return upper bounds of F_x(k; s) at both ends of s, each (queries, k < m, x != m); with c = 0
+    the one token k = m has no weight.
+    """
     K, keys = len(margins.PV), np.arange(m) if c else np.array([m])
     size = float(np.abs(margins.EV).max() + np.abs(margins.PV).max() + np.abs(margins.D).max())
     room = (4 * K + 32) * 2.0**-53 * 2 * (size + float(margins.error.max()))
@@ -141,13 +119,14 @@ def _worst(margins: Margins, m: int, c: int, queries: np.ndarray, order: np.ndar
     token, path = np.delete(token, m, 1), np.delete(path, m, 1)[queries]
     at_max, at_own = (token[m] + path)[:, None], (token[queries] + path)[:, None]
     at_key = token[keys] + path[:, None]
+    largest = np.maximum(np.maximum(at_max, at_own), at_key)
     places = np.sort(margins.eb[queries, :-1], axis=1)
     n, own = K - 1 - c, margins.ea[queries, queries] * margins.eb[queries, -1]
     ends = [
         (places[:, :n].sum(1), places[:, n:].sum(1)),
         (places[:, c:].sum(1), places[:, :c].sum(1)),
     ]
-    worst = np.full(at_key.shape, -np.inf)
+    means = []
     for copies, rest in ends:
         weights = [
             (copies * margins.ea[queries, m])[:, None, None],
@@ -155,11 +134,9 @@ def _worst(margins: Margins, m: int, c: int, queries: np.ndarray, order: np.ndar
             (rest[:, None] * margins.ea[queries][:, keys])[:, :, None],
         ]
         total = weights[0] + weights[1] + weights[2]
-        mean = weights[0] * at_max + weights[1] * at_own + weights[2] * at_key
-        worst = np.maximum(worst, np.where(total > SMALL, mean / total, np.inf))
-    largest = np.maximum(np.maximum(at_max, at_own), at_key)
-    worst = np.where(worst <= largest, worst, largest) + room
-    return np.maximum.accumulate(np.take_along_axis(worst, order[:, :, None], 1), axis=1)
+        mean = (weights[0] * at_max + weights[1] * at_own + weights[2] * at_key) / total
+        means.append(np.where((total > SMALL) & (mean < largest), mean, largest) + room)
+    return means
 
 
 def _exp_up(x: np.ndarray) -> np.ndarray:

@@ -149,3 +149,24 @@ def test_superposed_features_are_found_one_by_one(seed: int) -> None:
         assert sorted(circuit.tolist()) == [0, 1, 2, 3, 4]
         if k > 5:
             assert found.count == 5
+
+
+@pytest.mark.parametrize("filled", [0, 1, 3, 6])
+def test_products_leave_out_rows_of_zeros_and_nothing_else(filled: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(5, 6, 4, generator=generator, dtype=torch.float64)
+    values[1:, filled:] = 0
+    factors = DenseFactors(values)
+    directions = torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(5, 6, 3, generator=generator, dtype=torch.float64)
+    expected = torch.einsum("srp,kp->srk", values, directions)
+    torch.testing.assert_close(factors.dot(directions), expected, rtol=1e-12, atol=1e-12)
+    added = torch.einsum("srk,srp->kp", weights, values)
+    torch.testing.assert_close(factors.add(weights), added, rtol=1e-12, atol=1e-12)
+    (slope,) = torch.autograd.grad((factors.dot(directions) * weights).sum(), directions)
+    torch.testing.assert_close(slope, added, rtol=1e-12, atol=1e-12)
+    kept = torch.tensor([4, 1])
+    scaled = factors.scaled(kept, torch.tensor([2.0, 3.0], dtype=torch.float64))
+    torch.testing.assert_close(
+        scaled.dot(directions), expected[kept] * torch.tensor([2.0, 3.0])[:, None, None]
+    )

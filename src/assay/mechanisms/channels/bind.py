@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,7 +109,8 @@ class Channels(Kind):
         self, target: Target, batch: Batch, reference: Reference | None = None
     ) -> ChannelMechanisms:
         """Return the channels as gates on a batch of inputs and classes; see `channels`. The
-        target's metric is replaced by the functional."""
+        target's metric is replaced by the functional, and a network of another precision by a copy
+        of it in float64."""
         self.refuse_reference(reference)
         network, x, functional = target.model, batch.inputs, self.functional
         weights = read_weights(network)
@@ -126,9 +128,11 @@ class Channels(Kind):
                 f" logits differ by {gap:.3g} (largest logit {size:.3g})"
             )
         metric, higher = _METRICS[functional], functional == "logit"
+        if weights.head.dtype != torch.float64:
+            network = copy.deepcopy(network).double()
         return ChannelMechanisms(
             Target(network, metric, target.name, higher_is_right=higher),
-            Batch(x.to(weights.head.dtype), batch.labels),
+            Batch(x.double(), batch.labels),
             functional,
         )
 
@@ -139,8 +143,11 @@ def channels(
     """Bind the channels of a residual bilinear network to inputs `x` (examples, ...) and classes
     `y` (examples,).
 
-    The functional attributed is the logit of the class, or the cross-entropy; of a target, the
-    model and the name are used. The closed forms follow bilinear MLPs (arXiv 2410.08417).
+    Scores, exact effects and certificates are all those of the network with these weights computed
+    in float64: a network of another precision is copied, since rounding in float32 alone exceeds
+    most bounds. The functional attributed is the logit of the class, or the cross-entropy; of a
+    target, the model and the name are used. The closed forms follow bilinear MLPs (arXiv
+    2410.08417).
 
     Raises InputError when the model has another structure than blocks of bilinear projections
     without biases, or computes something else than they do, and for wrong shapes, NaN, or labels

@@ -15,15 +15,11 @@ from torch import Tensor
 from assay.errors import InputError, unknown
 from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.chunks import BUDGET, chunk_examples
-from assay.mechanisms.channels.clean import Clean, last_gradient
-from assay.mechanisms.channels.forms import interaction_forms, jacobians, norm_jacobian
+from assay.mechanisms.channels.clean import Clean
+from assay.mechanisms.channels.norms import SLACK, Norms, Sizes, norm_length
+from assay.mechanisms.channels.rounding import Rounding
 from assay.mechanisms.channels.second_order import half_curvatures
 
-# Relative slack on every norm: far above the rounding of float64 singular values, far below
-# anything reported.
-SLACK = 1e-10
-
-Norms = Literal["spectral", "frobenius"]
 Ablated = Literal["plain", "frozen", "live"]
 
 
@@ -31,19 +27,31 @@ Ablated = Literal["plain", "frozen", "live"]
 class Certificates:
     """Bounds on the error of the given attribution, each (examples, blocks, hidden).
 
-    `|Delta - attribution| <= first` (scalar), and, where the tight recursion holds, `|Delta -
-    (attribution - q)| <= second` and `|Delta - attribution| <= |q| + second`, `q` the curvature.
-    `level` is "float64" (true for the computed numbers, with slack on the norms) or "real" (true
-    for the network over the real numbers). `ablation` says whether norms move when a channel is
-    ablated: "frozen" certifies only the network that keeps their scale, "live" the real ablation,
-    "plain" a network without norms."""
+    `|Delta - attribution| <= first` (the first-order bound, from the size of the step alone), and,
+    where the tight recursion holds, `|Delta - (attribution - q)| <= second` (the second-order
+    bound) and `|Delta - attribution| <= |q| + second`, `q` the curvature.
+
+    `level` is "float64" or "real". At float64 the bounds hold between numbers computed in float64,
+    of the network with these weights: attributions and effects by the closed forms or through
+    gates, with slack on the norms and with `rounding`, which is part of `first` and of `second`,
+    for the rounding of those numbers. At real they hold for the network over the real numbers.
+    `ablation` says whether norms move when a channel is ablated: "frozen" certifies only the
+    network that keeps their scale, "live" the real ablation, "plain" a network without norms."""
 
     attribution: Float[Tensor, "examples blocks hidden"]
     first: Float[Tensor, "examples blocks hidden"]
     curvature: Float[Tensor, "examples blocks hidden"] | None
     second: Float[Tensor, "examples blocks hidden"] | None
+    rounding: Float[Tensor, "examples blocks hidden"]
     level: Literal["float64", "real"]
     ablation: Ablated
+
+    @property
+    def exact(self) -> Bool[Tensor, "examples blocks hidden"]:
+        """Where the attribution is exact but for rounding (the last block's): such a channel needs
+        no certificate.
+        """
+        return self.first <= self.rounding
 
     @property
     def first_tight(self) -> Float[Tensor, "examples blocks hidden"]:
@@ -52,25 +60,26 @@ class Certificates:
             raise InputError("the tight certificate was not computed; certify with tight=True")
         total = self.curvature.abs() + self.second
         return torch.where(
-            self.second == 0, total, torch.nextafter(total, torch.full_like(total, math.inf))
+            self.curvature == 0, total, torch.nextafter(total, torch.full_like(total, math.inf))
         )
 
 
 def certify_channels(
     clean: Clean, *, tight: bool = True, norms: Norms = "spectral", budget: int = BUDGET
 ) -> Certificates:
-    """Return certificates for every channel on every example, at level float64.
+    """Return certificates for every channel on every example, at level float64 (see
+    `Certificates`).
 
     With `alpha_m >= ||J_m||`, `beta_m = ||D_m|| min(||L_m||_{2,inf} ||R_m||, ||R_m||_{2,inf}
-    ||L_m||)` and the step `delta = ||D[:,k]|| |h_k|`, the scalar certificate is
+    ||L_m||)` and the step `delta = ||D[:,k]|| |h_k|`, the first-order bound is
 
-        eps_l = delta,   eps_m = alpha_m eps_{m-1} + beta_m eps_{m-1}^2,   B1 = sum_{m>l} ||Q_m||
+        sum_{m>l} ||Q_m|| eps_{m-1}^2,   eps_l = delta,   eps_m = alpha_m eps_{m-1} + beta_m
         eps_{m-1}^2,
 
-    and the tight one carries the linear part t exactly and bounds the rest by rho. Cross-entropy
-    adds `range(W e)^2 / 8`; a live norm adds its remainder `(sqrt d max|gain| / sqrt 3) u^2 /
-    (||y|| - u)^2`. Norms come from singular values or are Frobenius norms, never from power
-    iteration, which bounds from below.
+    and the second-order one carries the linear part t exactly and bounds the rest by rho.
+    Cross-entropy adds `range(W e)^2 / 8`; a live norm adds its remainder
+    `(sqrt d max|gain| / sqrt 3) u^2 / (||y|| - u)^2`. Norms come from singular values or are
+    Frobenius norms, never from power iteration, which bounds from below.
 
     Raises InputError for a gate nonlinearity, weights that are not float64, or `tight` with live
     norms."""
@@ -92,14 +101,12 @@ def certify_channels(
         parts = [
             _certify(clean.take(chunk), tight, norms) for chunk in chunk_examples(clean, budget)
         ]
-    first, curvature, second = (
-        torch.cat(column) if tight or not index else None
-        for index, column in enumerate(zip(*parts, strict=True))
-    )
-    assert first is not None
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    first, rounding = columns[:2]
     attribution = attribute_channels(clean).detach()
     ablation: Ablated = "live" if clean.live else "frozen" if clean.weights.normed else "plain"
-    return Certificates(attribution, first, curvature, second, "float64", ablation)
+    curvature, second = (columns[2], columns[3]) if tight else (None, None)
+    return Certificates(attribution, first, curvature, second, rounding, "float64", ablation)
 
 
 def certify_relative(
@@ -116,51 +123,21 @@ def certify_relative(
     return bound <= tolerance * estimate.abs() / (1 + tolerance)
 
 
-def _certify(clean: Clean, tight: bool, norms: Norms) -> tuple[Tensor, Tensor, Tensor]:
-    blocks = len(clean.weights.layers)
-    sizes = _Sizes(clean, norms)
-    first = torch.stack([_scalar(clean, block, sizes) for block in range(blocks)], 1)
+def _certify(clean: Clean, tight: bool, norms: Norms) -> tuple[Tensor, ...]:
+    blocks = range(len(clean.weights.layers))
+    sizes = Sizes(clean, norms)
+    rounding = Rounding(clean, sizes)
+    bounds, slacks = zip(*(_scalar(clean, block, sizes, rounding) for block in blocks), strict=True)
+    slack = torch.stack(slacks, 1)
+    first = torch.stack(bounds, 1) + slack
     if not tight:
-        return first, first, first
-    second = torch.stack([_tight(clean, block, sizes) for block in range(blocks)], 1)
-    return first, half_curvatures(clean), second
+        return first, slack
+    second = torch.stack([_tight(clean, block, sizes) for block in blocks], 1) + slack
+    return first, slack, half_curvatures(clean), second
 
 
-class _Sizes:
-    """Norms, from above, of everything that the recursions need, shared by the channels of a
-    block.
-    """
-
-    def __init__(self, clean: Clean, norms: Norms):
-        blocks = range(1, len(clean.weights.layers))
-        self.jacobian, self.form = jacobians(clean, blocks), interaction_forms(clean, blocks)
-        self.state = {m: _norm(jacobian, norms) for m, jacobian in self.jacobian.items()}
-        self.bend = {m: _symmetric_norm(form, norms) for m, form in self.form.items()}
-        self.through = dict(self.state)
-        self.norm: dict[int, Tensor] = {}
-        self.product: dict[int, Tensor | float] = {
-            m: _product_bound(clean, m, norms) for m in blocks
-        }
-        for m in range(len(clean.weights.layers)):
-            scale = clean.scale(m)
-            if scale is None:
-                continue
-            derivative = norm_jacobian(clean, m)
-            assert derivative is not None
-            self.norm[m] = (
-                scale.abs().amax(-1, keepdim=True) * (1 + SLACK)
-                if clean.frozen
-                else _norm(derivative, norms)
-            )
-            if m:
-                self.through[m] = _norm(derivative @ self.jacobian[m], norms)
-        head = clean.weights.head
-        self.spread = float(
-            torch.cdist(head, head, compute_mode="donot_use_mm_for_euclid_dist").max()
-        ) * (1 + SLACK)
-
-
-def _scalar(clean: Clean, block: int, sizes: _Sizes) -> Tensor:
+def _scalar(clean: Clean, block: int, sizes: Sizes, rounding: Rounding) -> tuple[Tensor, Tensor]:
+    """Return the first-order bound of a block's channels, and what rounding adds to it."""
     step = clean.weights.layers[block].down.norm(dim=0) * clean.hidden[block].abs()
     scale = clean.scale(block)
     if clean.frozen and scale is not None:
@@ -170,25 +147,28 @@ def _scalar(clean: Clean, block: int, sizes: _Sizes) -> Tensor:
     step, bound = step * (1 + SLACK), torch.zeros_like(step)
     if clean.live:
         left_over = _norm_remainder(clean, block, step, sizes)
-        bound = bound + _behind(clean, block, sizes) * left_over
+        bound = bound + sizes.behind(clean, block) * left_over
         step = sizes.norm[block] * step + left_over
+    steps = [step]
     for m in range(block + 1, len(clean.weights.layers)):
         bound = bound + sizes.bend[m] * step.square()
         curved = sizes.product[m] * step.square()
         if clean.live:
             left_over = _norm_remainder(clean, m, sizes.state[m] * step + curved, sizes)
-            bound = bound + _behind(clean, m, sizes) * left_over
+            bound = bound + sizes.behind(clean, m) * left_over
             step = sizes.through[m] * step + sizes.norm[m] * curved + left_over
         else:
             step = sizes.through[m] * step + (sizes.norm[m] * curved if m in sizes.norm else curved)
+        steps.append(step)
     bound = clean.pool(bound)
     if clean.functional == "cross_entropy":
         bound = bound + (sizes.spread * clean.pool(step) / clean.positions).square() / 8
     # Infinity times zero: an overflowed norm bounds nothing.
-    return torch.nan_to_num(bound * (1 + SLACK), nan=math.inf, posinf=math.inf)
+    bound = torch.nan_to_num(bound * (1 + SLACK), nan=math.inf, posinf=math.inf)
+    return bound, rounding.slack(block, steps, bound)
 
 
-def _tight(clean: Clean, block: int, sizes: _Sizes) -> Tensor:
+def _tight(clean: Clean, block: int, sizes: Sizes) -> Tensor:
     layers, scale = clean.weights.layers, clean.scale(block)
     linear = -clean.hidden[block].unsqueeze(-1) * layers[block].down.T
     linear = linear if scale is None else linear * scale.unsqueeze(1)
@@ -218,59 +198,11 @@ def _tight(clean: Clean, block: int, sizes: _Sizes) -> Tensor:
     return torch.nan_to_num(bound * (1 + SLACK), nan=math.inf, posinf=math.inf)
 
 
-def _norm_remainder(clean: Clean, block: int, step: Tensor, sizes: _Sizes) -> Tensor:
+def _norm_remainder(clean: Clean, block: int, step: Tensor, sizes: Sizes) -> Tensor:
     """Bound `||N(y + u) - N(y) - DN u||` for `||u|| <= step`: the Taylor remainder, or, far out,
     the diameter of N's range.
     """
-    layer, sums = clean.weights.layers[block], clean.sums[block]
-    assert layer.gain is not None
-    width = sums.shape[-1]
-    # An epsilon acts like one more, constant, entry of the state; so it lengthens y.
-    length = (sums.square().sum(-1, keepdim=True) + width * layer.epsilon).sqrt()
-    reach = math.sqrt(width) * float(layer.gain.abs().max())
+    length, reach = norm_length(clean, block)
     far = 2 * reach + sizes.norm[block] * step
     near = reach / math.sqrt(3) * step.square() / (length - step).square()
     return torch.where(step < length, torch.minimum(near, far), far) * (1 + SLACK)
-
-
-def _behind(clean: Clean, block: int, sizes: _Sizes) -> Tensor:
-    """Return the norm of the gradient behind the block's norm, (rows, 1)."""
-    if block == len(clean.weights.layers) - 1:
-        gradient = last_gradient(clean)
-    else:
-        gradient = (clean.gradients[block + 1].unsqueeze(-2) @ sizes.jacobian[block + 1]).squeeze(
-            -2
-        )
-    return gradient.norm(dim=-1, keepdim=True) * (1 + SLACK)
-
-
-def _product_bound(clean: Clean, block: int, norms: Norms) -> Tensor:
-    layer = clean.weights.layers[block]
-    rows = [
-        matrix.norm(dim=1).max() * _norm(other, norms)
-        for matrix, other in ((layer.left, layer.right), (layer.right, layer.left))
-    ]
-    return (_norm(layer.down, norms) * torch.minimum(*rows)).squeeze() * (1 + SLACK)
-
-
-def _norm(matrix: Tensor, norms: Norms) -> Tensor:
-    """Return an upper bound of the spectral norm with a trailing axis of one; infinite where the
-    matrix overflowed.
-    """
-    finite = torch.isfinite(matrix).all(-1).all(-1)
-    safe = torch.where(finite[..., None, None], matrix, torch.zeros_like(matrix))
-    size = (
-        torch.linalg.svdvals(safe)[..., 0]
-        if norms == "spectral"
-        else torch.linalg.matrix_norm(safe)
-    )
-    return torch.where(finite, size * (1 + SLACK), torch.full_like(size, math.inf)).unsqueeze(-1)
-
-
-def _symmetric_norm(matrix: Tensor, norms: Norms) -> Tensor:
-    if norms == "frobenius":
-        return _norm(matrix, norms)
-    finite = torch.isfinite(matrix).all(-1).all(-1)
-    safe = torch.where(finite[..., None, None], matrix, torch.zeros_like(matrix))
-    size = torch.linalg.eigvalsh(safe).abs().amax(-1)
-    return torch.where(finite, size * (1 + SLACK), torch.full_like(size, math.inf)).unsqueeze(-1)

@@ -54,7 +54,8 @@ def certify_channels_real(
     attribution, first, curvature, second = (
         torch.tensor([row[i] for row in rows], dtype=torch.float64) for i in range(4)
     )
-    return Certificates(attribution, first, curvature, second, "real", "plain")
+    none = torch.zeros_like(first)
+    return Certificates(attribution, first, curvature, second, none, "real", "plain")
 
 
 @dataclass(frozen=True)

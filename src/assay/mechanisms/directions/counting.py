@@ -80,7 +80,8 @@ def count_directions(
     dominance = second / first
     threshold = _null_dominance(flat, room, nulls, generator)
     same = torch.einsum("kp,fjp->fkj", fitted[0], fitted[1:]).abs() >= SAME
-    back = torch.cat([(same.any(2).double().mean(0) >= 0.5)[None], same.any(1)])
+    stable = same.any(2).double().mean(0) >= 0.5
+    back = torch.cat([stable[None], (same & stable[None, :, None]).any(1)])
     structured = (dominance > threshold) & back
     clear = structured & ((second >= 3 * first.square()) | (dominance > 0.5))
     mine = _match(given, fitted[0], clear[0])
@@ -142,6 +143,9 @@ def _null_dominance(factors: DenseFactors, k: int, count: int, generator: torch.
     covariance.diagonal().add_(1e-9)
     root = torch.linalg.cholesky(covariance).to(values.dtype)
     sizes = torch.linalg.svdvals(values)
+    # What is left of a singular value of zero by rounding is not a row of its own.
+    rounding = torch.finfo(values.dtype).eps * max(values.shape[1:])
+    sizes = sizes.where(sizes > rounding * sizes[:, :1], 0)
     largest = 0.0
     for _ in range(count):
         drawn = torch.randn(

@@ -7,6 +7,7 @@ drawn from the model's own `p0`, `E[g g^T] = H_x` exactly."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -44,7 +45,9 @@ class Factors(Protocol):
 
 @dataclass(frozen=True)
 class DenseFactors:
-    """Factors held as one tensor `(samples, rows, size)`."""
+    """Factors held as one tensor `(samples, rows, size)`; samples with fewer rows than others end
+    in rows of zeros, which products leave out where they are the most.
+    """
 
     values: Tensor
 
@@ -56,11 +59,26 @@ class DenseFactors:
     def size(self) -> int:
         return self.values.shape[2]
 
+    @cached_property
+    def _filled(self) -> tuple[Tensor, Tensor] | None:
+        """The rows that are not zero and their places among all, where they are at most half."""
+        rows = self.values.flatten(0, 1)
+        places = (rows != 0).any(1).nonzero().flatten()
+        return (rows[places], places) if 2 * len(places) <= len(rows) else None
+
     def dot(self, directions: Tensor) -> Tensor:
-        return self.values @ directions.T
+        if self._filled is None:
+            return self.values @ directions.T
+        rows, places = self._filled
+        found = rows.new_zeros(self.values[..., 0].numel(), len(directions))
+        return found.index_copy_(0, places, rows @ directions.T).unflatten(0, self.values.shape[:2])
 
     def add(self, weights: Tensor) -> Tensor:
-        return weights.flatten(0, 1).T @ self.values.flatten(0, 1)
+        weights = weights.flatten(0, 1)
+        if self._filled is None:
+            return weights.T @ self.values.flatten(0, 1)
+        rows, places = self._filled
+        return weights[places].T @ rows
 
     def traces(self) -> Tensor:
         return self.values.square().sum((1, 2))

@@ -62,11 +62,10 @@ Z^T) K^T tokens / sqrt h differ by at most the error of `options.qk`.
 
 Any true cell passes the exact test of rule "cells", whichever rule found it.
 
-**Rule "cross-entropy".** `cross_entropy` is an upper bound, in nats, of the mean over all V^K
-inputs of log(1 + sum_x exp(logit_x - logit_m)), x over the other tokens; a reduced fraction. All
-inputs count the same. Advice `orders`, uint8 up to 256 tokens and int16 beyond, shape (V, V, K, V)
-over (q, m, c, rank): for c > 0 the tokens below m in the order in which the bound of
-`assay.proofs.max_of_k.cross_entropy` takes them; any order is sound."""
+**Rule "cross-entropy".** No advice. `cross_entropy` is an upper bound, in nats, of the mean over
+all V^K inputs of log(1 + sum_x exp(logit_x - logit_m)), x over the other tokens; a reduced
+fraction. All inputs count the same. The inequality is that of
+`assay.proofs.max_of_k.cross_entropy`."""
 
 from __future__ import annotations
 
@@ -132,12 +131,8 @@ def certify_answers(
     )
 
 
-def certify_cross_entropy(
-    problem: Problem, strategy: str, bound: Fraction, orders: np.ndarray
-) -> Certificate:
-    """Return the certificate that the mean cross-entropy is at most `bound` nats, shown by taking
-    tokens in these orders.
-    """
+def certify_cross_entropy(problem: Problem, strategy: str, bound: Fraction) -> Certificate:
+    """Return the certificate that the mean cross-entropy is at most `bound` nats."""
     return Certificate(
         task=TASK,
         model=model_entry(problem.weights),
@@ -145,7 +140,6 @@ def certify_cross_entropy(
         rule=CROSS_ENTROPY,
         level=problem.level,
         claim={"cross_entropy": str(bound)},
-        advice={"orders": orders},
         assumptions=_assumptions(problem),
         own={"measure": {**_measure_entry(ACCURACY), "name": "all inputs alike"}},
     )

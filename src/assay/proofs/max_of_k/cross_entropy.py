@@ -1,16 +1,18 @@
 """An upper bound of the mean cross-entropy over all inputs, from the margins of the cubic strategy
 per competitor.
 
-In the cell (q, m, c) the margin over x of a sequence whose smaller tokens all equal k is at most
+In the cell (q, m, c), with the copies of m at positional weight s out of T, the margin over x of a
+sequence whose smaller tokens all equal k is at most
 
-    F_x(k) = max_s (s e^{a_qm} B_m + e^{a_qq + b_q} B_q + (T - s) e^{a_qk} B_k) / (the same with B =
-    1), B_t = EV[t,x] - EV[t,m] + p_x + D[q,x] - D[q,m],
+    F_x(k, s) = (s e^{a_qm} B_m + e^{a_qq + b_q} B_q + (T - s) e^{a_qk} B_k)
+                / (the same with B = 1),
+    B_t = EV[t,x] - EV[t,m] + p_x + D[q,x] - D[q,m],
 
-s at its ends as in `assay.proofs.max_of_k.strategies.cubic`; a mixture of tokens has no larger one
-than the worst of them, and no mean exceeds the largest of its values. With the tokens below m in
-any order, (r^c - (r-1)^c) C(K-1, c) sequences have token number r as their last one, and each of
-them loses at most log(1 + sum_x exp(max over the first r of F_x)). The order is advice: any is
-sound, and the tokens that lose least come first."""
+with p_x as in `assay.proofs.max_of_k.strategies.cubic`. The margins of a mixture of tokens, and
+those at any s, are means of these (over tokens, and over the smallest and the largest s), with
+weights that are the same for all x. The loss log(1 + sum_x exp(margin_x)) is convex, so it is at
+most the largest that a token of the sequence has at either end of s. With the tokens in the order
+of what they lose so, (r^c - (r-1)^c) C(K-1, c) sequences have token number r as their worst."""
 
 from __future__ import annotations
 
@@ -23,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from flint import arb, ctx
-from numpy.typing import NDArray
 
 from assay.bounds import rounding
 from assay.bounds.rounding import Array, Interval
@@ -39,21 +40,16 @@ _REACH = 600.0  # margins beyond lead to no bound
 _GRID = 64.0
 _LOST = 2.0**-900
 
-Orders = NDArray[np.integer[Any]]
-
 
 @dataclass(frozen=True)
 class LossBound:
     """A proved upper bound of the mean loss in nats (at level float64: not proved), and the CPU
     seconds it took.
-
-    orders: (query, largest, count, rank), the tokens below the largest in the order that the proof
-    takes them."""
+    """
 
     bound: Fraction
     level: str
     seconds: float
-    orders: Orders
 
     @property
     def claimed(self) -> Fraction:
@@ -91,32 +87,18 @@ def bound_cross_entropy(
     """
     began = time.process_time()
     tables = Problem(weights, level, exp_ulp).tables
-    V, K = tables.vocabulary, tables.positions
-    orders, total = np.zeros((V, V, K, V), np.uint8 if V <= 256 else np.int16), 0
+    V, K, total = tables.vocabulary, tables.positions, 0
     for m in range(V):
         for c in range(K if m else 1):
             queries = slice(0, m + 1) if c < K - 1 else slice(m, m + 1)
-            worst = _margins(tables, m, c, queries)  # c = 0: one pretended token
-            order = _by_loss(worst)
-            if c:
-                orders[queries, m, c, :m] = order
-            total += _cell_losses(tables, c, worst, order)
-    bound = Fraction(total, V**K << _SCALE)
-    return LossBound(bound, level, time.process_time() - began, orders)
+            total += _cell_losses(tables, m, c, queries)
+    return LossBound(Fraction(total, V**K << _SCALE), level, time.process_time() - began)
 
 
-def _by_loss(worst: Array) -> NDArray[np.intp]:
-    """Return the tokens of each query by what they lose alone, (queries, rank)."""
-    with np.errstate(over="ignore"):
-        return np.argsort(np.exp(worst).sum(-1), axis=1, kind="stable")
-
-
-def _cell_losses(tables: FoldedTables, c: int, worst: Array, order: NDArray[np.intp]) -> int:
-    """Return the summed losses, in units of 2^-40, of the cells (q, m, c) for all q, from the
-    margins (queries, tokens, x) and an order of the tokens.
-    """
-    worst = np.maximum.accumulate(np.take_along_axis(worst, order[:, :, None], 1), axis=1)
-    loss = _softplus(tables, worst)
+def _cell_losses(tables: FoldedTables, m: int, c: int, queries: slice) -> int:
+    """Return the summed losses, in units of 2^-40, of the cells (q, m, c) for all q."""
+    ends = [_softplus(tables, margins) for margins in _margins(tables, m, c, queries)]
+    loss = np.sort(np.maximum(*ends), axis=1)  # (queries, tokens); one pretended token for c = 0
     if not np.isfinite(loss).all() or loss.max() > 1e5:
         raise AssayError("the cross-entropy has no useful bound: a margin is too large")
     units = (
@@ -129,9 +111,9 @@ def _cell_losses(tables: FoldedTables, c: int, worst: Array, order: NDArray[np.i
     )
 
 
-def _margins(tables: FoldedTables, m: int, c: int, queries: slice) -> Array:
-    """Return upper bounds of F_x(k), (queries, k < m, x != m); for c = 0 of the one sequence,
-    (queries, 1, x != m).
+def _margins(tables: FoldedTables, m: int, c: int, queries: slice) -> list[Array]:
+    """Return upper bounds of F_x(k, s) at both ends of s, each (queries, k < m, x != m); for c = 0
+    of the one sequence, (queries, 1, x != m).
     """
     up, rows, keys = (
         tables.up,
@@ -150,18 +132,16 @@ def _margins(tables: FoldedTables, m: int, c: int, queries: slice) -> Array:
         over(tables.ea, lambda end: end[rows, rows]), over(tables.eb, lambda end: end[queries, -1])
     )
     others = over(tables.ea, lambda end: end[queries][:, keys])
-    largest = np.full(values[2].shape, -np.inf)
+    ends = []
     for copies, rest in shares(tables, c, queries):
         places = [
             tables.product(over(copies, _column), at_max),
             over(own, _column),
             tables.product(over(rest, _column), others),
         ]
-        ratio = _mean(
-            tables, [over(place, lambda end: end[:, :, None]) for place in places], values
-        )
-        largest = np.maximum(largest, ratio)
-    return largest
+        wide = [over(place, lambda end: end[:, :, None]) for place in places]
+        ends.append(_mean(tables, wide, values))
+    return ends
 
 
 def _mean(tables: FoldedTables, weights: list[Interval], values: list[Array]) -> Array:

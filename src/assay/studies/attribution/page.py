@@ -47,9 +47,9 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             f"slope {_number(gradient['agreement']['slope'])}",
         ),
         Fact(
-            "bars cover",
+            "bars that contain the exact effect",
             ig["bars"]["coverage"],
-            f"{1 - ig['bars']['alpha']:.0%} promised; mean width {_number(ig['bars']['mean_width'])}",
+            f"{1 - ig['bars']['alpha']:.0%} nominal; mean width {_number(ig['bars']['mean_width'])}",
         ),
         Fact(
             "pairs",
@@ -195,7 +195,7 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         y_title="share of the effect",
     )
     text = (
-        f"With {found['kept_share']:.0%} of the nodes kept on each pair, some combination of the others still lowers the metric by "
+        f"With {found['kept_share']:.0%} of the nodes kept on each pair, some combination of the others still moves the metric against the right answer by "
         f"{_number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
         f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, keeps {_number(found['scrubbed_share_kept'])} of "
         "the metric (causal scrubbing)."

@@ -10,6 +10,13 @@ from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
 
+BOUNDS = {
+    "B1": "first-order bound",
+    "B3": "second-order bound",
+    "q+B3": "bound by second order and remainder",
+}
+"""What the certificates of a summary are called in words."""
+
 
 def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
@@ -33,14 +40,14 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     facts = [
         Fact("held-out accuracy", summary["accuracy"], f"{summary['examples']} inputs attributed"),
         Fact(
-            f"right within {tolerance:.0%}",
+            f"attribution within {tolerance:.0%}",
             summary["top"]["share_within_tolerance_first"],
-            f"top {top} channels, measured exactly",
+            f"share of the top {top} channels of all inputs, against their exact effects",
         ),
         Fact(
             f"proved within {tolerance:.0%}",
             certified[best] if best else "none",
-            f"certificate {best}" if best else "not available",
+            f"share of the same channels, by the {BOUNDS[best]}" if best else "not available",
         ),
         Fact("sparsity (Hoyer)", summary["hoyer"], "0: all channels alike, 1: one channel"),
         Fact(
@@ -96,12 +103,14 @@ def _certificates(
     pictures: list[Any] = []
     text = (
         "The error of a channel's attribution is bounded from the weights and the clean pass alone, without switching anything off. "
-        "B1 follows the size of the step through the later blocks; q + B3 carries its linear part exactly and bounds only the rest."
+        "The first-order bound follows the size of the step through the later blocks. The second-order bound is about the second-order "
+        "estimate. The bound by second order and remainder carries the step's linear part exactly and bounds only the rest."
     )
     if certified:
         tolerance = config["audit"]["tolerance"]
-        shares = pl.DataFrame({"certificate": list(certified), "share": list(certified.values())})
-        title = f"Share of top channels proved right within {tolerance:.0%}"
+        named = [BOUNDS[name] for name in certified]
+        shares = pl.DataFrame({"certificate": named, "share": list(certified.values())})
+        title = f"Share of top channels whose estimate is proved within {tolerance:.0%}"
         pictures.append(
             charts.bars(
                 shares,
