@@ -275,6 +275,47 @@ def check(
     raise typer.Exit(0 if verdict["accepted"] else 1)
 
 
+@app.command()
+def scaling(
+    sites: Annotated[str, typer.Option(help="Number of weight sites, BEFORE:AFTER.")] = "1:1",
+    batch: Annotated[str, typer.Option(help="Sequences in a batch, BEFORE:AFTER.")] = "1:1",
+    seq: Annotated[str, typer.Option(help="Positions of a sequence, BEFORE:AFTER.")] = "1:1",
+    beta: Annotated[float, typer.Option(help="Coefficient of the entropy part.")] = 0.2,
+    p: Annotated[float, typer.Option(help="Exponent of the penalty.")] = 0.4,
+    eps: Annotated[float, typer.Option(help="Added to importances inside the power.")] = 1e-12,
+    components: Annotated[int, typer.Option(help="Components of one site.")] = 49_152,
+    mean: Annotated[
+        list[float] | None,
+        typer.Option(help="A mean M of a^p to show; repeatable. Default: .1, .01, .001, 1e-4."),
+    ] = None,
+    world: Annotated[int, typer.Option(help="Processes that share a batch.")] = 1,
+    positions_per_rank: Annotated[
+        int | None, typer.Option(help="Positions of one process (default: an equal share).")
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="A firing rate to show; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what to keep and what to change when components are learned at another size."""
+    from assay.studies.scaling import scale
+
+    found = scale(
+        sites=sites,
+        batch=batch,
+        sequence=seq,
+        beta=beta,
+        p=p,
+        eps=eps,
+        components=components,
+        means=mean or (0.1, 0.01, 0.001, 1e-4),
+        world=world,
+        positions=positions_per_rank,
+        rates=rate or (1e-5, 1e-4),
+    )
+    _several(found, as_json)
+
+
 def main() -> None:
     """Run the command: one clear line and exit code 2 for bad input, 1 for a failure, 130 when it
     was stopped.
@@ -383,6 +424,30 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
         fmt_str_lengths=60,
     ):
         print(table)
+
+
+def _several(summary: dict[str, Any], as_json: bool) -> None:
+    """Show what is no table as lines, then every list of rows as a table under its name."""
+    if as_json:
+        _show(summary, True)
+        return
+    import polars as pl
+
+    from assay.charts import show
+
+    _show({key: entry for key, entry in summary.items() if not isinstance(entry, list)}, False)
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        fmt_str_lengths=110,
+    ):
+        for key, rows in summary.items():
+            if isinstance(rows, list):
+                cells = [{name: show(value) for name, value in row.items()} for row in rows]
+                print(f"\n{key.replace('_', ' ')}\n{pl.DataFrame(cells)}")
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

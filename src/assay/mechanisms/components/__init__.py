@@ -2,7 +2,7 @@
 rest can be removed in any combination."""
 
 from assay.mechanisms.components.decomposition import Decomposition, decomposition
-from assay.mechanisms.components.initial import start_at_inputs
+from assay.mechanisms.components.initial import start_at_data
 from assay.mechanisms.components.kind import ComponentMechanisms, components
 from assay.mechanisms.components.minimality import LpMinimality, SmoothL0
 from assay.mechanisms.components.objective import Faithfulness, Objective, Recon
@@ -35,7 +35,7 @@ __all__ = [
     "lower",
     "match_sites",
     "skip_zeros",
-    "start_at_inputs",
+    "start_at_data",
     "train",
     "upper",
     "zeros_are_inert",

@@ -26,8 +26,6 @@ class Importance(nn.Module, ABC):
     an embedding; `inner` to h = x V, (*positions, components). The answer has the shapes of
     `inner`. Where an embedding has no input vector, its inner activations stand in for one."""
 
-    needs_inner = True
-
     def __init__(self, sites: Sequence[WeightSite]):
         super().__init__()
         self.sites = tuple(sites)

@@ -35,7 +35,7 @@ def make_mask(
     """Return `m = g + (1 - g) r` of importances g and a source r in [0, 1]; the delta part takes
     its source as it is.
     """
-    return Mask(torch.lerp(source, torch.ones_like(delta[..., None]), importance), delta, routed)
+    return Mask(torch.lerp(source, torch.ones_like(source[..., :1]), importance), delta, routed)
 
 
 def run_masked(
@@ -65,6 +65,8 @@ def _edit(use: Use, bias: Tensor | None, v: Tensor, u: Tensor, mask: Mask) -> Ed
             routed = mask.routed.unsqueeze(-1)
             rest, shrink = rest * routed, shrink * routed
         whole = seen.written if bias is None else seen.written - bias
-        return seen.written + shrink * whole + (read_inner(use, seen, v) * rest) @ u
+        inner = read_inner(use, seen, v) * rest
+        moved = shrink * whole + inner @ u.to(inner.dtype)
+        return (seen.written + moved).to(seen.written.dtype)
 
     return edit

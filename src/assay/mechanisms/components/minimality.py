@@ -104,7 +104,8 @@ class LpMinimality(Minimality):
     eps: float = 1e-12
 
     def __post_init__(self) -> None:
-        _require(self, ("coefficient", "p", "eps"), ("beta",))
+        started = () if self.p_start is None else ("p_start",)
+        _require(self, ("coefficient", "p", "eps", *started), ("beta",))
 
     def exponent(self, done: float) -> float:
         """Return p at a share of training."""

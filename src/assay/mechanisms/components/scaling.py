@@ -47,7 +47,8 @@ class BatchChange:
     M of a^p: of the parts of the penalty, of the whole, and of its pressure on one component (all
     positions together).
 
-    `beta` is the coefficient that would keep the penalty at this M."""
+    `share` is the part of the pressure that the entropy makes before the change, `beta` the
+    coefficient that would keep the penalty at this M."""
 
     mean: float
     before: int
@@ -56,6 +57,7 @@ class BatchChange:
     entropy: float
     penalty: float
     pressure: float
+    share: float
     beta: float
 
 
@@ -78,6 +80,7 @@ def batch_change(mean: float, before: int, after: int, beta: float) -> BatchChan
         entropy=new / old - 1,
         penalty=(1 + beta * new) / (1 + beta * old) - 1,
         pressure=_bracket(mean * after, beta) / _bracket(mean * before, beta) - 1,
+        share=1 - 1 / _bracket(mean * before, beta),
         beta=beta * old / new,
     )
 
