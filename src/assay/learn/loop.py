@@ -5,7 +5,7 @@ logs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -55,6 +55,7 @@ def fit(
             first = _restore(run, name, steps, model, optimizer, generator)
             run.forget_after(name, first - 1)
         was_training = model.training
+        unread: list[tuple[int, Tensor, Mapping[str, Tensor]]] = []
         model.train()
         for step in progress(range(first, steps), name, total=steps, initial=first):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -62,6 +63,8 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss, metrics = objective(step)
             loss.backward()
+            metrics = {key: entry.detach() for key, entry in metrics.items()}
+            unread.append((step, loss.detach(), metrics))
             if before_step is not None:
                 before_step()
             optimizer.step()
@@ -70,7 +73,8 @@ def fit(
             last = step + 1 == steps
             saves = run is not None and ((step + 1) % save_every == 0 or last)
             if saves or step % log_every == 0 or last:
-                _require_finite(name, step, loss, metrics, model if saves or last else None)
+                _require_finite(name, unread, model if saves or last else None)
+                unread.clear()
             if run is not None and (step % log_every == 0 or last):
                 _log(run, name, step, loss, metrics)
             if run is not None and saves:
@@ -98,20 +102,28 @@ def _log(run: Run, name: str, step: int, loss: Tensor, metrics: Mapping[str, Ten
 
 
 def _require_finite(
-    name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor], model: nn.Module | None
+    name: str,
+    steps: Sequence[tuple[int, Tensor, Mapping[str, Tensor]]],
+    model: nn.Module | None,
 ) -> None:
-    value = float(loss.detach())
-    wrong = [
-        f"{key} is {float(entry.detach())}"
-        for key, entry in metrics.items()
-        if not bool(entry.isfinite().all())
-    ]
-    if not math.isfinite(value):
+    """Look at the last step and, where its loss is not finite, for the first such step since the
+    last look: it names the cause, and spoils the terms of all later ones.
+    """
+    for step, loss, metrics in () if bool(steps[-1][1].isfinite()) else steps:
+        value = float(loss)
+        if math.isfinite(value):
+            continue
+        wrong = [
+            f"{key} is {float(entry)}"
+            for key, entry in metrics.items()
+            if not bool(entry.isfinite().all())
+        ]
         terms = f" ({', '.join(wrong)})" if wrong else ""
         raise AssayError(
             f"{name}: the loss is {value} at step {step}{terms}; lower the learning rate or look at"
             " the data"
         )
+    step = steps[-1][0]
     for key, parameter in () if model is None else model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise AssayError(

@@ -3,6 +3,9 @@ carries to the next."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,19 @@ from assay.mechanisms.components.objective import Objective, Recon
 from assay.mechanisms.components.scene import Routes, Rows, Scene
 from assay.mechanisms.components.sources import Fresh, Merged, Persistent, Sources, Stochastic
 from assay.mechanisms.components.squash import lower, upper
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Build graphs in which the network's own parameters take no gradient, and so cost none."""
+    taking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in taking:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in taking:
+            parameter.requires_grad_(True)
 
 
 class Problem(nn.Module):
@@ -41,6 +57,10 @@ class Problem(nn.Module):
             plan = term.source.adversary if isinstance(term.source, Merged) else term.source
             if isinstance(plan, Persistent):
                 self.adversaries[name] = Sources(found.sites, plan, generator)
+                if reduce is not None:  # every process starts from the same sources
+                    for key, entry in self.adversaries[name].named_buffers():
+                        if key.startswith("source"):
+                            entry.copy_(reduce(entry) / world)
         half_life = objective.minimality.half_life
         self.means = None if half_life is None else RunningMeans(found.sites, half_life)
 
@@ -53,6 +73,10 @@ class Problem(nn.Module):
         """Return the loss of a batch at a share `done` of training, and its terms without their
         coefficients (the minimality with its own).
         """
+        with frozen(self.model):
+            return self._losses(rows, done)
+
+    def _losses(self, rows: Rows, done: float) -> tuple[Tensor, dict[str, Tensor]]:
         reading = read_clean(self.model, rows.inputs, self.found.sites)
         logits = self.found.logits(reading)
         scene = Scene(
