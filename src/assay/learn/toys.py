@@ -102,7 +102,7 @@ def superposed_circuits(
 
 def residual_mlp(
     features: int = 100,
-    width: int = 256,
+    width: int = 128,
     hidden: int = 50,
     layers: int = 1,
     *,

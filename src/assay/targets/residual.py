@@ -13,13 +13,14 @@ from assay.targets.toys import draw_linear
 class ResidualMLP(nn.Module):
     """`h = x E`, then `h += relu(h W_in) W_out` in every layer, read out as `h E^T`.
 
-    E (features, width) is fixed, with rows of unit length; `layers.l.mlp_in` and `layers.l.mlp_out`
+    E (features, width) is fixed and random, its rows orthonormal where the width allows and of unit
+    length otherwise; `layers.l.mlp_in` and `layers.l.mlp_out`
     have no bias. Trained for `y = x + relu(x)`, feature by feature."""
 
     def __init__(
         self,
         features: int = 100,
-        width: int = 256,
+        width: int = 128,
         hidden: int = 50,
         layers: int = 1,
         generator: torch.Generator | None = None,
@@ -32,6 +33,7 @@ class ResidualMLP(nn.Module):
             )
         generator = torch.Generator().manual_seed(0) if generator is None else generator
         drawn = torch.randn(features, width, generator=generator)
+        drawn = torch.linalg.qr(drawn.T).Q.T if width >= features else drawn
         self.register_buffer("embed", drawn / drawn.norm(dim=1, keepdim=True))
         self.layers = nn.ModuleList(_Block(width, hidden, generator) for _ in range(layers))
 

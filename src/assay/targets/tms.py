@@ -81,7 +81,10 @@ def pentagon(features: int = 5) -> Autoencoder:
     for _ in range(60):
         gradient = torch.func.grad(_polygon_error)(found, angles.cos())
         curvature = torch.func.hessian(_polygon_error)(found, angles.cos())
-        found = found - torch.linalg.solve(curvature, gradient)
+        step = torch.linalg.solve(curvature, gradient)
+        found = found - step
+        if float(step.abs().max()) < 1e-13:
+            break
     model = Autoencoder(features, 2, torch.Generator().manual_seed(0))
     with torch.no_grad():
         model.W.copy_(found[0].sqrt() * torch.stack([angles.cos(), angles.sin()]))

@@ -138,11 +138,11 @@ class Problem(nn.Module):
         adversary = self.adversaries[name]
         assert isinstance(adversary, Sources)
         if not adversary.pending:
-            frozen = scene.detached()
+            detached = scene.detached()
             everywhere: Routes = dict.fromkeys(scene.importance)
             for _ in range(adversary.plan.warm):
                 leaves = adversary.leaves()
-                loss = frozen.loss(leaves, everywhere)
+                loss = detached.loss(leaves, everywhere) / self.world
                 gradients = torch.autograd.grad(loss, list(leaves.values()))
                 adversary.ascend(dict(zip(leaves, gradients, strict=True)), self.reduce)
             adversary.pending = adversary.leaves()

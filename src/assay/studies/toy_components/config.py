@@ -33,7 +33,7 @@ class TargetConfig(Keys):
     features: Several = 5
     hidden: Size = 2
     identities: Whole = Field(0, le=64)
-    width: Size = 256
+    width: Size = 128
     layers: Count = Field(1, le=64)
     steps: Count = 2000
     probability: Probability = Field(0.05, gt=0)
