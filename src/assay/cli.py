@@ -80,12 +80,20 @@ def run(
     overrides: Set = None,
     resume: Resume = False,
     force: Force = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take, and load nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from nothing to a report."""
     from assay.io.runs import require_startable
     from assay.studies import recipes
 
+    if dry:
+        from assay.studies import runner
+
+        _several(runner.plan(recipes.load(recipe, overrides or ())), as_json)
+        return
     _one_of(resume, force)
     folder = out or Path("runs") / Path(recipe).stem
     loaded = recipes.load(recipe, overrides or (), resumes=folder if resume else None)

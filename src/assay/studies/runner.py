@@ -98,6 +98,17 @@ def execute(
         return finished_summary(run)
 
 
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe would take, before anything is loaded; InputError for a study that
+    cannot say.
+    """
+    found = getattr(study(recipe.study), "plan", None)
+    if found is None:
+        raise InputError(f"the study {recipe.study!r} has no dry run; it runs on small inputs")
+    planned: dict[str, Any] = found(recipe.config)
+    return planned
+
+
 def report(run: Run) -> Path:
     """Build `report.html` of a finished run from what it saved; InputError when it is not
     finished.

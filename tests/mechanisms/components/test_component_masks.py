@@ -104,9 +104,7 @@ def test_a_tied_matrix_is_one_site_that_masks_at_all_its_uses():
         for place in ((i, j) for i in range(2) for j in range(3)):
             x = nn.functional.one_hot(TOKENS[place], 7).double()
             x = torch.tanh(plain_product(x, model.embed.weight, v, u, masks["embed"], place))
-            rows.append(
-                plain_product(x, model.embed.weight.T, u.T, v.T, masks["embed"], place)
-            )
+            rows.append(plain_product(x, model.embed.weight.T, u.T, v.T, masks["embed"], place))
     expected = torch.stack(rows).reshape(2, 3, 7)
     torch.testing.assert_close(run_masked(model, TOKENS, found, masks), expected)
 

@@ -60,9 +60,7 @@ def test_the_identity_error_is_the_smallest_over_all_matchings(seed):
     best = max(sums, key=lambda columns: sums[columns])
     assert tuple(identity_order(noisy)[:4]) == best
     ordered = noisy[:, identity_order(noisy)]
-    wrong = sum(
-        abs(float(ordered[i, j]) - (i == j)) > 0.1 for i in range(4) for j in range(5)
-    )
+    wrong = sum(abs(float(ordered[i, j]) - (i == j)) > 0.1 for i in range(4) for j in range(5))
     assert identity_error(noisy) == wrong
 
 

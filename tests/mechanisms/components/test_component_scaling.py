@@ -192,9 +192,7 @@ def drawn_bias(rate: float, world: int, positions: int, beta: float, draws: int 
     return log_local / log_whole, (1 + beta * log_local) / (1 + beta * log_whole)
 
 
-@pytest.mark.parametrize(
-    ("rate", "log_term", "penalty"), [(1e-5, 2.89, 1.56), (1e-4, 1.33, None)]
-)
+@pytest.mark.parametrize(("rate", "log_term", "penalty"), [(1e-5, 2.89, 1.56), (1e-4, 1.33, None)])
 def test_a_local_estimator_of_64_ranks_is_biased(rate, log_term, penalty):
     found = shard_bias(rate=rate, world=64, positions=4096, beta=0.2)
     # The stated figures are drawn; the sums are exact.
@@ -215,9 +213,7 @@ def test_the_penalty_of_summed_shares_has_no_bias_and_that_of_local_ones_has():
     whole = form({"site": a.flatten(0, 1)}, count=64 * 512)
     total = form.values(a.flatten(0, 1), 1.0).sum(0)
     summed = [form({"site": own}, count=64 * 512, reduce=lambda own: total) for own in a[:3]]
-    local = [
-        form({"site": own}, count=64 * 512, reduce=lambda own: 64 * own) for own in a
-    ]
+    local = [form({"site": own}, count=64 * 512, reduce=lambda own: 64 * own) for own in a]
     for one in summed:
         torch.testing.assert_close(one, whole, rtol=1e-12, atol=0)
     expected = shard_bias(rate=1e-4, world=64, positions=512, beta=0.2).penalty

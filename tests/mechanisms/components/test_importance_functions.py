@@ -73,9 +73,7 @@ def test_shared_nets_give_all_components_from_one_hidden_layer():
     for index, site in enumerate(SITES):
         rows = inner[site.name] if site.lookup else inputs[site.name]
         hidden = f.gelu(rows @ found.w1[index] + found.b1[index])
-        torch.testing.assert_close(
-            answer[site.name], hidden @ found.w2[index] + found.b2[index]
-        )
+        torch.testing.assert_close(answer[site.name], hidden @ found.w2[index] + found.b2[index])
 
 
 def test_the_transformer_reads_all_sites_and_both_directions():

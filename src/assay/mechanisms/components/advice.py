@@ -99,8 +99,8 @@ def advise(
             "eps floor, firings of a dead component",
             floors[1].firings / floors[0].firings,
             floors[1].firings == floors[0].firings,
-            f"a dead component counts as {floors[1].firings:.3g} firings instead of"
-            f" {floors[0].firings:.3g}",
+            f"a dead component counts as {floors[1].firings:.3g} firings"
+            + (f" instead of {floors[0].firings:.3g}" if floors[0] != floors[1] else ""),
             "S = N eps^p",
         ),
         Advice(
@@ -132,16 +132,14 @@ def advise(
             "recon, subset: share of positions where one site is masked",
             share[1] / share[0],
             True,
-            f"keep the coefficient; {sites.together[1]:g} sites are masked together instead of"
-            f" {sites.together[0]:g}, so the equilibrium may move",
+            _together(*sites.together),
             "k uniform on 1..n: share (n + 1) / 2n, together (n + 1) / 2",
         ),
         Advice(
             "recon, all sites",
             1.0,
             True,
-            f"keep the coefficient; {after.sites} sites are masked together instead of"
-            f" {before.sites}, so the equilibrium may move",
+            _together(before.sites, after.sites),
             "mean over positions of D(clean || all masked)",
         ),
         Advice(
@@ -151,6 +149,15 @@ def advise(
             "keep its rate and steps: sign and Adam steps do not depend on the size of the loss",
             "r <- clip(r + rate sign(dD/dr))",
         ),
+    )
+
+
+def _together(before: float, after: float) -> str:
+    if before == after:
+        return f"keep the coefficient; {after:g} sites are masked together"
+    return (
+        f"keep the coefficient; {after:g} sites are masked together instead of {before:g}, so the"
+        " equilibrium may move"
     )
 
 

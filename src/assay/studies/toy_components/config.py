@@ -9,8 +9,8 @@ from pydantic import Field
 from assay.errors import InputError
 from assay.io.files import existing
 from assay.memory import require_memory
+from assay.studies.component_config import PenaltyConfig
 from assay.studies.fields import (
-    Amount,
     Count,
     Input,
     Positive,
@@ -51,20 +51,6 @@ class ComponentsConfig(Keys):
     hidden: Size = 16
     start: Literal["data", "random"] = "data"
     decompositions: Count = 2
-
-
-class PenaltyConfig(Keys):
-    """Importance minimality: `smooth-l0` with gamma falling from 1, or `lp` with p falling from
-    `p_start`; beta is the coefficient of the entropy part.
-    """
-
-    form: Literal["smooth-l0", "lp"] = "smooth-l0"
-    coefficient: Positive = 2.6e-3
-    gamma: Positive = 0.03
-    p: Positive = 1.0
-    p_start: Positive = 1.0
-    beta: Amount = 0.0
-    end: Probability = 0.8
 
 
 class TrainingConfig(Keys):

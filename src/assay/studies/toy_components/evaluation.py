@@ -147,7 +147,8 @@ def summarise(config: Config, run: Run, table: pl.DataFrame) -> dict[str, Any]:
         "alive": _by_site(run, "alive"),
         "seconds": table["seconds"].max(),
         "divergence": {
-            row["masks"]: row["divergence"] for row in run.table("reconstruction.parquet").to_dicts()
+            row["masks"]: row["divergence"]
+            for row in run.table("reconstruction.parquet").to_dicts()
         },
         "pgd": {str(row["steps"]): row["divergence"] for row in ladder.to_dicts()},
     }
@@ -231,9 +232,7 @@ def _spectrum(scene: Scene, at_probes: dict[str, Tensor]) -> pl.DataFrame:
 
 
 @torch.no_grad()
-def _factors(
-    model: nn.Module, found: Decomposition, at_probes: dict[str, Tensor]
-) -> pl.DataFrame:
+def _factors(model: nn.Module, found: Decomposition, at_probes: dict[str, Tensor]) -> pl.DataFrame:
     """Return V and U of the alive components, each component's two factors at the same length; the
     side of a residual stream in the basis of its features."""
     frames = []

@@ -17,11 +17,9 @@ from assay.learn import toys
 from assay.mechanisms.components import (
     ComponentMechanisms,
     Decomposition,
-    LpMinimality,
     Objective,
     Recon,
     Rows,
-    SmoothL0,
     Training,
     decomposition,
     skip_zeros,
@@ -30,8 +28,8 @@ from assay.mechanisms.components import (
     zeros_are_inert,
 )
 from assay.mechanisms.components import components as bind
-from assay.mechanisms.components.minimality import Minimality
 from assay.studies import runner
+from assay.studies.component_penalty import make_penalty
 from assay.studies.toy_components import evaluation
 from assay.studies.toy_components.config import Config
 from assay.studies.toy_components.page import headline, sections
@@ -130,10 +128,11 @@ def _decompose(config: Config, network: int, again: int, run: Run) -> Found:
     if config.components.start == "data":
         start_at_data(model, found, draw(generator).inputs, generator)
     training = config.training
+    penalty = make_penalty(config.penalty, training.batch)
     train(
         model,
         found,
-        Objective((Recon(), Recon(routing="layerwise")), _penalty(config)),
+        Objective((Recon(), Recon(routing="layerwise")), penalty),
         draw,
         Training(
             steps=training.steps,
@@ -185,9 +184,7 @@ def _untrained(config: Config, features: int) -> nn.Module:
     return TMS(features, chosen.hidden, chosen.identities)
 
 
-def _undecomposed(
-    config: Config, model: nn.Module, generator: torch.Generator
-) -> Decomposition:
+def _undecomposed(config: Config, model: nn.Module, generator: torch.Generator) -> Decomposition:
     return decomposition(
         model,
         "*",
@@ -195,19 +192,4 @@ def _undecomposed(
         importance=config.components.importance,
         generator=generator,
         hidden=config.components.hidden,
-    )
-
-
-def _penalty(config: Config) -> Minimality:
-    chosen = config.penalty
-    if chosen.form == "lp":
-        return LpMinimality(
-            chosen.coefficient, chosen.beta, chosen.p, chosen.p_start, end=chosen.end
-        )
-    return SmoothL0(
-        chosen.coefficient,
-        frequency=chosen.beta * chosen.coefficient,
-        references=config.training.batch,
-        gamma=min(chosen.gamma, 1.0),
-        end=chosen.end,
     )
