@@ -183,7 +183,7 @@ def trained(run: Run | None, steps: int = 40, *, objective: Objective | None = N
     return found
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -194,10 +194,10 @@ def test_training_resumes_to_the_same_bits(tmp_path, monkeypatch):
     def stop_at_third(self, name, state):
         saved(self, name, state)
         if name == "components.pt" and state["step"] == 30:
-            raise Stopped
+            raise StoppedError
 
     monkeypatch.setattr(Run, "save_state", stop_at_third)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         trained(Run(tmp_path / "killed"))
     monkeypatch.setattr(Run, "save_state", saved)
     resumed = trained(Run(tmp_path / "killed"))

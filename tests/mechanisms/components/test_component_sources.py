@@ -1,4 +1,4 @@
-"""Mask sources and routing: what is drawn, that an adversary ascends, and that its state resumes."""
+"""Mask sources and routing: what is drawn, how an adversary ascends, and how its state resumes."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def match_components(
     importances: tuple[Mapping[str, Tensor], Mapping[str, Tensor]],
 ) -> pl.DataFrame:
     """Match the alive components of two decompositions of the same matrices one to one, by the
-    cosine of their rank-one matrices, `cos(V_c, V_d) cos(U_c, U_d)`; the matching maximises its sum.
+    cosine of their rank-one matrices, `cos(V_c, V_d) cos(U_c, U_d)`; the matching maximises the
+    sum.
 
     `importances` are those of both on the same probes (probes, components), and say what is alive.
     One row per alive component of either; unmatched ones have a cosine of null. Raises InputError

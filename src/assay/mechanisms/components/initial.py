@@ -31,8 +31,8 @@ def start_at_data(
     `V_c = x / |x|, U_c = V_c^T W`, or at `U_c = g / |g|, V_c = W U_c`. Directions that recur come
     first, each once; the others are drawn. A component is made smaller by the share of its length
     that is outside of its predecessors' span, so that no two share a mechanism, and a random
-    twentieth is added. One factor then brings V U as near W as it can be; faithfulness warm-up does the rest.
-    Random starts, by contrast, often end with one component for two mechanisms.
+    twentieth is added. One factor then brings V U as near W as it can be; faithfulness warm-up
+    does the rest. Random starts, by contrast, often end with one component for two mechanisms.
 
     Raises InputError when a site reads nothing but zeros, or the output does not depend on it."""
     reads, asks = _sides(model, found, inputs)

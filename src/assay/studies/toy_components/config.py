@@ -10,6 +10,7 @@ from assay.errors import InputError
 from assay.io.files import existing
 from assay.memory import require_memory
 from assay.studies.component_config import PenaltyConfig
+from assay.studies.fields import Config as Keys
 from assay.studies.fields import (
     Count,
     Input,
@@ -20,7 +21,6 @@ from assay.studies.fields import (
     StudyConfig,
     Whole,
 )
-from assay.studies.fields import Config as Keys
 
 
 class TargetConfig(Keys):
