@@ -79,9 +79,12 @@ def pentagon(features: int = 5) -> Autoencoder:
     angles = 2 * torch.pi * torch.arange(features, dtype=torch.float64) / features
     found = torch.tensor([1.2, -0.2], dtype=torch.float64)
     for _ in range(60):
-        gradient = torch.func.grad(_polygon_error)(found, angles.cos())
-        curvature = torch.func.hessian(_polygon_error)(found, angles.cos())
-        step = torch.linalg.solve(curvature, gradient)
+        leaf = found.requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            _polygon_error(leaf, angles.cos()), leaf, create_graph=True
+        )
+        rows = [torch.autograd.grad(entry, leaf, retain_graph=True)[0] for entry in gradient]
+        step, found = torch.linalg.solve(torch.stack(rows), gradient.detach()), leaf.detach()
         found = found - step
         if float(step.abs().max()) < 1e-13:
             break
