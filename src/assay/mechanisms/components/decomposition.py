@@ -67,11 +67,10 @@ class Decomposition(nn.Module, Kind):
 
     def inner(self, reading: Reading) -> dict[str, Float[Tensor, "*positions components"]]:
         """Return h = x V of every site on a clean run."""
-        found = {}
-        for site, factor in zip(self.sites, self.V, strict=True):
-            seen = Seen(reading.output, reading.output, (reading.inputs[site.name],))
-            found[site.name] = read_inner(site.uses[0], seen, factor)
-        return found
+        return {
+            site.name: self._inner(reading, site, factor)
+            for site, factor in zip(self.sites, self.V, strict=True)
+        }
 
     def logits(self, reading: Reading) -> dict[str, Float[Tensor, "*positions components"]]:
         """Return the importance function's logits on a clean run."""
@@ -80,8 +79,17 @@ class Decomposition(nn.Module, Kind):
             name: entry.to(wide) if entry.is_floating_point() else entry
             for name, entry in reading.inputs.items()
         }
-        found: dict[str, Tensor] = self.importance(inputs, self.inner(reading))
+        inner = {
+            site.name: self._inner(reading, site, factor)
+            for site, factor in zip(self.sites, self.V, strict=True)
+            if self.importance.reads_inner or site.lookup
+        }
+        found: dict[str, Tensor] = self.importance(inputs, inner)
         return found
+
+    def _inner(self, reading: Reading, site: WeightSite, factor: Tensor) -> Tensor:
+        seen = Seen(reading.output, reading.output, (reading.inputs[site.name],))
+        return read_inner(site.uses[0], seen, factor)
 
     @torch.no_grad()
     def importances(

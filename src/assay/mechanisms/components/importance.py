@@ -23,8 +23,11 @@ class Importance(nn.Module, ABC):
     """A function from every site's input and inner activations to logits of causal importance.
 
     `inputs` maps a site to what its module read, (*positions, inputs), or indices (*positions) for
-    an embedding; `inner` to h = x V, (*positions, components). The answer has the shapes of
-    `inner`. Where an embedding has no input vector, its inner activations stand in for one."""
+    an embedding; `inner` to h = x V, (*positions, components), where it is read. The answer has
+    those shapes. Where an embedding has no input vector, its inner activations stand in for one."""
+
+    reads_inner = False
+    """Whether the inner activations of every site are read, and not only those of embeddings."""
 
     def __init__(self, sites: Sequence[WeightSite]):
         super().__init__()
@@ -45,6 +48,8 @@ class Importance(nn.Module, ABC):
 
 class ScalarMLPs(Importance):
     """One net of one input per component, its own inner activation; fused over components."""
+
+    reads_inner = True
 
     def __init__(
         self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 16

@@ -46,16 +46,17 @@ def plan_training(
     A masked run costs `2 P` operations per position forwards and `4 P` backwards for P entries of V
     and U, and `2 M + 2 M` for M frozen parameters, which take no gradient; the clean run adds `2 M`
     and the inner activations. The backward pass stops at the first site, which this leaves out.
-    `model_activations` are the network's own numbers per position and run. Activations are counted as 4 numbers per component for the importances and 3 for each
-    masked run, in float32."""
+    `model_activations` are the network's own numbers per position and run. Activations are counted
+    as 4 numbers per component for the importances and 3 for each masked run, in float32."""
     factors = sum(site.components * (site.inputs + site.outputs) for site in sites)
-    inner = sum(0 if site.lookup else site.components * site.inputs for site in sites)
+    read = [site for site in sites if importance == "scalar" and not site.lookup]
+    inner = sum(site.components * site.inputs for site in read)
     trained = count_importance(importance, sites, **options)
     components = sum(site.components for site in sites)
     ends = sum(site.inputs + site.outputs for site in sites)
     kept = (4 + 3 * passes) * components + (1 + passes) * (ends + model_activations)
     flops = passes * (6 * factors + 4 * model_parameters) + 6 * trained
-    flops += inner * (4 if importance == "scalar" else 2)
+    flops += 4 * inner
     flops += 2 * model_parameters
     return Plan(
         factors,

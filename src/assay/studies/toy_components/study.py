@@ -4,12 +4,13 @@ rank-one components, and count the mechanisms recovered."""
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import polars as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from assay.core.target import Batch, target
 from assay.io.runs import Run
@@ -86,9 +87,9 @@ def load(run: Run) -> ComponentMechanisms:
     output.
     """
     config = runner.config_of(run)
-    features = run.tensors("inputs.safetensors")["inputs"].shape[1]
-    model = _untrained(config, features)
-    model.load_state_dict(run.tensors("model.safetensors"))
+    tensors = run.tensors("model.safetensors")
+    model = _untrained(config, tensors)
+    model.load_state_dict(tensors)
     found = _undecomposed(config, model, torch.Generator().manual_seed(0))
     found.load_state_dict(run.tensors("decomposition.safetensors"))
     inputs = run.tensors("inputs.safetensors")["inputs"]
@@ -175,13 +176,14 @@ def _target(config: Config, network: int, run: Run) -> tuple[nn.Module, float]:
     return untie(toy.model, chosen.identities), toy.loss  # type: ignore[arg-type]
 
 
-def _untrained(config: Config, features: int) -> nn.Module:
+def _untrained(config: Config, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Return a network of the shapes of saved tensors."""
     chosen = config.target
     if chosen.kind == "residual":
-        return ResidualMLP(features, chosen.width, chosen.hidden, chosen.layers)
-    if chosen.weights is not None:
-        return load_tms(chosen.weights, chosen.identities)
-    return TMS(features, chosen.hidden, chosen.identities)
+        features, width = tensors["embed"].shape
+        return ResidualMLP(features, width, chosen.hidden, chosen.layers)
+    hidden, features = tensors["linear1.weight"].shape
+    return TMS(features, hidden, chosen.identities)
 
 
 def _undecomposed(config: Config, model: nn.Module, generator: torch.Generator) -> Decomposition:
