@@ -19,7 +19,7 @@ _HOMES = {
         "attribute",
     ),
     "assay.edges": ("edges",),
-    "assay.audit": ("Audit", "scrub", "worst_case"),
+    "assay.audit": ("Audit", "ExactEffects", "scrub", "worst_case"),
     "assay.audit.budgeted": ("budgeted",),
     "assay.audit.totals": ("top_recall", "totals"),
     "assay.audit.faithfulness": ("curve", "faithfulness", "keep_top"),
@@ -54,6 +54,7 @@ __all__ = [
     "Audit",
     "Batch",
     "Exact",
+    "ExactEffects",
     "Gradient",
     "Group",
     "InputError",
@@ -105,7 +106,7 @@ if TYPE_CHECKING:
         ablate,
         attribute,
     )
-    from assay.audit import Audit, scrub, worst_case
+    from assay.audit import Audit, ExactEffects, scrub, worst_case
     from assay.audit.budgeted import budgeted
     from assay.audit.faithfulness import curve, faithfulness, keep_top
     from assay.audit.totals import top_recall, totals

@@ -66,7 +66,8 @@ Set = Annotated[
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 By = Annotated[
-    str, typer.Option("--method", help="gradient, ig, second-order or exact.", callback=_method)
+    str,
+    typer.Option("--method", help="gradient, ig, second-order, exact or auto.", callback=_method),
 ]
 Top = Annotated[int, typer.Option(help="Rows to show.", callback=_within("--top", 1, 1_000_000))]
 
@@ -194,6 +195,12 @@ def audit(
     seed: Annotated[
         int, typer.Option(help="Seed of the sample.", callback=_within("--seed", 0, 2**31 - 1))
     ] = 0,
+    on: Annotated[
+        Path | None,
+        typer.Option(
+            "--on", metavar="NEW", help="New inputs: apply the run's own bars and thresholds there."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure how far to trust a method on a saved run: agreement with exact ablation, and error
@@ -202,7 +209,7 @@ def audit(
     _opened(folder)
     from assay.studies.verbs import audit_run
 
-    _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed), as_json)
+    _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed, on=on), as_json)
 
 
 @app.command()
@@ -256,6 +263,9 @@ def prove(
     as_json: Json = False,
 ) -> None:
     """Prove a lower bound of a network's accuracy over all inputs, or an upper one of its loss."""
+    from assay.studies.names import require_proof
+
+    require_proof(task, weights, strategy, level)
     from assay.studies.proofs import prove_task
 
     summary = prove_task(task, weights, strategy=strategy, level=level, loss=loss, certificate=out)
@@ -276,6 +286,10 @@ def check(
     """Recompute what a certificate claims; exit 0 if the weights support it, 1 with the reason
     if not.
     """
+    from assay.io.files import existing
+
+    existing(certificate)
+    existing(weights)
     from assay.studies.proofs import check_certificate
 
     verdict = check_certificate(certificate, weights)
@@ -459,6 +473,8 @@ def _several(summary: dict[str, Any], as_json: bool) -> None:
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    if isinstance(value, dict) and "sentence" in value:
+        return [(prefix, value["sentence"])]  # numbers that say themselves what they mean
     if isinstance(value, dict):
         return [
             item

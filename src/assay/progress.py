@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -29,12 +30,14 @@ def progress(
     earlier. Bars nest: an inner one stands below the outer one."""
     if total is None and isinstance(items, Sized):
         total = len(items) + initial
+    if _is_quiet():
+        yield from items
+        return
     yield from tqdm(
         items,
         desc=what,
         total=total,
         initial=initial,
-        disable=None,
         leave=False,
         delay=DELAY,
         dynamic_ncols=True,
@@ -45,6 +48,11 @@ def progress(
 def counted(total: int | None, what: str) -> Iterator[Bar]:
     """Open a bar that the caller moves with `update(n)`, for loops that are no plain iteration."""
     with tqdm(
-        desc=what, total=total, disable=None, leave=False, delay=DELAY, dynamic_ncols=True
+        desc=what, total=total, disable=_is_quiet(), leave=False, delay=DELAY, dynamic_ncols=True
     ) as bar:
         yield bar
+
+
+def _is_quiet() -> bool:
+    """Return whether stderr is no terminal, or absent."""
+    return sys.stderr is None or not getattr(sys.stderr, "isatty", lambda: False)()

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from cases import KINDS, dictionary, displacements, rank_one, tiny_batch, tiny_target, two_sites
+from plain_gpt2 import pair, target_of, tiny_gpt2
 
 from assay.attribution import Exact, IntegratedGradients, attribute
 from assay.audit import areas, curve, exhaustive, faithfulness, keep_top, scrub, worst_case
 from assay.audit.scrubbing import derangement
 from assay.core.sites import read_sites
 from assay.errors import InputError
+from assay.mechanisms.nodes import nodes
 
 kinds = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
 
@@ -35,15 +35,75 @@ def test_audit_reports_true_effects_and_valid_bars(kind):
     assert (by_fold["fold"] == 1).all()
     assert audit.coverage >= 0.6
     assert np.isfinite(audit.width)
-    top = audit.top(5)
-    assert {"part", "score", "bar", "score_sampled", "exact_sampled", "sampled"} <= set(top.columns)
+    assert audit.table["inclusion"].is_between(0, 1).all()
     assert "exact ablations" in audit._repr_html_()
-    halves = audit.half_widths()
-    assert all(halves[name].shape == scores.values[name].shape for name in halves)
+    halves, norms = audit.half_widths(), mechanisms.norms()
+    for name, half in halves.items():
+        assert half.shape == scores.values[name].shape
+        assert (half[norms[name] == 0] == 0).all()
+    top = audit.top(3)
+    assert top.height == 3
+    assert (top["low"] <= top["effect"]).all()
     assert audit.at_level(0.1).table.equals(audit.table)
     assert audit.at_level(0.5).width <= audit.width
     summary = audit.summary()
     assert summary["agreement"]["n"] == audit.table.height
+    promise = summary["bars"]["promises"]["all"]
+    assert promise["low"] <= promise["share"] <= promise["high"]
+    assert promise["sentence"].startswith(f"{promise['covered']} of {promise['n']} bars contain")
+    assert "positive where removing the part lowers the metric" in summary["score"]
+    assert summary["metric"].startswith("squared_logit: higher is right")
+
+
+def test_parts_shared_over_the_batch_have_bars_where_they_were_ablated():
+    mechanisms = displacements(60)
+    found = attribute(mechanisms).audit(exact=3)
+    ablated = found.table["index"].list.get(0).unique().to_list()
+    assert len(ablated) == 3
+    half = found.half_widths()["directions"]
+    assert torch.isfinite(half[:, ablated]).all()
+    others = [place for place in range(5) if place not in ablated]
+    assert torch.isinf(half[:, others]).all()
+    assert "only parts that were ablated have a bar" in found.bars.guarantee
+    listed = {place for _, place in found.selections.listed}
+    certain = found.table.filter(pl.col("index").list.get(0).is_in(list(listed)))
+    assert (certain["inclusion"] == 1).all()
+    rest = found.table.filter(~pl.col("index").list.get(0).is_in(list(listed)))
+    assert rest["inclusion"].to_list() == pytest.approx(
+        [(3 - len(listed)) / (5 - len(listed))] * rest.height
+    )
+
+
+def test_the_largest_parts_of_every_input_and_the_listed_ones_are_ablated_for_certain():
+    mechanisms = dictionary(40)
+    scores = attribute(mechanisms)
+    found = scores.audit(exact=10, top=3)
+    assert found.selections.count == 3
+    active = {name: norm > 0 for name, norm in mechanisms.norms().items()}
+    known = {
+        (row["example"], row["group"], tuple(row["index"])): row["inclusion"]
+        for row in found.table.iter_rows(named=True)
+    }
+    for example in range(40):
+        sizes = sorted(
+            (
+                (float(values[example][place].abs()), name, place)
+                for name, values in scores.values.items()
+                for place in map(tuple, active[name][example].nonzero().tolist())
+            ),
+            reverse=True,
+        )
+        for _, name, place in sizes[:3]:
+            assert known[example, name, place] == 1
+        for name, flat in found.selections.listed:
+            place = tuple(int(i) for i in np.unravel_index(flat, active[name].shape[1:]))
+            if active[name][example][place]:
+                assert known[example, name, place] == 1
+        assert sum(1 for key in known if key[0] == example) <= 10
+    own = found.largest_of(7)
+    assert own["exact"].is_not_null().all()
+    assert own.height == 3
+    assert (own["together_high"] - own["together_low"]).is_finite().all()
 
 
 def test_audit_can_use_a_second_estimate_and_a_certificate_as_scale():
@@ -54,12 +114,27 @@ def test_audit_can_use_a_second_estimate_and_a_certificate_as_scale():
         name: (exact.values[name] - scores.values[name]).abs() + 1e-6 for name in scores.values
     }
     audit = scores.audit(exact=6, against=attribute(mechanisms), scales={"oracle": oracle})
-    assert audit.bars.scale == "oracle"
-    assert audit.width < audit.constant_width / 3
+    assert audit.bars.scale.name == "oracle"
+    assert audit.width < audit.constant_width
+    whole = scores.audit(effects=exact, against=attribute(mechanisms), scales={"oracle": oracle})
+    assert whole.bars.scale.name == "oracle"
+    assert whole.width < whole.constant_width / 3
+    assert (whole.table["inclusion"] == 1).all()
+    assert whole.effects.spent == 0
     with pytest.raises(InputError, match="lacks"):
         scores.audit(exact=6, scales={"half": {"features": oracle["features"]}})
     with pytest.raises(InputError, match="at least 2"):
         scores.audit(exact=1)
+    with pytest.raises(InputError, match="top must be"):
+        scores.audit(top=0)
+    with pytest.raises(InputError, match="no scale 'half'"):
+        scores.audit(exact=6, scale="half")
+    with pytest.raises(InputError, match="same groups"):
+        scores.audit(exact=6, against=attribute(displacements(80)))
+    with pytest.raises(InputError, match="exact scores"):
+        scores.audit(effects=scores)
+    with pytest.raises(InputError, match="of the mechanisms that are audited"):
+        scores.audit(effects=attribute(dictionary(80), Exact()))
 
 
 @kinds
@@ -126,6 +201,25 @@ def test_worst_case_reaches_the_exhaustive_maximum(kind, seed):
         assert (gates <= 1).all()
 
 
+def test_damage_on_pairs_is_the_loss_of_the_right_answer():
+    """`logit_difference` is patch answer - clean answer: the clean answer is right, and damage is
+    the rise. The worst case is no better than every gate at zero.
+    """
+    clean, patch = pair()
+    mechanisms = nodes(
+        target_of(tiny_gpt2()), clean, patch, ["blocks.0.attn.hook_z", "blocks.1.hook_mlp_out"]
+    )
+    found = worst_case(mechanisms, steps=4, restarts=2)
+    with torch.no_grad():
+        full, empty = mechanisms.values(), mechanisms.values(mechanisms.full(0.0))
+    assert not mechanisms.target.higher_is_right
+    assert (found.damage >= (empty - full).double() - 1e-6).all()
+    torch.testing.assert_close(
+        mechanisms.values(found.gates).double() - full.double(), found.damage, rtol=1e-5, atol=1e-6
+    )
+    assert (found.damage > 0).all()
+
+
 def test_kept_gates_are_never_touched_and_large_sets_are_refused():
     mechanisms = dictionary()
     keep = {"features": torch.arange(6) < 3, "error": torch.tensor(True)}
@@ -177,7 +271,50 @@ def test_scrubbing_nothing_kept_is_the_random_swap_and_matches_a_plain_swap():
         )
     again = scrub(mechanisms, nothing, draws=1, seed=3)
     assert again.metric == pytest.approx(float(plain.mean()), abs=1e-10)
-    assert math.isnan(again.error)
+    assert again.error is None
+
+
+def test_scrubbing_carries_what_each_input_keeps_to_its_donor():
+    """Each input keeps other parts: the brute force puts the donor's part where the receiver's own
+    mask says so.
+    """
+    mechanisms = dictionary(6)
+    generator = torch.Generator().manual_seed(5)
+    keep = {
+        name: torch.rand(gate.shape, generator=generator) < 0.5
+        for name, gate in mechanisms.ones().items()
+    }
+    classes = torch.tensor([0, 1, 0, 1, 0, 1])
+    found = scrub(mechanisms, keep, classes, draws=1, seed=4)
+    again = torch.Generator().manual_seed(4)
+    anyone, same = derangement(torch.zeros(6), again), derangement(classes, again)
+    parts = dict(mechanisms.clean_parts())["blocks.1"]
+    with torch.no_grad():
+        inputs = mechanisms.patch.inputs
+        base = read_sites(mechanisms.target.model, inputs, ["blocks.1"])["blocks.1"].value
+        total = base.clone()
+        for receiver in range(6):
+            for name, mask in keep.items():
+                for place in torch.ones_like(mask[0]).nonzero():
+                    donor = (same if mask[(receiver, *place.tolist())] else anyone)[receiver]
+                    one = parts[name].one(place.expand(6, -1))
+                    total[receiver] += one[donor]
+        plain = mechanisms.target.values(mechanisms.batch, {"blocks.1": lambda seen: total})
+    assert found.metric == pytest.approx(float(plain.mean()), abs=1e-9)
+    assert found.alone == 0
+
+
+def test_a_share_kept_without_support_is_absent():
+    single = scrub(two_sites(1), {"reader": torch.tensor(True)}, torch.zeros(1))
+    assert single.share is None
+    assert single.reason == "a single input has no other to swap parts with"
+    assert single.alone == 1
+    copies = two_sites().__class__(
+        tiny_target(), type(tiny_batch())(tiny_batch(1).inputs.repeat(4, 1, 1))
+    )
+    flat = scrub(copies, {}, draws=2)
+    assert flat.share is None
+    assert flat.reason == "swapping every part does not change the mean metric"
 
 
 def test_scrubbing_bad_input():

@@ -149,7 +149,11 @@ def test_the_heat_map_adds_up_what_it_shows():
         (pl.col("group") == "blocks.0.attn.hook_z") & (pl.col("index") == [2, 1])
     )
     assert one["sampled"] == drawn.height
-    assert one["exact"] == pytest.approx(-drawn["exact"].mean())
+    weight = 1 / drawn["inclusion"].to_numpy()
+    assert one["exact"] == pytest.approx(-(weight * drawn["exact"].to_numpy()).sum() / weight.sum())
+    bare = heat(scores)
+    assert bare["score"].to_list() == table["score"].to_list()
+    assert bare["bar"].null_count() == bare.height
     assert heat(checked, effect=False)["score"].to_list() == pytest.approx(
         [-value for value in table["score"]]
     )

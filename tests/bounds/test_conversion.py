@@ -209,6 +209,19 @@ IMPOSTORS: dict[str, Callable[[], nn.Module]] = {
     "weights of integers": lambda: changed(lambda m: loosened(m.head, torch.int64)),
     "weights of bfloat16": lambda: changed(lambda m: loosened(m.head, torch.bfloat16)),
     "hooked block": lambda: changed(lambda m: m.blocks[0].register_forward_hook(lambda *_: None)),
+    "cut put on the object": lambda: changed(
+        lambda m: setattr(m, "cut", lambda x: 2 * BilinearNetwork.cut(m, x))
+    ),
+    **{
+        f"call put on {name or 'the object'}": lambda name=name: changed(
+            lambda m: setattr(m.get_submodule(name), "_call_impl", lambda x: 7 * x[..., :3])
+        )
+        for name in ("", "head", "blocks.0.norm", "blocks.1.down")
+    },
+    "a block twice": lambda: changed(lambda m: setattr(m.blocks, "1", m.blocks[0])),
+    "one matrix on both sides": lambda: changed(
+        lambda m: setattr(m.blocks[0], "right", m.blocks[0].left)
+    ),
 }
 
 
@@ -243,9 +256,37 @@ def test_some_impostors_are_bounded_right_and_subclasses_are_refused() -> None:
     for name in ("biased head", "norm replaced by LayerNorm", "gate named on one block"):
         graph_of(IMPOSTORS[name](), (16,))
     for name in IMPOSTORS:
-        if "subclass" in name or "forward put" in name or "in place" in name or "hook" in name:
+        if any(word in name for word in ("subclass", " put on ", "in place", "hook")):
             with pytest.raises(InputError, match=r"module|hooks"):
                 graph_of(IMPOSTORS[name](), (16,))
+
+
+def layers_twice() -> dict[str, nn.Sequential]:
+    """Sequences in which one module stands at several places."""
+    act, norm, layer = nn.GELU(), nn.RMSNorm(4, eps=1e-3), networks.mlp([4, 4], 3)[0]
+    first, last = networks.mlp([5, 4], 1)[0], networks.mlp([4, 3], 2)[0]
+    block = nn.Sequential(layer, act)
+    return {
+        "activation": nn.Sequential(first, act, layer, act, last),
+        "layer": nn.Sequential(first, layer, nn.ReLU(), layer, last),
+        "norm": nn.Sequential(first, norm, layer, norm, last),
+        "block": nn.Sequential(first, block, block, last),
+        "in both": nn.Sequential(first, block, nn.Sequential(block, layer), act, last),
+        "side by side": nn.Sequential(first, layer, layer, layer, last),
+    }
+
+
+@pytest.mark.parametrize("name", layers_twice())
+@pytest.mark.parametrize("method", ["interval", "crown"])
+def test_a_module_counts_as_often_as_it_stands_in_a_sequence(name: str, method: str) -> None:
+    model = layers_twice()[name].requires_grad_(False)
+    x = torch.randn(6, 5, generator=networks.generator(4))
+    for level, room in (("real", 1e-4), ("float32", 0.0)):
+        found = bound(graph_of(model, (5,)), ball(x, 0.0), level=level, method=method)
+        value = model(x).double().numpy()
+        assert np.all(found.lower - room <= value)
+        assert np.all(value <= found.upper + room)
+        assert np.max(found.width) < 1e-2
 
 
 def test_global_hooks_are_refused() -> None:
@@ -256,6 +297,22 @@ def test_global_hooks_are_refused() -> None:
     finally:
         handle.remove()
     graph_of(bilinear(), (16,))
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1, 3.0, 1e4])
+@pytest.mark.parametrize("kind", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("method", ["interval", "crown"])
+def test_the_epsilon_of_a_norm_counts_once(
+    eps: float, kind: type[nn.LayerNorm] | type[nn.RMSNorm], method: str
+) -> None:
+    """Small or large against the variance of what the norm reads."""
+    model = kind(5, eps=eps).double().requires_grad_(False)
+    for size in (1e-2, 1.0, 30.0):
+        x = size * torch.randn(6, 5, generator=networks.generator(3), dtype=torch.float64)
+        found, value = bound(graph_of(model, (5,)), ball(x, 0.0), method=method), model(x).numpy()
+        assert np.all(found.lower <= value + 1e-9)
+        assert np.all(value - 1e-9 <= found.upper)
+        assert np.max(found.width) < 1e-9
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

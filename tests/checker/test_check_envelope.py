@@ -45,13 +45,30 @@ def test_all_weight_on_one_input_is_not_called_accuracy(tmp_path: Path) -> None:
         assert "accuracy" not in text.casefold()
 
 
-@pytest.mark.parametrize("name", ["accuracy", "Accuracy", "true ACCURACY over everything"])
+NAMED_ACCURACY = [
+    "accuracy",
+    "Accuracy",
+    "true ACCURACY over everything",
+    "accu-racy",
+    "a c c u r a c y",
+    "accu\u00adracy",
+    "accu\u200bracy",
+    "\uff41\uff43\uff43\uff55\uff52\uff41\uff43\uff59",
+]
+
+
+@pytest.mark.parametrize("name", NAMED_ACCURACY)
 def test_the_name_of_a_measure_is_only_a_label(name: str, tmp_path: Path) -> None:
     measure = {"name": name, "tokens": ONE, "cells": None}
+    with pytest.raises(ProverError, match="accuracy"):
+        Measure(name, cells=np.zeros((5, 5, 3), bool))
     for entry in (measure, {**measure, "tokens": None, "cells": [[4, 4, 0]]}):
         total = 125 if entry["tokens"] else 1
         verdict = verdict_of(tmp_path, measure=entry, total=total, count=0)
         assert "accuracy" not in " ".join(verdict.lines()).casefold()
+        assert name not in verdict.measure
+    cyrillic = verdict_of(tmp_path, measure={**measure, "name": "\u0430ccuracy"})
+    assert r"('\u0430ccuracy')" in cyrillic.measure
     label = verdict_of(tmp_path, measure={**measure, "name": "only fours\x1b[2J"})
     assert r"('only fours\x1b[2J')" in label.measure
     assert "\x1b" not in "".join(label.lines())

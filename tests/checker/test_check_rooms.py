@@ -22,10 +22,14 @@ from assay.proofs.max_of_k.cross_entropy import bound_cross_entropy
 from assay.proofs.max_of_k.prove import prove, prove_cross_entropy
 from assay.targets.max_of_k import Weights, from_tensors
 from assay_check import check
+from assay_check.max_of_k import cross_entropy
 from assay_check.max_of_k.execution import logit_error
+from assay_check.max_of_k.margins import Margins
+from assay_check.max_of_k.measure import Measure
 from assay_check.max_of_k.model import Model
 
 U32 = 2.0**-24
+UNIFORM = {"name": "accuracy", "tokens": None, "cells": None}
 
 
 def empty(V: int, K: int, d: int, h: int) -> Tensors:
@@ -167,6 +171,66 @@ def test_screening_in_float32_leaves_doubtful_sequences_to_float64() -> None:
         assert result.count == truth.everything()
 
 
+@pytest.mark.parametrize(("low", "high", "count"), [(0.2, 0.2, 3), (0.35, 0.35, 0), (0.5, 0.0, 3)])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_errors_of_both_logits_count(
+    low: float, high: float, count: int, swapped: bool, tmp_path: Path
+) -> None:
+    """Token one leads by 0.6 whatever the input is: that must exceed both errors together."""
+    w = empty(2, 2, 3, 2)
+    w["unembed.b_U"][1] = 0.6
+    model = Model(write_tensors(tmp_path / "w.safetensors", w).read_bytes())
+    error = np.array([[high, low] if swapped else [low, high]] * 2)
+    margins, measure = Margins(model, error), Measure(UNIFORM, 2, 2)
+    assert margins.weigh_sequences(measure) == count
+    sets = possible(2, 2)[None]
+    holds = margins.hold(sets, sets.any(-1) & measure.counted)
+    assert measure.weigh(sets, holds) == count
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_both_ends_of_the_positional_weight_are_looked_at(bad: int, tmp_path: Path) -> None:
+    """Positions differ: a mean over one smaller token is largest where that token stands in the
+    lightest of them, or in the heaviest.
+    """
+    w = empty(2, 4, 5, 3)
+    w["embed.W_E"][:, :2], w["pos_embed.W_pos"][:, 2] = np.eye(2), [4.0, 0.0, -4.0, -8.0]
+    w[HEAD + "b_Q"][2], w[HEAD + "W_K"][2, 2] = np.sqrt(3), 1.0
+    w[HEAD + "W_V"][:2, :2], w[HEAD + "W_O"][:2, 3:] = np.eye(2), np.eye(2)
+    w["unembed.W_U"][3:] = [[5.0, 0.0], [0.0, 5.0]] if bad else [[0.0, 5.0], [5.0, 0.0]]
+    model = Model(write_tensors(tmp_path / "w.safetensors", w).read_bytes())
+    margins = Margins(model, np.zeros((2, 2)))
+    ends = cross_entropy._means(margins, 1, 1, np.array([0]))
+    found = sorted(float(end.item()) for end in ends)
+    logits = [exact(w, tokens) for tokens in ((1, 1, 0, 0), (1, 0, 1, 0), (0, 1, 1, 0))]
+    reached = [float(first - second) for first, second in logits]
+    np.testing.assert_allclose(found, [min(reached), max(reached)], rtol=1e-6)
+    bound = cross_entropy.mean_loss(margins)
+    assert bound is not None
+    with ctx.workprec(400):
+        assert arb(bound.numerator) / bound.denominator > Truth(w).mean_loss()
+
+
+@pytest.mark.parametrize("loss", [1e-19, 1e-18, 1.7e-18, 1e-9, 0.1, 3.0])
+def test_summed_losses_are_rounded_up(
+    loss: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of equal losses is no less than each of them, however small they are."""
+    monkeypatch.setattr(cross_entropy, "_loss", lambda means: np.full(means.shape[:-1], loss))
+    model = Model(write_tensors(tmp_path / "w.safetensors", empty(3, 3, 2, 2)).read_bytes())
+    found = cross_entropy.mean_loss(Margins(model, np.zeros((3, 3))))
+    assert found is not None
+    assert loss <= found <= Fraction(loss) * (1 + Fraction(1, 2**40)) + Fraction(1, 2**59)
+
+
+@pytest.mark.parametrize(
+    "value", [Fraction(1, 3), Fraction(2, 3), Fraction(1), Fraction(1, 10**12)]
+)
+def test_a_bound_is_shown_rounded_up(value: Fraction) -> None:
+    shown = Fraction(cross_entropy._up(value))
+    assert value <= shown < value + Fraction(2, 10**9)
+
+
 def total(terms: np.ndarray) -> np.ndarray:
     """Add float32 terms over the last axis, one after the other."""
     value = terms[..., 0]
@@ -289,6 +353,23 @@ def test_a_score_that_loses_all_its_small_terms(head: int, tmp_path: Path) -> No
     w[HEAD + "W_O"][0, 0] = 1.0
     w["unembed.W_U"][0] = [1.0, 0.0]
     assert_used(w, (1, 0), tmp_path, 0.15 * head * U32)
+
+
+@pytest.mark.parametrize("head", [64, 256, 1024])
+def test_a_large_score_that_loses_all_its_small_terms(head: int, tmp_path: Path) -> None:
+    """Two scores of 32 share the attention, and one of them loses its small terms: what follows
+    weighs far more than the head's own sums.
+    """
+    w = empty(2, 2, 1, head)
+    score = 32 * np.sqrt(float(head))
+    w["embed.W_E"][1] = 1.0
+    w[HEAD + "b_Q"][:] = 1.0
+    w[HEAD + "b_K"][0] = score
+    w[HEAD + "W_K"][0, 1:] = 0.49 * np.spacing(np.float32(score))
+    w[HEAD + "W_V"][0, 0], w[HEAD + "W_O"][0, 0] = 1.0, 1.0
+    w[HEAD + "b_V"][0] = -0.5
+    w["unembed.W_U"][0] = [1.0, 0.0]
+    assert_used(w, (1, 0), tmp_path, 7 * head * U32)
 
 
 def test_a_softmax_and_a_mean_that_lose_all_their_small_terms(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from cases import Tiny, tiny_batch
-from torch import nn
+from torch import Tensor, nn
 
 from assay.core.sites import read_sites, record_outputs, run_edited
 from assay.errors import InputError
@@ -185,3 +185,43 @@ def test_nothing_is_skipped_before_a_shared_parameter_whose_owner_runs_twice():
     edits = {"last.weight": lambda seen: seen.written * 1.5}
     resumed = run_edited(network, inputs, edits, record=record, resume=edits)
     assert torch.equal(resumed, run_edited(network, inputs, edits))
+
+
+class InPlace(nn.Module):
+    """Everything that one network may write into what a module has put out, or the same network
+    without.
+    """
+
+    def __init__(self, inside: bool):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.inside = inside
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 4)
+        self.act, self.last = nn.SiLU(inplace=inside), nn.Linear(4, 2)
+        for parameter in self.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.first(x)
+        acted = self.act(first)
+        second = self.second(torch.tanh(acted))
+        if self.inside:
+            second.view(-1)[::2].mul_(3)
+            second += acted
+            second[:, 0] = 1
+        else:
+            second = torch.where(torch.arange(4) % 2 == 0, 3 * second, second) + acted
+            second = torch.cat([torch.ones_like(second[:, :1]), second[:, 1:]], 1)
+        return self.last(second)
+
+
+def test_what_is_read_was_there_before_anything_was_written_in_place() -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
+    sites = ["first", "act:input", "act", "second", "second + act", "last:input", "first.weight"]
+    plain, inside = (read_sites(InPlace(kind), x, sites) for kind in (False, True))
+    assert torch.equal(InPlace(False)(x), InPlace(True)(x))
+    for site in sites:
+        torch.testing.assert_close(plain[site].value, inside[site].value, rtol=0, atol=0)
+        torch.testing.assert_close(plain[site].written, inside[site].written, rtol=0, atol=0)
+    with torch.inference_mode():
+        assert torch.equal(read_sites(InPlace(False), x, sites)["act"].value, plain["act"].value)

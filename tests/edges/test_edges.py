@@ -174,6 +174,28 @@ def test_every_family_cuts_all_or_nothing_and_scores_by_its_derivative(name):
     assert edges(target, clean, patch, steps=48).gap.relative < 0.1
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_mlp_reads_the_heads_of_its_block_unless_they_run_side_by_side(name):
+    target = build(name)
+    wiring = wire(target.model)
+    heads, known = range(wiring.graph.heads), set(wiring.graph.names())
+    for layer, block in enumerate(wiring.blocks):
+        inside = {f"a{layer}.h{head}->m{layer}" for head in heads}
+        assert known & inside == (set() if "parallel" in name else inside)
+        if "parallel" in name or block.post is not None:
+            continue
+        clean, patch = pair()
+        found = exact_edges(target, clean, patch)
+        ours, theirs = (read_sources(target, side, wiring)[1][block.z] for side in (clean, patch))
+        difference, rows = block.heads.split(theirs - ours), block.write(target.model)
+        written = torch.einsum("bphk,hkd->hbpd", difference, rows)
+        for head in heads:
+            edit = {f"{block.mlp_norm}:input": lambda seen, x=written[head]: seen.written + x}
+            effect = target.values(clean, edit) - target.values(clean)
+            place = wiring.graph.place(f"a{layer}.h{head}->m{layer}")
+            torch.testing.assert_close(found.values[:, *place], effect, rtol=1e-5, atol=1e-6)
+
+
 def test_the_graph_counts_the_edges_of_the_circuit_track():
     assert EdgeGraph(4, 4, 128).edges == 479
     assert EdgeGraph(12, 12, 768).edges == 32491

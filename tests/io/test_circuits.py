@@ -85,6 +85,7 @@ def refused(tmp_path: Path, change, match: str):
     data = json.loads(
         write_circuit(tmp_path / "circuit.json", graph.to_circuit(scores, keep)).read_text()
     )
+    del data["assay-sha256"]
     change(data)
     path = tmp_path / "bad.json"
     path.write_text(json.dumps(data))
@@ -124,3 +125,22 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path):
         read_circuit(tmp_path / "list.json")
     with pytest.raises(InputError, match="no file"):
         read_circuit(tmp_path / "none.json")
+
+
+def test_a_flipped_byte_is_named_or_harmless(tmp_path: Path):
+    graph, scores, keep = example()
+    whole = write_circuit(tmp_path / "circuit.json", graph.to_circuit(scores, keep))
+    data, circuit = whole.read_bytes(), read_circuit(whole)
+    path, named, harmless = tmp_path / "flipped.json", 0, 0
+    places = range(0, len(data), 7)
+    for place in places:
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        try:
+            found = read_circuit(path)
+        except InputError as error:
+            named += str(path) in str(error)
+            continue
+        assert found == circuit
+        harmless += 1
+    assert named + harmless == len(places)
+    assert named > harmless

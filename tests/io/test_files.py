@@ -7,6 +7,7 @@ import math
 import os
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +222,22 @@ def test_a_mistake_in_a_writer_is_no_full_disk(tmp_path):
     with pytest.raises(TypeError, match="a mistake"):
         files.write_atomic(tmp_path / "a.txt", wrong)
     assert not os.listdir(tmp_path)
+
+
+def test_a_flipped_byte_of_saved_tensors_is_named(tmp_path: Path) -> None:
+    """Every single flip in the file is named or leaves the tensors as they were."""
+    whole = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([1, 2])}
+    data = files.save_tensors(tmp_path / "w.safetensors", whole).read_bytes()
+    path, named, harmless = tmp_path / "flipped.safetensors", 0, 0
+    for place in range(len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << place % 8]) + data[place + 1 :])
+        try:
+            found = files.load_tensors(path)
+        except InputError as error:
+            named += str(path) in str(error)
+            continue
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        harmless += 1
+    assert named + harmless == len(data)
+    assert named > harmless

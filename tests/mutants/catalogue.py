@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import catalogue_bounds
+import catalogue_checker
+import catalogue_components
+import catalogue_networks
+import catalogue_proofs
 from run_mutants import Mutant
 
+RISK = ("tests/audit/test_risk.py",)
+CONSTANTS = ("tests/mechanisms/channels/test_channel_constants.py",)
+BOUNDS = "tests/mechanisms/channels/test_channel_bounds.py"
+CERTIFICATES = (f"{BOUNDS}::test_no_certificate_is_violated",)
+RELATIVE = (f"{BOUNDS}::test_the_relative_certificate_goes_to_its_limit",)
+COUNTING = ("tests/mechanisms/directions/test_counting.py",)
 INVARIANTS = ("tests/core/test_invariants.py",)
 SUM = ("tests/core/test_gated_sum.py",)
 SITES = ("tests/core/test_sites.py",)
 VALUES = ("tests/core/test_values.py",)
 METHODS = ("tests/attribution/test_methods.py", "tests/attribution/test_estimators.py")
-NODES = ("tests/mechanisms/nodes", "tests/core/test_invariants.py")
+NODES = (
+    "tests/mechanisms/nodes/test_suffix_patching.py::test_every_site_of_every_family",
+    "tests/mechanisms/nodes/test_suffix_patching.py::test_module_paths_are_known_too",
+)
 EDGES = ("tests/edges",)
-COMPONENTS = "tests/mechanisms/components"
+AUDIT = ("tests/audit",)
+BARS = ("tests/audit/test_bars.py",)
+TOTALS = ("tests/audit/test_totals.py",)
+EFFECTS = ("tests/audit/test_effects.py",)
+OPERATIONS = ("tests/audit/test_audit_operations.py",)
 
 CATALOGUE = [
+    *catalogue_bounds.MUTANTS,
+    *catalogue_proofs.MUTANTS,
+    *catalogue_checker.MUTANTS,
+    *catalogue_components.MUTANTS,
+    *catalogue_networks.MUTANTS,
     # core
     Mutant(
         "assay/core/parts.py",
@@ -205,6 +228,90 @@ CATALOGUE = [
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre",)',
         NODES,
     ),
+    # channels, directions and selective risk
+    Mutant("assay/audit/risk.py", "        if inputs < needed:", "        if inputs < 1:", RISK),
+    Mutant("assay/audit/risk.py", "    held = kept[~tuned]", "    held = kept", RISK),
+    Mutant(
+        "assay/audit/risk.py", "        if p_value > eta:", "        if p_value > 1 - eta:", RISK
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "failures = len(np.unique(owner[below & failed]))",
+        "failures = len(np.unique(owner[below & failed])) // 2",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "kept = kept[np.unique(group[kept], return_index=True)[1]]",
+        "kept = np.unique(kept)",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "return below if exact is None else below | np.asarray(exact, bool)",
+        "return below if exact is None else below & ~np.asarray(exact, bool)",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "    np.maximum.at(largest, place, residual)",
+        "    np.add.at(largest, place, residual)",
+        RISK,
+    ),
+    Mutant(
+        "assay/audit/risk.py",
+        "math.ceil(round((len(inputs) + 1) * (1 - alpha), 9))",
+        "math.ceil(round(len(inputs) * (1 - alpha), 9))",
+        RISK,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/constants.py",
+        "    budget = (torch.as_tensor(constant, dtype=attribution.dtype) * later)[:, None]",
+        "    budget = (torch.as_tensor(constant, dtype=attribution.dtype) + later)[:, None]",
+        CONSTANTS,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/constants.py",
+        "torch.where(steps > 0, steps.square(), torch.nan)",
+        "torch.where(steps > 0, steps, torch.nan)",
+        CONSTANTS,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/attribution.py",
+        "    size = attribute_channels(clean).abs()",
+        "    size = attribute_channels(clean)",
+        CONSTANTS,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/certify.py",
+        "    total = self.curvature.abs() + self.second",
+        "    total = self.curvature + self.second",
+        CERTIFICATES,
+    ),
+    Mutant(
+        "assay/mechanisms/channels/certify.py",
+        "    return bound <= tolerance * estimate.abs() / (1 + tolerance)",
+        "    return bound <= tolerance * estimate.abs() * (1 + tolerance)",
+        RELATIVE,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/counting.py",
+        "    bounded = ended and max(high, count) <= k",
+        "    bounded = True",
+        COUNTING,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/counting.py",
+        "    clear = structured & ((second >= 3 * first.square()) | (dominance > 0.5))",
+        "    clear = structured",
+        COUNTING,
+    ),
+    Mutant(
+        "assay/mechanisms/directions/choice.py",
+        "    best = max(strengths, key=lambda name: strengths[name])",
+        "    best = min(strengths, key=lambda name: strengths[name])",
+        COUNTING,
+    ),
     # edges
     Mutant(
         "assay/edges/scores.py",
@@ -221,77 +328,155 @@ CATALOGUE = [
         ".stop] = ours[block.mlp] - self.theirs[block.mlp]\n",
         EDGES,
     ),
-    # components
+    # audit
     Mutant(
-        "assay/mechanisms/components/squash.py",
-        "return torch.where(z > 0, inside, ctx.leak * gradient.clamp(max=0)), None",
-        "return torch.where(z > 0, inside, ctx.leak * gradient.clamp(min=0)), None",
-        (f"{COMPONENTS}/test_squash.py",),
+        "assay/audit/bars.py",
+        "room = alpha * (self.weight + count) - reach",
+        "room = alpha * self.weight",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/minimality.py",
-        "at = mean if smooth is None else smooth + (mean - mean.detach())",
-        "at = mean if smooth is None else smooth",
-        (f"{COMPONENTS}/test_component_minimality.py",),
+        "assay/audit/bars.py",
+        'np.searchsorted(self.above, room + 1e-9, side="right") - 1',
+        'np.searchsorted(self.above, room + 1e-9, side="right")',
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/minimality.py",
-        "            totals[name] = total if reduce is None else reduce(total)\n",
-        "            totals[name] = total\n",
-        (f"{COMPONENTS}/test_component_scaling.py",),
+        "assay/audit/bars.py",
+        "factor = np.where(mask, np.maximum(factor, quantile[parts.example]), factor)",
+        "factor = np.where(mask, quantile[parts.example], factor)",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/masks.py",
-        "rest, shrink = mask.components - delta, delta - 1",
-        "rest, shrink = mask.components - 1, delta - 1",
-        (f"{COMPONENTS}/test_component_masks.py",),
+        "assay/audit/bars.py",
+        "mask = mask & (rank < caps[name])",
+        "mask = mask & (rank <= caps[name])",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/recovery.py",
-        "cosines = (columns @ writer.T) * reader.sign()",
-        "cosines = columns @ writer.T",
-        (f"{COMPONENTS}/test_component_recovery.py",),
+        "assay/audit/calibration.py",
+        "return 1 / (self.inclusion * self.parts.copies[self.rows])",
+        "return 1 / self.inclusion",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/scene.py",
-        "            routed = order < many.unsqueeze(-1)",
-        "            routed = order <= many.unsqueeze(-1)",
-        (f"{COMPONENTS}/test_component_sources.py",),
+        "assay/audit/calibration.py",
+        "total = float((1 / ablated.parts.copies[selected]).sum())",
+        "total = float(selected.sum())",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/sources.py",
-        ".add_(step).clamp_(0, 1)",
-        ".sub_(step).clamp_(0, 1)",
-        (f"{COMPONENTS}/test_component_sources.py",),
+        "assay/audit/calibration.py",
+        "np.maximum.at(largest, place, residual[rows])",
+        "largest[place] = residual[rows]",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/problem.py",
-        "loss = detached.loss(leaves, everywhere) / self.world",
-        "loss = -detached.loss(leaves, everywhere) / self.world",
-        (f"{COMPONENTS}/test_component_problem.py",),
+        "assay/audit/calibration.py",
+        "np.select([np.isin(parts.unit, fold) for fold in chosen[:2]], [0, 1], 2)",
+        "np.select([np.isin(np.arange(parts.examples), fold) for fold in chosen[:2]], [0, 1], 2)",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/kind.py",
-        "            low = torch.where(routed, low, ones)\n",
-        "            low = torch.where(routed, low, low)\n",
-        (f"{COMPONENTS}/test_component_gates.py",),
+        "assay/audit/sampling.py",
+        "return self.taken[place] / self.size[place]",
+        "return np.ones(len(parts))",
+        TOTALS,
     ),
     Mutant(
-        "assay/mechanisms/components/scaling.py",
-        "share=1 - 1 / _bracket(mean * before, beta)",
-        "share=1 - 1 / (1 + beta * old)",
-        (f"{COMPONENTS}/test_component_scaling.py",),
+        "assay/audit/sampling.py",
+        "order = np.lexsort((keys, cell))",
+        "order = np.argsort(cell, kind='stable')",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/initial.py",
-        "if participation(rows) >= participation(pulls):",
-        "if participation(rows) < participation(pulls):",
-        (f"{COMPONENTS}/test_component_problem.py",),
+        "assay/audit/sampling.py",
+        "drawn = np.minimum(self.taken, inside)",
+        "drawn = np.minimum(self.taken, np.minimum(inside, 1))",
+        BARS,
     ),
     Mutant(
-        "assay/mechanisms/components/comparison.py",
-        "return (v.T @ other_v) * (u @ other_u.T)",
-        "return (v.T @ other_v).abs() * (u @ other_u.T).abs()",
-        (f"{COMPONENTS}/test_component_recovery.py",),
+        "assay/audit/population.py",
+        "index, mask = active_rows(norms[name].cpu())",
+        "index, mask = active_rows(torch.ones_like(norms[name].cpu()))",
+        OPERATIONS,
+    ),
+    Mutant(
+        "assay/audit/intervals.py",
+        "        more.var(ddof=1)\n    ) / len(more)",
+        "        0.0\n    ) / len(more)",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/totals.py",
+        "known + exact - guess, level,",
+        "known, level,",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/totals.py",
+        "if share is None or np.ptp(above - share * below) > 1e-12",
+        "if share is None or np.ptp(above - share * below) > -1e-12",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/scrubbing.py",
+        "    return parts.add(carried)[donor]",
+        "    return parts.add(weights)[donor]",
+        OPERATIONS,
+    ),
+    Mutant(
+        "assay/audit/means.py",
+        "truth[drawn] += (known[source] - score[drawn]) / inclusion[source]",
+        "truth[drawn] += known[source] - score[drawn]",
+        EFFECTS,
+    ),
+    Mutant(
+        "assay/audit/means.py",
+        "chosen = ~others if (~others).any() else others",
+        "chosen = np.ones_like(others)",
+        EFFECTS,
+    ),
+    Mutant(
+        "assay/audit/agreement.py",
+        "return (np.cumsum(tied) - tied / 2)[place]",
+        "return np.cumsum(tied)[place]",
+        ("tests/audit/test_agreement.py",),
+    ),
+    Mutant(
+        "assay/audit/coverage.py",
+        "    finite = np.isfinite(half)",
+        "    finite = np.ones(len(half), dtype=bool)",
+        BARS,
+    ),
+    Mutant(
+        "assay/audit/totals.py",
+        "    if trials < LEAST:",
+        "    if trials < 1:",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/totals.py",
+        "weights=values / ablated.inclusion,",
+        "weights=values,",
+        TOTALS,
+    ),
+    Mutant(
+        "assay/audit/agreement.py",
+        "if graded else nan,",
+        "if n > 0 else nan,",
+        ("tests/audit/test_agreement.py",),
+    ),
+    Mutant(
+        "assay/studies/attribution/study.py",
+        "if text not in before]",
+        "]",
+        ("tests/studies/test_attribution_study.py",),
+    ),
+    Mutant(
+        "assay/audit/applied.py",
+        "            < found.nominal",
+        "            < 0",
+        ("tests/audit/test_applied_bars.py",),
     ),
 ]

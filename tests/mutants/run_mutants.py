@@ -1,7 +1,8 @@
 """Change one line at a time and see that a named test fails: `make mutants`.
 
 Every mutant is a change of meaning in one line of the product, with the tests that must notice it.
-A mutant that survives is a hole in the tests: this script names it and exits 1.
+A mutant that survives is a hole in the tests, and so is a test that fails without one: this script
+names both and exits 1. It also exits 1 where the catalogue holds fewer than `LEAST` mutants.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+LEAST = 60
 
 
 @dataclass(frozen=True)
@@ -58,23 +62,8 @@ def mutated(mutant: Mutant) -> Iterator[Path]:
 def outcome(mutant: Mutant, timeout: float = 600) -> str:
     """Run the mutant's tests: "killed", "survived", or what went wrong."""
     with mutated(mutant) as source:
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(source), str(ROOT / "tests")]),
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
         try:
-            done = subprocess.run(
-                [*command, *mutant.tests],
-                cwd=ROOT,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-                check=False,
-            )
+            done = run_tests(mutant.tests, source, timeout)
         except subprocess.TimeoutExpired:
             return "killed"  # a mutant may loop for ever
     if done.returncode == 1:
@@ -84,25 +73,84 @@ def outcome(mutant: Mutant, timeout: float = 600) -> str:
     )
 
 
+def failing(mutants: Iterable[Mutant]) -> dict[str, str]:
+    """Return the files of which a named test fails without any mutant, with what pytest says; each
+    file runs in a process of its own, as a mutant's does.
+    """
+    named: dict[str, dict[str, None]] = {}
+    for mutant in mutants:
+        for test in mutant.tests:
+            named.setdefault(test.partition("::")[0], {})[test] = None
+    found = {}
+    for file, tests in named.items():
+        done = run_tests(tuple(tests), ROOT / "src", 600)
+        if done.returncode:
+            found[file] = f"{done.stdout[-400:]}{done.stderr[-400:]}"
+    return found
+
+
+def run_tests(
+    tests: tuple[str, ...], source: Path, timeout: float
+) -> subprocess.CompletedProcess[str]:
+    """Run the fast ones of some tests on the sources in a folder, up to the first failure."""
+    with tempfile.TemporaryDirectory() as memory:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(source), str(ROOT / "tests")]),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
+            # What earlier failures taught hypothesis would kill a mutant on this machine alone.
+            "HYPOTHESIS_STORAGE_DIRECTORY": memory,
+        }
+        options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", *options, *tests],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+
+def timed(mutant: Mutant) -> tuple[str, float]:
+    """Return the outcome and the seconds that it took."""
+    began = time.monotonic()
+    return outcome(mutant), time.monotonic() - began
+
+
 def main() -> None:
     from catalogue import CATALOGUE
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sample", type=int, default=0, help="so many at random instead of all")
-    parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument("--seed", type=int, default=None, help="of the sample; printed")
     parser.add_argument("--only", default="", help="those whose file holds this text")
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
     mutants = [mutant for mutant in CATALOGUE if chosen.only in mutant.file]
     if chosen.sample:
-        mutants = random.Random(chosen.seed).sample(mutants, min(chosen.sample, len(mutants)))
+        seed = int(time.time()) if chosen.seed is None else chosen.seed
+        print(f"seed {seed}")
+        mutants = random.Random(seed).sample(mutants, min(chosen.sample, len(mutants)))
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        results = list(zip(mutants, pool.map(outcome, mutants), strict=True))
-    for mutant, result in results:
-        print(f"{result:<9} {mutant.name}")
-    alive = [mutant for mutant, result in results if result != "killed"]
-    print(f"{len(results) - len(alive)} of {len(results)} mutants killed")
-    sys.exit(1 if alive else 0)
+        results = []
+        for mutant, (result, seconds) in zip(mutants, pool.map(timed, mutants), strict=True):
+            results.append(result)
+            print(f"{result:<9} {seconds:5.1f} s  {mutant.name}", flush=True)
+    wrong = failing(mutants)
+    for file, said in wrong.items():
+        print(f"{file} fails without any mutant: {said}")
+    alive = len(results) - results.count("killed")
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(
+        f"{len(results) - alive} of {len(results)} mutants killed, of a catalogue of"
+        f" {len(CATALOGUE)}, in {spent.ru_utime + spent.ru_stime:.0f} CPU seconds"
+    )
+    if len(CATALOGUE) < LEAST:
+        print(f"the catalogue must hold at least {LEAST} mutants")
+    sys.exit(1 if alive or wrong or len(CATALOGUE) < LEAST else 0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from catalogue import CATALOGUE
-from run_mutants import ROOT, Mutant, outcome
+from run_mutants import LEAST, ROOT, Mutant, failing, outcome
 
 
 def test_every_mutant_changes_a_line_that_stands_once_and_names_tests_that_exist():
@@ -16,7 +16,7 @@ def test_every_mutant_changes_a_line_that_stands_once_and_names_tests_that_exist
         mutant.applied()
         for test in mutant.tests:
             assert (ROOT / test.partition("::")[0]).exists(), test
-    assert len({mutant.name for mutant in CATALOGUE}) == len(CATALOGUE)
+    assert len({mutant.name for mutant in CATALOGUE}) == len(CATALOGUE) >= LEAST
 
 
 def test_a_mutant_whose_tests_do_not_look_survives():
@@ -29,12 +29,23 @@ def test_a_mutant_whose_tests_do_not_look_survives():
     assert outcome(unseen) == "survived"
 
 
+def test_a_test_that_fails_without_a_mutant_is_named(tmp_path: Path):
+    test = tmp_path / "test_wrong.py"
+    test.write_text("def test_right(): pass\ndef test_wrong(): assert False\n")
+    names = [(f"{test}::{name}",) for name in ("test_right", "test_wrong")]
+    mutants = [Mutant("assay/errors.py", "x", "y", tests) for tests in names]
+    assert failing(mutants[:1]) == {}
+    assert "test_wrong" in failing(mutants)[str(test)]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_a_random_dozen_is_killed():
     seed = int(time.time())
+    print(f"seed {seed}")
     chosen = random.Random(seed).sample(CATALOGUE, 12)
     found = {mutant.name: outcome(mutant) for mutant in chosen}
     alive = {name: result for name, result in found.items() if result != "killed"}
     assert not alive, f"seed {seed}: {alive}"
+    assert not failing(chosen), f"seed {seed}"
     assert Path(ROOT / "Makefile").read_text().count("run_mutants.py")

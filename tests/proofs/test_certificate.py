@@ -92,6 +92,23 @@ def test_tensors_of_others_are_never_overwritten(weights: Path) -> None:
             prove(weights, certificate_path=path)
 
 
+@pytest.mark.parametrize("suffix", [".json", ADVICE])
+def test_links_of_others_are_never_replaced(suffix: str, weights: Path) -> None:
+    """Wherever they lead: to nothing, to a file, or in a circle."""
+    path = weights.with_name("claim.json")
+    link = path.with_suffix(suffix)
+    for aim in (weights.with_name("nothing"), weights.with_name("text"), link):
+        weights.with_name("text").write_text("mine")
+        link.symlink_to(aim)
+        with pytest.raises(InputError, match="choose another name"):
+            check_destination(path)
+        with pytest.raises(InputError, match="choose another name"):
+            prove(weights, certificate_path=path)
+        assert link.is_symlink()
+        assert os.readlink(link) == str(aim)
+        link.unlink()
+
+
 def test_a_folder_in_the_way_is_refused(weights: Path) -> None:
     weights.with_name("claim.json").mkdir()
     with pytest.raises(InputError, match="choose another name"):

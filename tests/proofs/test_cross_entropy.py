@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import product
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_models import KINDS, draw, empty, logits, planted, sequences
 
+from assay.bounds.rounding import Interval
 from assay.errors import AssayError
 from assay.proofs.max_of_k import cross_entropy
 from assay.proofs.max_of_k.cross_entropy import LossBound, bound_cross_entropy
@@ -107,6 +109,23 @@ def test_both_ends_of_the_positional_weight_are_looked_at(bad: int) -> None:
     exact = logits(w, tokens)
     reached = [(exact[:, 0] - exact[:, 1]).min(), (exact[:, 0] - exact[:, 1]).max()]
     np.testing.assert_allclose(sorted(float(end.item()) for end in ends), reached, rtol=1e-9)
+
+
+def test_a_mean_is_bounded_whatever_weights_are_in_their_intervals() -> None:
+    """Intervals a tenth wide, around means above and below zero."""
+    rng = np.random.default_rng(0)
+    tables = cross_entropy.Problem(tables_of([0.0] * 2, [[0.0] * 2] * 2, [0.0] * 2), "real").tables
+    for sign in (1.0, -1.0):
+        for _ in range(200):
+            low = rng.uniform(0.5, 1.0, 3)
+            weights = [Interval(np.array([x]), np.array([1.1 * x])) for x in low]
+            values = [np.array([v]) for v in sign * rng.uniform(0, 10, 3)]
+            found = float(cross_entropy._mean(tables, weights, values)[0])
+            means = []
+            for ends in product((1.0, 1.1), repeat=3):
+                w = low * ends
+                means.append(float((w * np.concatenate(values)).sum() / w.sum()))
+            assert max(means) * (1 - sign * 1e-12) <= found
 
 
 def test_weights_lost_to_underflow_leave_the_largest_value() -> None:

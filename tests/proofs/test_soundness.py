@@ -14,7 +14,7 @@ from soundness import check
 
 from assay.errors import AssayError
 from assay.proofs.max_of_k import cells
-from assay.proofs.max_of_k.strategies import STRATEGIES, low_rank, subcubic
+from assay.proofs.max_of_k.strategies import STRATEGIES, low_rank, named, subcubic
 from assay.proofs.max_of_k.strategies.base import Problem
 from assay.proofs.max_of_k.tables import LEVELS, Outputs
 from assay.targets.max_of_k import Weights
@@ -72,6 +72,25 @@ def test_ties_are_wrong(strategy: str, level: str) -> None:
         ones = np.ones((V, 2), np.float32)  # attention and values, the same for all logits
         tied = replace(w, E=ones, V=w.V + 1, O=w.O + 1, U=w.U + 1, Q=w.Q + 1, K=w.K + 1)
         assert check(tied, strategy, level) == 0
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ties_are_wrong_whatever_the_advice_claims(strategy: str, level: str) -> None:
+    """Advice that claims every sequence, which no search finds, certifies none of them."""
+    for V, K in ((2, 2), (3, 3), (4, 2)):
+        w, chosen = empty(V, K, 2, 2), named(strategy)
+        for shift in (0.0, 1.0):
+            problem = Problem(replace(w, u_bias=w.u_bias + np.float32(shift)), level)
+            advice = dict(chosen.search(problem))
+            if "sets" in advice:
+                families = len(advice["sets"])
+                advice["sets"] = np.repeat(cells.everything(V, K), families, axis=0)
+            if "limits" in advice:
+                m, c = np.arange(V)[None, :, None], np.arange(K)
+                every = np.where(c == 0, 0, np.maximum(m - 1, 0))
+                advice["limits"] = np.where(cells.possible(V, K), every, -1).astype(np.int16)
+            assert chosen.verify(problem, advice).weigh() == 0
 
 
 def test_a_tie_in_one_cell_spares_the_others() -> None:

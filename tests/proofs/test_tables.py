@@ -5,6 +5,7 @@ difference.
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -105,6 +106,43 @@ def test_executed_logits_stay_within_the_forward_error_bound() -> None:
         for order in (np.arange(w.positions), rng.permutation(w.positions)):
             error = np.abs(logits(w, tokens, dtype=np.float32, order=order) - exact)
             assert (error <= bound[tokens[:, -1]]).all()
+
+
+def test_differences_of_written_logits_are_bounded_exactly() -> None:
+    """Entries that agree to many digits, so that the ends of their enclosures decide."""
+    for seed in range(4):
+        w = draw(seed, "random")
+        columns = np.repeat(w.U[:, :1], w.vocabulary, axis=1)
+        close = replace(
+            w, U=columns + np.spacing(columns) * np.float32(np.arange(w.vocabulary) % 3)
+        )
+        problem = Problem(close, "real")
+        for factor, differences in (
+            (problem.factors.E, problem.outputs.ov),
+            (problem.factors.P, problem.outputs.position_ov),
+        ):
+            exact = (factor @ problem.factors.values).fractions()
+            for m in range(w.vocabulary):
+                found = differences(m)
+                for k, row in enumerate(exact):
+                    for x, value in enumerate(row):
+                        assert Fraction(float(found[k, x])) >= value - row[m]
+
+
+def test_the_slack_covers_both_logits_of_a_difference() -> None:
+    """One logit may be executed too low and the other too high, by their whole errors each."""
+    for seed in range(6):
+        w = draw(seed, "rough")
+        # Twin columns of the unembedding have equal errors, and so the largest difference.
+        twins = replace(w, U=np.repeat(w.U[:, :1], w.vocabulary, axis=1))
+        for weights in (w, twins):
+            error = logit_error(weights)
+            both = error[:, :, None] + error[:, None, :]
+            both[:, np.eye(weights.vocabulary, dtype=bool)] = 0
+            slack = Problem(weights, "float32").outputs.slack
+            assert (slack >= both.max((1, 2))).all()
+            assert (slack <= 2 * both.max((1, 2))).all()
+            assert not Problem(weights, "real").outputs.slack.any()
 
 
 def test_biases_and_heads_fold_exactly() -> None:

@@ -6,17 +6,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
 from assay import cli
 from assay.io import files
+from assay.io.runs import Run
 from assay.studies import runner
 
 SMALL = ["training.steps=120", "audit.examples=60", "audit.exact=8"]
@@ -57,7 +60,15 @@ def command(monkeypatch, capsys, *words):
 def test_summary_and_files(runs):
     summary = files.read_json(runs / "0" / "summary.json")
     assert summary["accuracy"] > 0.8
-    assert 0 <= summary["certified_share"]["B1"] <= summary["certified_share"]["q+B3"] + 0.05
+    shares = summary["certified_share"]
+    tighter = shares["second_order_plus_remainder_bound"]
+    assert 0 <= shares["first_order_bound"] <= tighter + 0.05
+    top = summary["top"]
+    assert top["channels"] == 300
+    assert top["channels"] == top["exact_by_construction"] + top["need_certificate"]
+    assert top["share_within_tolerance_first"] == pytest.approx(
+        top["within_tolerance_first"] / top["need_certificate"]
+    )
     assert summary["agreement"]["second"]["mae"] < summary["agreement"]["first"]["mae"]
     assert (
         summary["bars"]["second"]["mean_width"]
@@ -65,6 +76,7 @@ def test_summary_and_files(runs):
     )
     page = (runs / "0" / "report.html").read_text()
     assert "What can be proved" in page
+    assert not re.search(r"\bB[13]\b", re.sub(r"<script.*?</script>", "", page, flags=re.S))
     assert len(page) < 2_000_000
     for name in (
         "config.json",
@@ -158,6 +170,161 @@ def test_a_damaged_model_is_refused(runs, monkeypatch, capsys, tmp_path):
     code, out = command(monkeypatch, capsys, "attribute", str(tmp_path / "run"))
     assert code == 2
     assert "model.safetensors is damaged" in out.err
+
+
+@pytest.fixture
+def new_digits(tmp_path):
+    """Digits as a user would save them: some that the run has seen, some moved by one pixel."""
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x, y = x.reshape(-1, 8, 8)[:60], y[:60]
+    moved = np.roll(x[:40], 1, axis=2)
+    x, y = np.concatenate([x[:20], moved]), np.concatenate([y[:20], y[:40]])
+    np.savez(tmp_path / "new.npz", x=x, y=y)
+    return tmp_path / "new.npz"
+
+
+def test_thresholds_and_bars_apply_to_inputs_that_were_not_there(runs, new_digits):
+    from assay.studies.channels import study
+
+    run = Run(runs / "0")
+    summary, shown = study.apply(run, new_digits)
+    assert summary["inputs"] == {"kept": 40, "seen_before": 20}
+    assert summary["measured"]["inputs"] == 40
+    assert summary["measured"]["channels"] == 200
+    assert {"low", "high", "exact", "attribution"} <= set(shown.columns)
+    assert shown.height == 20
+    saved = run.table(summary["saved_as"])
+    assert saved.height == 200
+    assert set(saved["example"]) == set(range(20, 60))  # places in the file
+    half = (saved["high"] - saved["low"]) / 2
+    assert half.min() > 0
+    # The bars are those of the run: a multiple of the certificate, and rounding.
+    quantile = run.json("promises.json")["bars"]["quantile"]
+    expected = quantile * saved["second_order_bound"] + saved["rounding"]
+    assert half.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-6, abs=1e-15)
+    inside = (saved["exact"] - saved["second_order"]).abs() <= half + 1e-12
+    assert saved["in_bar"].to_list() == inside.to_list()
+    threshold = run.json("promises.json")["threshold"]["threshold"]
+    if threshold is not None:
+        trusted = (saved["score"] <= threshold) | saved["exact_by_construction"]
+        assert saved["trusted"].to_list() == trusted.to_list()
+
+
+def test_inputs_that_cannot_be_applied_to_are_refused(runs, tmp_path):
+    from sklearn.datasets import load_digits
+
+    from assay.errors import InputError
+    from assay.studies.channels import study
+
+    run = Run(runs / "0")
+    x, y = load_digits(return_X_y=True)
+    x = x.reshape(-1, 8, 8)
+    for name, arrays, message in (
+        ("seen", {"x": x[:5], "y": y[:5]}, "all 5 inputs"),
+        ("shape", {"x": x[:5, :4], "y": y[:5]}, "was trained on inputs of shape"),
+        ("label", {"x": x[:5] + 1, "y": y[:5] + 30}, "has no class"),
+        ("alone", {"x": x[:5] + 1}, "y missing"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        with pytest.raises(InputError, match=message):
+            study.apply(run, tmp_path / f"{name}.npz")
+
+
+SHORT = [
+    "training.steps=30",
+    "model.hidden=8",
+    "model.width=6",
+    "model.blocks=2",
+    "audit.exact=4",
+]
+
+
+def user_run(tmp_path, x, y, *extra):
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    overrides = [f"data.path={tmp_path / 'mine.npz'}", *SHORT, *extra]
+    return runner.execute(runner.load("channels", overrides), tmp_path / "run")
+
+
+def images(examples, *shape):
+    generator = np.random.default_rng(0)
+    x = generator.random((examples, *shape)).astype(np.float32)
+    return x, (x.reshape(examples, -1)[:, 0] > 0.5).astype(np.int64)
+
+
+def test_blank_images_are_exact_and_do_not_end_the_study(tmp_path):
+    x, y = images(160, 4, 4)
+    x[::8] = 0
+    summary = user_run(tmp_path, x, y)
+    assert summary["repeated_inputs"] == 19
+    assert summary["top"]["exact_by_construction"] >= 5
+
+
+def test_forty_rows_are_enough_or_refused_in_one_line(tmp_path):
+    from assay.errors import InputError
+
+    x, y = images(40, 4, 4)
+    with pytest.raises(InputError, match="need 18 distinct held-out examples, and there are 10"):
+        user_run(tmp_path, x, y)
+    summary = user_run(tmp_path, x, y, "data.train=0.5")
+    assert summary["calibrated_threshold"]["threshold"] is None
+    assert "No threshold is returned" in summary["promises"]["threshold"]
+    assert "No threshold is returned" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_other_objectives_and_depths_are_a_row_each(tmp_path):
+    x, y = images(120, 4, 4)
+    compared = ("compare.objectives=true", "compare.depths=[1, 3]", "audit.alpha=0.2")
+    user_run(tmp_path, x, y, *compared)
+    table = Run(tmp_path / "run").table("networks.parquet")
+    assert table.height == 7
+    assert table["network"].to_list()[-2:] == ["1 blocks", "3 blocks"]
+    assert len(set(table["network"])) == 7
+    deep = table.filter(pl.col("network") != "1 blocks")
+    assert deep["|cos|"].is_between(0, 1).all()
+    assert (deep["C, median"] <= deep["C certified, median"]).all()
+    # The attributions of the last block are exact, and there is no other.
+    assert table["right within tolerance"].null_count() == 1
+    assert "What makes attributions right" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_copies_of_an_input_are_measured_once(tmp_path):
+    x, y = images(100, 4, 4)
+    summary = user_run(tmp_path, np.repeat(x, 5, 0), np.repeat(y, 5))
+    assert summary["examples"] == 25
+    assert summary["repeated_inputs"] == 400
+
+
+def test_images_with_their_channels_last_are_the_same_images(tmp_path):
+    from assay.errors import InputError
+
+    x, y = images(100, 6, 6, 3)
+    folders = []
+    for name, array in (("last", x), ("first", x.transpose(0, 3, 1, 2))):
+        (tmp_path / name).mkdir()
+        folders.append(user_run(tmp_path / name, array, y, "model.patch=3"))
+    assert folders[0] == folders[1]
+    (tmp_path / "unclear").mkdir()
+    with pytest.raises(InputError, match=r"data.layout=channels-first or channels-last"):
+        user_run(tmp_path / "unclear", x[:, :3], y)
+    (tmp_path / "said").mkdir()
+    user_run(tmp_path / "said", x[:, :3], y, "data.layout=channels-last", "model.patch=3")
+
+
+def test_a_choice_never_reads_the_test_part(tmp_path):
+    x, y = images(200, 4, 4)
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    from assay.targets.data import split_data
+
+    whole = split_data(x, y)
+    choosing = whole.without_test()
+    assert len(choosing.train_x) + len(choosing.test_x) == len(whole.train_x)
+    held = {tuple(row) for row in whole.test_x.tolist()}
+    assert not held & {tuple(row) for row in choosing.train_x.tolist()}
+    assert not held & {tuple(row) for row in choosing.test_x.tolist()}
+    summary = user_run(tmp_path, x.numpy(), y.numpy(), "data.choosing=true")
+    assert summary["examples"] == len(choosing.test_x)
 
 
 @pytest.fixture

@@ -9,10 +9,13 @@ import torch
 
 from assay.attribution import Gradient, attribute
 from assay.errors import InputError
+from assay.io.prompts import read_pairs
 from assay.io.runs import Run
+from assay.mechanisms.directions import around
+from assay.mechanisms.directions.steps import step_of_divergence
 from assay.studies import runner
 from assay.targets.agreement import agreement_text, build_model, build_tokenizer
-from assay.targets.language import save_language_model
+from assay.targets.language import load_language_model, save_language_model
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,32 @@ def test_bad_input_of_a_users_model_is_refused(own: tuple[Path, Path], tmp_path:
             )
 
 
+def chosen_by_effect(folder: Path, prompts: int, kl: float) -> str:
+    """Return the direction whose step of equal KL moves the logit difference most on the prompts
+    that the directions were found on.
+    """
+    run = Run(folder)
+    model = load_language_model(run.path("model"))
+    pairs = read_pairs(run.path("pairs/nounpp.jsonl"), model.tokenizer).take(slice(0, prompts))
+    inputs = {"input_ids": pairs.clean, "attention_mask": pairs.mask}
+    local = around(model.model, inputs, "transformer.h.0.attn.*")
+
+    def differences(output: torch.Tensor) -> torch.Tensor:
+        at_verb = output[torch.arange(prompts), pairs.last]
+        return at_verb.gather(1, pairs.answers).diff(dim=1)[:, 0]
+
+    with torch.no_grad():
+        before = differences(local.output())
+        effects = []
+        for row in run.tensors("directions.safetensors")["directions"]:
+            moved = [
+                differences(local.moved(way, step_of_divergence(local, way, kl)))
+                for way in (row, -row)
+            ]
+            effects.append(max(float((after - before).abs().mean()) for after in moved))
+    return str(max(range(len(effects)), key=effects.__getitem__))
+
+
 def test_agreement_study_runs_on_a_tiny_model_and_takes_a_saved_one(tmp_path: Path) -> None:
     tiny = [
         "target.layers=1",
@@ -85,6 +114,7 @@ def test_agreement_study_runs_on_a_tiny_model_and_takes_a_saved_one(tmp_path: Pa
     assert table.height == 2 * 4
     assert 0 <= summary["number_away"] <= 1
     assert summary["number_effect"] in table["effect"].to_list()
+    assert summary["number_direction"] == chosen_by_effect(tmp_path / "run", 6, 1e-4)
     again = runner.execute(
         runner.load("agreement-directions", [*tiny, f"target.path={tmp_path / 'run'}"]),
         tmp_path / "again",

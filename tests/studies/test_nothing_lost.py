@@ -8,6 +8,7 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -109,7 +110,8 @@ def test_no_command_touches_a_folder_that_is_no_run(what: str, tmp_path: Path) -
                 code, said = assay(*words)
                 assert code == 2, words
                 assert len(said.strip().splitlines()) == 1
-        for words in (["attribute", place], ["audit", place], ["report", place]):
+        verbs = [[verb, place] for verb in ("attribute", "ablate", "audit", "report")]
+        for words in (*verbs, ["explain", place, "x[0]"], ["compare", place, place]):
             code, said = assay(*words)
             assert code == 2
             assert "no run in" in said or "not written by Assay" in said
@@ -243,3 +245,121 @@ def test_a_certificate_takes_no_other_files_place(weights: Path) -> None:
     assert assay("prove", "max-of-k", weights, "-o", weights)[0] == 2
     assert state(folder) == before
     assert (folder / "dir.json").is_dir()
+
+
+def test_copies_by_hard_links_keep_every_byte(finished: Path, tmp_path: Path) -> None:
+    """What `cp -al` made of a run is a folder of someone else."""
+    run, copy = tmp_path / "run", tmp_path / "copy"
+    shutil.copytree(finished, run)
+    shutil.copytree(run, copy, copy_function=os.link)
+    before = state(copy)
+    assert assay("report", run)[0] == 0
+    assert assay("attribute", run)[0] == 0
+    assert assay("audit", run, "--exact", 2) == (0, "")
+    assert run_tiny(run, "--force") == (0, "")
+    assert state(copy) == before
+    shutil.rmtree(run)
+    # The copy is a run too: replacing it leaves links to its files alone.
+    shutil.copytree(copy, run, copy_function=os.link)
+    assert run_tiny(copy, "--force") == (0, "")
+    assert state(run) == before
+
+
+def test_a_linked_run_folder_is_replaced_behind_the_link(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "notes").write_text("mine")
+    (tmp_path / "link").symlink_to("run")
+    before = state(tmp_path)
+    assert run_tiny(tmp_path / "link", "--force") == (0, "")
+    after = state(tmp_path)
+    assert after["link"] == before["link"]
+    assert after["run/notes"] == before["run/notes"]
+    assert after.keys() == before.keys()
+
+
+@pytest.mark.parametrize("how", ["file", "soft", "hard", "folder"])
+def test_verbs_take_no_foreign_files_place(how: str, finished: Path, tmp_path: Path) -> None:
+    """Every verb that writes into a run meets a foreign entry under the name it would use."""
+    run, mine = tmp_path / "run", tmp_path / "mine"
+    shutil.copytree(finished, run)
+    mine.write_text("mine")
+    names = {
+        "verb-scores-gradient.parquet": ("attribute", run),
+        "verb-audit-gradient.parquet": ("audit", run, "--exact", 2),
+        "report.html": ("report", run),
+    }
+    (run / "report.html").unlink()
+    for name in names:
+        match how:
+            case "file":
+                (run / name).write_text("mine")
+            case "soft":
+                (run / name).symlink_to(mine)
+            case "hard":
+                (run / name).hardlink_to(mine)
+            case "folder":
+                (run / name).mkdir()
+                (run / name / "x").write_text("mine")
+    before = state(tmp_path)
+    for name, words in names.items():
+        code, said = assay(*words)
+        assert code == 2, words
+        assert name in said
+        assert len(said.strip().splitlines()) == 1
+    assert state(tmp_path) == before
+
+
+def test_a_link_inside_a_run_leads_nothing_out(finished: Path, tmp_path: Path) -> None:
+    """A folder of the run that was moved away and linked is someone else's."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    (run / "network-0").rename(tmp_path / "elsewhere")
+    (run / "network-0").symlink_to(tmp_path / "elsewhere")
+    before = state(tmp_path)
+    code, said = run_tiny(run, "--force")
+    assert code == 2
+    assert "network-0 is a link that Assay did not make" in said
+    assert state(tmp_path) == before
+
+
+def test_checks_and_comparisons_write_nothing(
+    finished: Path, weights: Path, tmp_path: Path
+) -> None:
+    certificate = weights.with_suffix(".json")
+    prove = ("prove", "max-of-k", weights, "--strategy", "box_exact")
+    assert assay(*prove, "-o", certificate)[0] == 0
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = state(tmp_path)
+    assert assay("check", certificate, "--weights", weights)[0] == 0
+    assert assay(*prove)[0] == 0
+    assert assay("compare", run, run)[0] == 0
+    assert assay("explain", run, "directions[0]")[0] == 0
+    assert assay("ablate", run)[0] == 0
+    assert run_tiny(run)[0] == 2
+    assert state(tmp_path) == before
+
+
+def test_damaged_inputs_from_a_run_are_named(finished: Path, tmp_path: Path) -> None:
+    """A file that lies in a run is checked against its record where it is an input of another."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    model = run / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1] + b"\1")
+    before = state(tmp_path)
+    code, said = run_tiny(tmp_path / "new", "--set", f"target.weights={model}")
+    assert code == 2
+    assert "model.safetensors is damaged" in said
+    assert assay("prove", "max-of-k", model)[0] == 2
+    assert state(tmp_path) == before
+
+
+@pytest.mark.parametrize("verb", ["attribute", "ablate", "audit", "explain", "compare", "report"])
+def test_each_verb_works_in_a_process_of_its_own(verb: str, finished: Path, tmp_path: Path) -> None:
+    """No verb leans on what another part of the program has imported."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    more = {"explain": ["directions[0]"], "compare": [str(run)], "audit": ["--exact", "2"]}
+    words = [sys.executable, "-m", "assay.cli", verb, str(run), *more.get(verb, [])]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -142,3 +142,13 @@ def test_user_functions_are_metrics_and_their_shape_is_checked() -> None:
 def test_half_precision_logits_are_widened() -> None:
     batch = metrics.pair_batch(some_pairs())
     assert metrics.logit_difference(random_logits().bfloat16(), batch).dtype == torch.float32
+
+
+def test_the_divergence_is_that_of_the_clean_run_from_this_one() -> None:
+    """KL((1/2, 1/2) || (9/10, 1/10)) is log(5/3), and the other way round it is another number."""
+    clean = torch.tensor([[0.5, 0.5]], dtype=torch.float64).log()
+    labels = {"last": torch.tensor([0]), "clean_log_probs": clean}
+    batch = Batch({"input_ids": torch.tensor([[1]])}, labels)
+    other = torch.tensor([[[0.9, 0.1]]], dtype=torch.float64).log() + 3
+    found = float(metrics.kl(SimpleNamespace(logits=other), batch))
+    assert found == pytest.approx(math.log(5 / 3), abs=1e-12)

@@ -18,6 +18,7 @@ from assay.core.sites import Record, Seen
 from assay.core.values import active_rows, scatter, unravel
 from assay.errors import InputError
 from assay.memory import rows_within
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def ablate(
     )
     found = []
     with torch.no_grad():
-        for rows in index.split(chunk) if len(index) else ():
+        for rows in progress(index.split(chunk) if len(index) else (), f"ablating {name}"):
             places = torch.cat([rows[:1], rows])
             weights = torch.ones(len(places), device=index.device)
             weights[0] = 0

@@ -4,6 +4,7 @@ along it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal
@@ -17,6 +18,7 @@ from assay.attribution.scores import Gap
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import add, totals
 from assay.errors import InputError
+from assay.progress import counted, progress
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class IntegratedGradients(Method):
         found: dict[str, Tensor] = {}
         gaps: dict[str, Gap] = {}
         baseline = torch.empty(0)
-        for path in paths:
+        for path in progress(paths, "integrated gradients"):
             baseline, scores, gap = self._integrate(mechanisms, path)
             found.update(scores)
             gaps["all" if self.scope == "joint" else path[0]] = gap
@@ -63,8 +65,15 @@ class IntegratedGradients(Method):
             gates = mechanisms.full(place, names, broadcast=True)
             metric, gradients = gate_gradient(mechanisms, gates, names)
             slope = sum(map(totals, gradients.values()), torch.zeros(()))
+            bar.update()
             return _Node(place, metric, gradients, slope)
 
+        with counted(self.max_nodes, f"path of {names[0]}, nodes at most") as bar:
+            return self._refine(node, names)
+
+    def _refine(
+        self, node: Callable[[float], _Node], names: list[str]
+    ) -> tuple[Tensor, dict[str, Tensor], Gap]:
         panels = [_Panel(node(0.0), node(0.5), node(1.0))]
         nodes = 3
         change = panels[0].right.metric - panels[0].left.metric

@@ -16,6 +16,7 @@ from assay.attribution.method import Estimate, Method
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import add
 from assay.errors import InputError
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def probe(
         (slope,) = torch.autograd.grad(value, ones, create_graph=True)
         if not slope.requires_grad:  # linear in the gates
             return total
-        for signs in draw_signs(group.axes, probes, generator).to(ones):
+        for signs in progress(draw_signs(group.axes, probes, generator).to(ones), "probes"):
             (product,) = torch.autograd.grad(
                 (slope * signs).sum(), ones, retain_graph=True, allow_unused=True
             )

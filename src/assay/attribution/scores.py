@@ -75,6 +75,21 @@ class Scores:
         """Whether the scores say how large an effect is and not which way it goes."""
         return self.estimand == "size of single removal"
 
+    @property
+    def signs(self) -> dict[str, str]:
+        """What the metric is and which way it is right, and what the sign of a score says."""
+        target = self.mechanisms.target
+        right = "higher" if target.higher_is_right else "lower"
+        name = getattr(target.metric, "name", getattr(target.metric, "__name__", "the metric"))
+        formula = getattr(target.metric, "formula", "") or f"{right} is right"
+        score = "F(all gates at one) - F(one gate at zero)"
+        meaning = (
+            f"|{score}|: the size of the change, without its sign"
+            if self.unsigned
+            else f"{score}: positive where removing the part lowers the metric"
+        )
+        return {"metric": f"{name}: {formula}", "score": f"A score is {meaning}."}
+
     def mean(self) -> dict[str, Tensor]:
         """Return the mean over examples by group, accumulated in float64."""
         return {name: mean(values) for name, values in self.values.items()}

@@ -15,6 +15,7 @@ from assay.core.mechanisms import Mechanisms, differentiable
 from assay.core.sites import Record
 from assay.core.values import add
 from assay.memory import rows_within
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SecondOrder(Method):
         known = mechanisms.second_rule()
         record = mechanisms.record() if known is None else None
         values: dict[str, Tensor] = {}
-        for name, group in mechanisms.groups.items():
+        for name, group in progress(mechanisms.groups.items(), "second order"):
             if known is not None:
                 second = known[name].double()
             else:

@@ -2,38 +2,57 @@
 
 from assay.audit.adversary import WorstCase, exhaustive, worst_case
 from assay.audit.agreement import Agreement, agreement
-from assay.audit.audit import Audit, audit
-from assay.audit.bars import Bars, Rows, calibrate, conformal_quantile
+from assay.audit.applied import Applied, apply_bars
+from assay.audit.audit import Audit, audit, disagreement
+from assay.audit.auto import Choice, choose_method
+from assay.audit.bars import Bars, conformal_quantile
 from assay.audit.budgeted import Budgeted, budgeted
+from assay.audit.compare import Comparison, compare
+from assay.audit.coverage import Coverage
 from assay.audit.edges import edge_curve, edge_faithfulness
+from assay.audit.effects import ExactEffects
 from assay.audit.faithfulness import Faithfulness, areas, curve, faithfulness, keep_top
 from assay.audit.heat import heat
+from assay.audit.intervals import ConfidenceInterval, mean_interval, ratio_interval
+from assay.audit.means import exact_top, mean_effects
+from assay.audit.saved import bars_from_json, bars_to_json
 from assay.audit.scrubbing import Scrubbed, scrub
-from assay.audit.totals import Interval, mean_interval, ratio_interval, top_recall, totals
+from assay.audit.totals import top_recall, totals
 
 __all__ = [
     "Agreement",
+    "Applied",
     "Audit",
     "Bars",
     "Budgeted",
+    "Choice",
+    "Comparison",
+    "ConfidenceInterval",
+    "Coverage",
+    "ExactEffects",
     "Faithfulness",
-    "Interval",
-    "Rows",
     "Scrubbed",
     "WorstCase",
     "agreement",
+    "apply_bars",
     "areas",
     "audit",
+    "bars_from_json",
+    "bars_to_json",
     "budgeted",
-    "calibrate",
+    "choose_method",
+    "compare",
     "conformal_quantile",
     "curve",
+    "disagreement",
     "edge_curve",
     "edge_faithfulness",
+    "exact_top",
     "exhaustive",
     "faithfulness",
     "heat",
     "keep_top",
+    "mean_effects",
     "mean_interval",
     "ratio_interval",
     "scrub",

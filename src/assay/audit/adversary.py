@@ -14,6 +14,7 @@ from assay.audit.faithfulness import Keep, kept_gates
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import dense
 from assay.errors import InputError
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def worst_case(
         raise InputError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
     search = _Search(mechanisms, keep or {})
     generator = torch.Generator().manual_seed(seed)
-    for restart in range(restarts):
+    for restart in progress(range(restarts), "worst case"):
         if restart == 0:
             gates = search.low
         elif restart == 1:
@@ -86,7 +87,7 @@ def exhaustive(mechanisms: Mechanisms, keep: Keep | None = None, *, most: int = 
             f"{len(places)} free gates have 2**{len(places)} corners; at most {most} gates can be"
             " searched exhaustively"
         )
-    for code in range(1 << len(places)):
+    for code in progress(range(1 << len(places)), "corners"):
         gates = {name: gate.clone() for name, gate in search.high.items()}
         for bit, (name, place) in enumerate(places):
             if code >> bit & 1:

@@ -1,76 +1,176 @@
-"""Error bars for every part from a random, exactly ablated subset: split-conformal prediction."""
+"""Error bars whose promise is made for what is read: conformal control of the share of bars that
+miss, for every selection at once.
+
+Exchangeable are the inputs, each with all its parts, its scores and its random sample: those that
+calibrate with a new one. A selection is fixed by the scores of other inputs (`selections`), so the
+numbers of selected bars that miss are exchangeable too, and their mean is controlled.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from assay.audit.population import Population
+from assay.audit.scale import Scale
+from assay.audit.selections import TOP, TOP_BY_SCORE, Selections
 from assay.errors import InputError
+
+LISTS = ("largest", "listed")
+"""The selections that simultaneous bars are made for."""
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Ablated parts: estimate and exact effect, the input each row comes from, its stratum, and
-    candidate scales of the error.
+class Tail:
+    """The largest calibration residuals of one selection, distinct and descending, with the weight
+    of the residuals `above` each; `weight` is that of all selected calibration rows, `inputs` the
+    number of calibration inputs that have one.
     """
 
-    estimate: np.ndarray
-    exact: np.ndarray
-    input: np.ndarray
-    stratum: np.ndarray
-    scales: Mapping[str, np.ndarray]
+    residuals: np.ndarray
+    above: np.ndarray
+    weight: float
+    inputs: int
 
-    def __len__(self) -> int:
-        return len(self.estimate)
+    def quantile(self, alpha: float, count: np.ndarray, reach: np.ndarray) -> np.ndarray:
+        """Return, for new inputs with `count` selected rows, the smallest q at which the share of
+        selected rows with a residual above q is controlled at alpha.
 
-    def take(self, keep: np.ndarray) -> Rows:
-        scales = {name: values[keep] for name, values in self.scales.items()}
-        return Rows(
-            self.estimate[keep], self.exact[keep], self.input[keep], self.stratum[keep], scales
-        )
+        With L the weight of calibration residuals above q, q is the smallest residual with `L <=
+        alpha (weight + count) - reach`, infinite where there is none: then E[missed rows] <= alpha
+        E[selected rows] in a new input (conformal risk control, arXiv 2208.02814). `reach` is the
+        largest weight that the sampled rows of the new input can have. One row of weight 1 an input
+        gives the ceil((n + 1)(1 - alpha))-th smallest residual."""
+        room = alpha * (self.weight + count) - reach
+        if not len(self.residuals):
+            return np.where(room >= 0, 0.0, math.inf)
+        place = np.searchsorted(self.above, room + 1e-9, side="right") - 1
+        return np.where(place >= 0, self.residuals[np.maximum(place, 0)], math.inf)
+
+
+def tail(
+    residuals: np.ndarray, weight: np.ndarray, alpha: float, total: float, inputs: int
+) -> Tail:
+    """Return what quantiles at alpha need of weighted residuals; `total` is the weight of all
+    selected rows, sampled or not.
+    """
+    order = np.argsort(-residuals, kind="stable")
+    values, first = np.unique(-residuals[order], return_index=True)
+    cumulative = np.concatenate([[0.0], np.cumsum(weight[order])])
+    above = cumulative[first]
+    kept = above <= alpha * total + 1e-9
+    if len(values) and kept.all():  # every residual may be exceeded
+        values, above = np.append(values, 0.0), np.append(above, cumulative[-1])
+        kept = above <= alpha * total + 1e-9
+    return Tail(-values[kept], above[kept], total, inputs)
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Half-widths `quantile[stratum] * max(scale, floor)` around an estimate.
+    """Half-widths `max over selections of quantile * scale` around a score.
 
-    For a part drawn at random in its stratum, of an input drawn like the calibration inputs, the
-    bar covers the exact effect with probability at least 1 - alpha (over the draw of both).
-    `points` counts the calibration inputs of each stratum; below ceil(1 / alpha) - 1 of them the
-    quantile is infinite."""
+    `tails` has the calibration residuals of every selection, `together` the largest residual of
+    each calibration input within a list. `caps` bounds how many rows of an input a selection above
+    a |score| holds: few calibration inputs support few. `distinct` and `tuned` count the distinct
+    inputs that calibrated and tuned; `shared` says that some gates are shared over the batch."""
 
     alpha: float
-    scale: str
-    floor: float
-    quantile: Mapping[str, float]
-    points: Mapping[str, int]
+    scale: Scale
+    selections: Selections
+    tails: Mapping[str, Tail]
+    together: Mapping[str, Tail]
+    caps: Mapping[str, int]
+    distinct: int
+    tuned: int
+    shared: bool = False
 
-    def half_width(self, stratum: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        factors = np.array([self.quantile.get(name, math.inf) for name in np.atleast_1d(stratum)])
-        return factors * (1.0 if self.scale == "constant" else np.maximum(scale, self.floor))
+    def masks(self, parts: Population) -> dict[str, np.ndarray]:
+        """Return by selection which rows have its promise."""
+        return promised(self.selections, parts, self.tails, self.caps)
+
+    def half_widths(self, parts: Population, reach: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return the half-width of every row's bar; infinite where there is none.
+
+        `reach` holds by selection the largest weight of a sample in each input."""
+        factor = np.zeros(len(parts))
+        covered = np.zeros(len(parts), dtype=bool)
+        for name, mask in self.masks(parts).items():
+            count = parts.per_input(mask.astype(float))
+            quantile = self.tails[name].quantile(self.alpha, count, reach[name])
+            factor = np.where(mask, np.maximum(factor, quantile[parts.example]), factor)
+            covered |= mask
+        return np.where(covered, _times(factor, self.scale.of(parts)), math.inf)
+
+    def together_half_widths(self, parts: Population, name: str) -> np.ndarray:
+        """Return half-widths of bars that hold at once for all rows of a list ("largest" or
+        "listed") of an input; infinite for rows outside it.
+        """
+        if name not in self.together:
+            raise InputError(f"no list {name!r}; the lists are {', '.join(LISTS)}")
+        quantile = float(self.together[name].quantile(self.alpha, np.ones(1), np.ones(1))[0])
+        inside = self.selections.masks(parts)[name]
+        factor = np.where(inside, quantile, math.inf)
+        return _times(factor, self.scale.of(parts))
+
+    @property
+    def least(self) -> int:
+        """The least number of calibration inputs that a bar needs."""
+        return math.ceil(round(1 / self.alpha, 9)) - 1
 
     @property
     def guarantee(self) -> str:
-        finite = [name for name, value in self.quantile.items() if math.isfinite(value)]
-        least = math.ceil(1 / self.alpha) - 1
-        if not finite:
+        """The promise in words, with the selections that it holds for."""
+        level, count = f"{1 - self.alpha:.0%}", self.selections.count
+        if self.distinct < self.least:
             return (
-                f"no bar: {1 - self.alpha:.0%} needs at least {least} calibration inputs in a"
-                " stratum"
+                f"no bar: {level} needs at least {self.least} calibration inputs, and there are"
+                f" {self.distinct}"
             )
+        where = ["all parts" if self.selections.merged else "all parts of each group"]
+        if any(name.startswith("top of") for name in self.tails):
+            where.append("the largest tenth of a group by |score|")
+        if TOP_BY_SCORE in self.tails:
+            where.append(
+                f"the parts with |score| of at least {self.selections.level:.4g} (the top {TOP:.0%}"
+                f" of the {self.tuned} inputs that tuned the bars; at most the"
+                f" {self.caps[TOP_BY_SCORE]} largest of an input)"
+            )
+        where += [f"the {count} largest |scores| of an input"] * ("largest" in self.tails)
+        where += [f"the {count} listed parts"] * ("listed" in self.tails)
         text = (
-            f"coverage >= {1 - self.alpha:.0%} for a random part of a new input, by exchangeability"
-            " of inputs"
+            f"coverage >= {level}: on average over new inputs drawn like the {self.distinct} that"
+            f" calibrated, at least {level} of the bars contain the exact effect. This holds for"
+            f" {_joined(where)}"
         )
-        missing = len(self.quantile) - len(finite)
-        return text + (
-            f"; {missing} strata have fewer than {least} calibration inputs and no bar"
-            if missing
-            else ""
-        )
+        if self.together:
+            text += (
+                f". The simultaneous bars of all {count} parts of a list hold at once with"
+                f" probability at least {level}"
+            )
+        if self.shared:
+            text += ". For gates shared over the batch only parts that were ablated have a bar"
+        return text + ". Nothing is promised for parts selected by their exact effect"
+
+
+def promised(
+    selections: Selections,
+    parts: Population,
+    names: Collection[str],
+    caps: Mapping[str, int],
+) -> dict[str, np.ndarray]:
+    """Return the selections of these names, each held to its cap of rows of an input: the
+    largest.
+    """
+    found = {}
+    for name, mask in selections.masks(parts, names).items():
+        if name in caps:
+            rank = parts.rank if name == TOP_BY_SCORE else parts.rank_in_group
+            mask = mask & (rank < caps[name])
+        found[name] = mask
+    return found
 
 
 def conformal_quantile(residuals: np.ndarray, alpha: float) -> float:
@@ -79,10 +179,10 @@ def conformal_quantile(residuals: np.ndarray, alpha: float) -> float:
     """
     if not 0 < alpha < 1:
         raise InputError(f"alpha must be between 0 and 1, got {alpha}")
-    residuals = np.sort(np.asarray(residuals, float))
-    # The product is rounded first: (n + 1)(1 - alpha) = 9.000000000000002 must not cost a rank.
-    rank = math.ceil(round((len(residuals) + 1) * (1 - alpha), 9))
-    return float(residuals[rank - 1]) if rank <= len(residuals) else math.inf
+    residuals = np.asarray(residuals, float)
+    count = float(len(residuals))
+    found = tail(residuals, np.ones(len(residuals)), alpha, count, len(residuals))
+    return float(found.quantile(alpha, np.ones(1), np.ones(1))[0])
 
 
 def split(
@@ -96,62 +196,10 @@ def split(
     return list(np.split(distinct, ends[:-1]))
 
 
-def calibrate(
-    rows: Rows,
-    alpha: float,
-    generator: np.random.Generator,
-    *,
-    tuning: Rows | None = None,
-    scale: str | None = None,
-) -> Bars:
-    """Return conformal bars from calibration rows, one random row an input and stratum so that the
-    rows are independent.
-
-    The scale is named, or chosen on `tuning` rows (of other inputs) as the one with the narrowest
-    mean bar there, floor included; without either it is constant."""
-    name, floor = (
-        (scale or "constant", 0.0)
-        if tuning is None or not len(tuning)
-        else _choose(tuning, alpha, scale)
-    )
-    if name != "constant" and name not in rows.scales:
-        raise InputError(f"no scale {name!r}; known: constant, {', '.join(rows.scales)}")
-    widths = _widths(rows, name, floor)
-    if (widths <= 0).any():
-        # A scale that vanishes where the estimate is wrong would divide by zero: such rows set an
-        # infinite residual.
-        widths = np.where(widths > 0, widths, np.where(rows.exact == rows.estimate, 1.0, 0.0))
-    with np.errstate(divide="ignore"):
-        residuals = np.abs(rows.exact - rows.estimate) / widths
-    quantile, points = {}, {}
-    for stratum in np.unique(rows.stratum):
-        here = np.flatnonzero(rows.stratum == stratum)
-        here = generator.permutation(here)
-        _, first = np.unique(rows.input[here], return_index=True)
-        quantile[str(stratum)] = conformal_quantile(residuals[here[first]], alpha)
-        points[str(stratum)] = len(first)
-    return Bars(alpha, name, floor, quantile, points)
+def _times(factor: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    # An infinite bar stays infinite where the scale is zero.
+    return np.where(np.isinf(factor), math.inf, np.where(np.isinf(factor), 0, factor) * scale)
 
 
-def _widths(rows: Rows, name: str, floor: float) -> np.ndarray:
-    return np.ones(len(rows)) if name == "constant" else np.maximum(rows.scales[name], floor)
-
-
-def _choose(tuning: Rows, alpha: float, scale: str | None) -> tuple[str, float]:
-    error = np.abs(tuning.exact - tuning.estimate)
-    best = (
-        scale or "constant",
-        0.0,
-        float(np.quantile(error, 1 - alpha)) if scale in (None, "constant") else math.inf,
-    )
-    for name, values in tuning.scales.items():
-        if scale not in (None, name):
-            continue
-        for level in (0.05, 0.25, 0.5, 0.75, 0.9):
-            floor = float(np.quantile(values, level))
-            widths = np.maximum(values, floor)
-            if floor > 0:
-                mean = float(np.quantile(error / widths, 1 - alpha) * widths.mean())
-                if mean < best[2]:
-                    best = (name, floor, mean)
-    return best[0], best[1]
+def _joined(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])}, and {words[-1]}"

@@ -8,22 +8,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import polars as pl
-import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from assay.attribution.exact import ablate
 from assay.attribution.scores import Scores
 from assay.audit.audit import Audit
-from assay.core.values import unravel
+from assay.audit.effects import ExactEffects
+from assay.audit.population import Population, population
+from assay.core.values import columns, data, unravel
 from assay.errors import InputError
 
 
 @dataclass(frozen=True)
 class Budgeted:
     """Scores with exact values where patches were spent: `exact[group]` (examples, *axes) says
-    which values are exact.
+    which values are exact; it is sparse where a group is large.
 
     `patches` counts the (example, part) pairs that were patched for this, `flagged` the pairs that
     could be among the `top` parts of their example and whose value is not exact."""
@@ -37,7 +38,7 @@ class Budgeted:
     @property
     def share_exact(self) -> float:
         """The share of all values that is exact."""
-        return sum(float(mask.sum()) for mask in self.exact.values()) / sum(
+        return sum(float(data(mask).sum()) for mask in self.exact.values()) / sum(
             mask.numel() for mask in self.exact.values()
         )
 
@@ -45,15 +46,22 @@ class Budgeted:
         """Return one row a part, as the scores' own table, with the share of examples in which
         its value is exact.
         """
-        shares = {name: mask.double().mean(0) for name, mask in self.exact.items()}
-        return self.scores.table().with_columns(
-            pl.struct("group", "index")
-            .map_elements(
-                lambda row: float(shares[row["group"]][tuple(row["index"])]),
-                return_dtype=pl.Float64,
+        frames = []
+        for name, mask in self.exact.items():
+            found, places = columns(mask.double())
+            axes = tuple(mask.shape[1:])
+            index = unravel(places, axes).tolist()
+            frames.append(
+                pl.DataFrame(
+                    {"group": [name] * len(index), "index": index, "share": found.mean(0).tolist()},
+                    schema={"group": pl.String, "index": pl.List(pl.Int64), "share": pl.Float64},
+                )
             )
-            .alias("share_exact")
+        shares = pl.concat(frames).rename({"share": "share_exact"})
+        table = self.scores.table().join(
+            shares, on=["group", "index"], how="left", maintain_order="left"
         )
+        return table.with_columns(pl.col("share_exact").fill_null(0.0))
 
     to_polars = table
 
@@ -75,11 +83,11 @@ def budgeted(
     example (arXiv 2606.09899).
 
     A part's doubt is the half-width of its error bar (`bars`; exact values that the audit has are
-    taken over for nothing) or its difference from other scores (`against`). Screened in are the
-    parts with |score| + doubt at least as large as the `top`-th largest |score| of the example
-    (default: a tenth of the parts): they could belong there. Of these the most doubtful are
-    ablated, then the most doubtful of the others. Gates shared over the batch are chosen by means
-    over examples.
+    reused at no cost) or its difference from other scores (`against`). Screened in are the parts
+    with |score| + doubt at least as large as the `top`-th largest |score| of the example (default:
+    a tenth of its active parts): they could belong there. Of these the most doubtful are ablated,
+    then the most doubtful of the others. Gates shared over the batch are chosen by means over
+    examples.
 
     Raises InputError without exactly one source of doubt, and for counts below one.
     """
@@ -90,107 +98,74 @@ def budgeted(
         )
     if bars is not None and bars.scores is not scores:
         raise InputError("bars must be an audit of the scores that are given")
+    if against is not None and set(against.values) != set(scores.values):
+        raise InputError("against must score the same groups of parts")
     for what, count in (("patches", patches), ("top", 1 if top is None else top)):
         if count < 1:
             raise InputError(f"{what} must be at least 1, got {count}")
     began = time.process_time()
-    mechanisms = scores.mechanisms
-    doubt = _doubt(scores, against, bars)
-    values = {name: entry.clone() for name, entry in scores.values.items()}
-    known = {
-        name: torch.zeros(entry.shape, dtype=torch.bool, device=entry.device)
-        for name, entry in values.items()
-    }
+    parts = population(scores)
+    effects = ExactEffects(scores.mechanisms, budget=budget) if bars is None else bars.effects
+    value, known = parts.score.copy(), np.zeros(len(parts), dtype=bool)
     if bars is not None:
-        _take_over(bars, values, known)
-    shared = not all(group.per_example for group in mechanisms.groups.values())
-    size, unsure, done = (
-        _flat(entry, shared)
-        for entry in (scores.values, doubt, {k: v.double() for k, v in known.items()})
+        rows = bars.ablated_rows
+        value[rows], known[rows] = bars.table["exact"].to_numpy(), True
+        doubt = parts.column(bars.half_widths())
+    else:
+        assert against is not None
+        doubt = np.abs(parts.score - parts.column(against.values))
+    # Candidates per example; per part, by means over examples, where gates are shared.
+    owner, unit = (
+        (np.zeros(len(parts), dtype=np.int64), parts.part)
+        if parts.shared
+        else (parts.example, np.arange(len(parts)))
     )
-    active = (
-        _flat({name: (norm > 0).double() for name, norm in mechanisms.norms().items()}, shared) > 0
-    )
-    count = size.shape[1]
-    place = min(count, max(1, count // 10) if top is None else top)
-    matters = active & (size.abs() + unsure >= size.abs().topk(place, dim=1).values[:, -1:])
-    open_ = active & (done < 1)
-    # Ranks: what matters before what does not, each by doubt; a bar that is missing counts as the
-    # largest doubt.
-    finite = unsure.nan_to_num(
-        posinf=2 * float(unsure[unsure.isfinite()].max() if unsure.isfinite().any() else 1.0) + 1.0
-    )
-    rank = (finite / finite.max().clamp_min(1e-300) + matters).masked_fill(~open_, -1.0)
-    best = rank.topk(min(patches, count), dim=1)
-    chosen = torch.zeros_like(open_).scatter(1, best.indices, best.values >= 0)
-    spent, start = 0, 0
-    for name, group in mechanisms.groups.items():
-        width = values[name][0].numel()
-        mask = chosen[:, start : start + width].expand(len(mechanisms.batch), -1)
-        start += width
-        if mask.any():
-            spent += int(mask.sum())
-            _fix(scores, name, mask, values[name], budget, shared=shared and not group.per_example)
-            known[name] |= mask.reshape(known[name].shape)
-            values[name] = values[name].abs() if scores.unsigned else values[name]
-    left = matters & ~(_flat({name: mask.double() for name, mask in known.items()}, shared) >= 1)
+    chosen, matters = _choose(parts, owner, unit, doubt, known, patches, top)
+    rows = np.flatnonzero(chosen & ~known)
+    if len(rows):
+        found = effects.of(parts, rows)
+        value[rows] = np.abs(found) if scores.unsigned else found
+    known[rows] = True
+    spent = time.process_time() - began
     fixed = replace(
         scores,
-        values=values,
+        values=parts.values(value),
         method=f"{scores.method}, {patches} exact patches",
-        cpu_seconds=time.process_time() - began,
+        cpu_seconds=spent,
     )
-    return Budgeted(
-        fixed,
-        known,
-        spent,
-        int(left.sum()) * (len(mechanisms.batch) if shared else 1),
-        time.process_time() - began,
+    return Budgeted(fixed, parts.values(known), len(rows), int((matters & ~known).sum()), spent)
+
+
+def _choose(
+    parts: Population,
+    owner: np.ndarray,
+    unit: np.ndarray,
+    doubt: np.ndarray,
+    known: np.ndarray,
+    patches: int,
+    top: int | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return which rows to ablate and which could be among the `top` of their owner: `patches`
+    units of every owner, what matters before what does not, each by doubt.
+    """
+    keys, first, place = np.unique(unit, return_index=True, return_inverse=True)
+    count = np.bincount(place)
+    # A bar that is missing counts as the largest doubt.
+    largest = doubt[np.isfinite(doubt)].max(initial=0.0)
+    finite = np.where(np.isfinite(doubt), doubt, 2 * largest + 1.0)
+    size, unsure, done = (
+        np.bincount(place, weights=entry) / count
+        for entry in (np.abs(parts.score), finite, known.astype(float))
     )
-
-
-def _doubt(scores: Scores, against: Scores | None, bars: Audit | None) -> dict[str, Tensor]:
-    if bars is not None:
-        return bars.half_widths()
-    assert against is not None
-    if set(against.values) != set(scores.values):
-        raise InputError("against must score the same groups of parts")
-    return {name: (entry - against.values[name]).abs() for name, entry in scores.values.items()}
-
-
-def _take_over(bars: Audit, values: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
-    for (name,), part in bars.table.group_by(["group"]):
-        index = torch.tensor(part["index"].to_list()).reshape(part.height, -1)
-        where = (torch.tensor(part["example"].to_list()), *index.unbind(-1))
-        values[str(name)][where] = torch.tensor(part["exact"].to_list(), dtype=torch.float64).to(
-            values[str(name)].device
-        )
-        known[str(name)][where] = True
-
-
-def _flat(values: Mapping[str, Tensor], shared: bool) -> Tensor:
-    flat = torch.cat([entry.flatten(1).double() for entry in values.values()], dim=1)
-    return flat.mean(0, keepdim=True) if shared else flat
-
-
-def _fix(
-    scores: Scores, name: str, mask: Tensor, values: Tensor, budget: int | None, *, shared: bool
-) -> None:
-    """Write the exact effects of the chosen parts (examples, parts) of one group into `values`."""
-    mechanisms = scores.mechanisms
-    axes = mechanisms.group(name).axes
-    flat = values.view(len(values), -1)
-    if shared:
-        parts = mask[0].nonzero().flatten()
-        index = unravel(parts, axes)
-        flat[:, parts] = ablate(mechanisms, name, index, budget=budget).T.to(flat.device)
-        return
-    rows = int(mask.sum(1).max())
-    # The chosen parts of each example first; examples with fewer of them ablate others beside,
-    # which are not used.
-    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :rows]
-    index = unravel(order.T, axes)
-    effects = ablate(mechanisms, name, index, budget=budget).T.to(flat.device)
-    wanted = mask.gather(1, order)
-    examples = torch.arange(len(flat), device=flat.device)[:, None].expand_as(order)
-    flat[examples[wanted], order[wanted]] = effects[wanted]
+    group = owner[first]
+    order = np.lexsort((-size, group))
+    members = np.bincount(group, minlength=int(group.max()) + 1)
+    starts = np.cumsum(members) - members
+    wanted = np.maximum(members // 10, 1) if top is None else np.minimum(members, top)
+    level = size[order][np.minimum(starts + wanted - 1, len(order) - 1)]
+    matters = size + unsure >= level[group]
+    rank = np.lexsort((-unsure, ~matters, done >= 1, group))
+    within = np.empty(len(keys), dtype=np.int64)
+    within[rank] = np.arange(len(keys)) - np.repeat(starts, members)
+    chosen = (within < patches) & (done < 1)
+    return chosen[place], matters[place]

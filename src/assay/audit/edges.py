@@ -16,6 +16,7 @@ from assay.core.target import Batch, Target
 from assay.edges.patching import patch_edges
 from assay.edges.scores import EdgeScores
 from assay.edges.wiring import wire
+from assay.progress import progress
 
 
 def edge_faithfulness(
@@ -45,7 +46,7 @@ def edge_curve(
     `edges` counts those that lie on a path from the input to the logits: the others do nothing.
     """
     rows = []
-    for share in shares:
+    for share in progress(shares, "faithfulness"):
         keep = scores.keep_top(share)
         found = edge_faithfulness(target, clean, patch, keep)
         rows.append(

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from assay.attribution.scores import Scores
 from assay.core.mechanisms import Mechanisms
+from assay.core.values import dense
 from assay.errors import InputError
+from assay.progress import progress
 
 Keep = Mapping[str, Tensor]
 
@@ -91,16 +93,17 @@ def keep_top(scores: Scores, share: float, *, per_example: bool = False) -> dict
     values = (
         scores.values if per_example else {name: mean[None] for name, mean in scores.mean().items()}
     )
-    flat = torch.cat([entry.flatten(1).abs() for entry in values.values()], dim=1)
-    count = round(share * flat.shape[1])
-    order = flat.argsort(dim=1, descending=True, stable=True)
-    chosen = torch.zeros_like(flat, dtype=torch.bool).scatter(1, order[:, :count], True)
-    masks, start = {}, 0
+    rows = []
+    for example in range(len(next(iter(values.values())))):  # dense for one example at a time
+        size = torch.cat([dense(entry[example]).flatten().abs() for entry in values.values()])
+        order = size.argsort(descending=True, stable=True)[: round(share * len(size))]
+        rows.append(torch.zeros_like(size, dtype=torch.bool).scatter(0, order, True))
+    chosen, masks, start = torch.stack(rows), {}, 0
     for name, entry in values.items():
-        size = entry[0].numel()
-        mask = chosen[:, start : start + size].reshape(entry.shape)
+        stop = start + torch.Size(entry.shape[1:]).numel()
+        mask = chosen[:, start:stop].reshape(entry.shape)
         masks[name] = mask if scores.mechanisms.group(name).per_example else mask[0]
-        start += size
+        start = stop
     return masks
 
 
@@ -109,7 +112,7 @@ def curve(
 ) -> pl.DataFrame:
     """Return faithfulness and completeness over shares of kept parts, one row a share."""
     rows = []
-    for share in shares:
+    for share in progress(shares, "faithfulness"):
         found = faithfulness(scores.mechanisms, keep_top(scores, share, per_example=per_example))
         rows.append({"share": share, **found.__dict__})
     return pl.DataFrame(rows)

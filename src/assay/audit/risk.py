@@ -1,30 +1,38 @@
-"""Selective risk: a threshold on a score below which estimates are right, with a guarantee from
-held-out inputs.
+"""Selective risk and bars for the parts that a user reads: promises about a new input, calibrated
+on held-out ones.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import numpy as np
 from scipy.stats import binom
 
-from assay.audit.bars import split
-from assay.errors import InputError
+from assay.errors import InputError, unknown
+
+Promise = Literal["input", "channel"]
 
 
 @dataclass(frozen=True)
 class SelectiveRisk:
     """A calibrated threshold, or None when the data do not support one.
 
-    With probability at least `1 - eta` over the calibration inputs, among rows with score at most
-    `threshold` (one random row an input, exact rows left out) at most a share `alpha` has a
-    relative error above `tolerance`. `rows`, `failures` and `p_value` are those of the last
-    rejected test, or of the first test where there is no threshold; `needed` is the least number of
-    calibration rows below a threshold that can be tested. `reason` says why there is none."""
+    With probability at least `1 - eta` over the calibration inputs, the share of failures below the
+    threshold among new inputs is at most `alpha`. With the promise "input", an input that has rows
+    of score at most `threshold` fails when the relative error of any of them is above `tolerance`:
+    all its trusted rows are right together. With "channel", one row drawn at random from each input
+    counts alone. Exact rows need no threshold and are left out.
+
+    `rows`, `failures` and `p_value` are those of the last rejected test, or of the first test where
+    there is no threshold; `needed` is the least number of calibration inputs below a threshold that
+    can be tested. `reason` says why there is none."""
 
     threshold: float | None
+    promise: Promise
     tolerance: float
     alpha: float
     eta: float
@@ -37,12 +45,78 @@ class SelectiveRisk:
     exact: int
     reason: str = ""
 
+    @property
+    def guarantee(self) -> str:
+        """The promise in one sentence, for a report."""
+        if self.threshold is None:
+            return f"No threshold is returned: {self.reason}."
+        subject = {
+            "input": "Of new inputs that have scores below the threshold, at most"
+            f" {self.alpha:.0%} have one there that is wrong by more than {self.tolerance:.0%}",
+            "channel": "A score drawn at random from a new input, if it is below the threshold, is"
+            f" wrong by more than {self.tolerance:.0%} with probability at most {self.alpha:.0%}",
+        }[self.promise]
+        return f"{subject}. This holds with probability {1 - self.eta:.0%} over the calibration."
+
+    def trusts(self, score: np.ndarray, exact: np.ndarray | None = None) -> np.ndarray:
+        """Return which rows of new inputs are trusted: exact ones and those below the threshold."""
+        score = np.asarray(score, float)
+        below = np.zeros(score.shape, bool) if self.threshold is None else score <= self.threshold
+        return below if exact is None else below | np.asarray(exact, bool)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(saved: Mapping[str, Any]) -> SelectiveRisk:
+        """Return what `to_dict` saved; InputError for anything else."""
+        try:
+            return SelectiveRisk(**saved)
+        except TypeError as error:
+            raise InputError(f"no calibrated threshold in {dict(saved)}") from error
+
+
+@dataclass(frozen=True)
+class ListBars:
+    """Half-widths `quantile * scale` that hold for all rows of an input at once.
+
+    For an input drawn like the calibration inputs, all its bars contain their exact effects with
+    probability at least `1 - alpha`. `inputs` counts the calibration inputs; below `ceil(1 / alpha)
+    - 1` of them the quantile is infinite (arXiv 1604.04173)."""
+
+    alpha: float
+    quantile: float
+    inputs: int
+
+    @property
+    def guarantee(self) -> str:
+        """The promise in one sentence, for a report."""
+        if math.isinf(self.quantile):
+            least = math.ceil(1 / self.alpha) - 1
+            return (
+                f"There are no bars: {1 - self.alpha:.0%} takes at least {least} calibration"
+                f" inputs, and there are {self.inputs}."
+            )
+        return (
+            f"All bars of a new input contain their exact effects with probability at least"
+            f" {1 - self.alpha:.0%}."
+        )
+
+    def half_width(self, scale: np.ndarray) -> np.ndarray:
+        """Return the bars' half-widths, zero where the scale is."""
+        scale = np.asarray(scale, float)
+        if math.isinf(self.quantile):
+            return np.where(scale > 0, np.inf, 0.0)
+        return self.quantile * scale
+
 
 def calibrate_risk(
     score: np.ndarray,
     relative_error: np.ndarray,
     group: np.ndarray,
     *,
+    exact: np.ndarray | None = None,
+    promise: Promise = "input",
     tolerance: float = 0.1,
     alpha: float = 0.05,
     eta: float = 0.05,
@@ -50,100 +124,136 @@ def calibrate_risk(
     steps: int = 20,
     seed: int = 0,
 ) -> SelectiveRisk:
-    """Return the largest threshold whose risk `P(relative_error > tolerance | score <= threshold)`
-    is below `alpha`.
+    """Return the largest threshold whose risk `P(failure | score <= threshold)` is below `alpha`,
+    see `SelectiveRisk` for what fails.
 
-    Inputs (`group`: which input a row comes from) are split into a tuning share and a calibration
-    rest, and one row is drawn from each, so that rows are independent. Rows of score 0 are exact
-    and left out. An increasing grid of thresholds is the tuning fold's score quantiles; on the
-    calibration fold, from the first threshold with at least `ceil(log eta / log(1 - alpha))` rows
+    `group` says which input a row comes from; copies of one input must share it, or rows that are
+    copies of one another are taken for independent ones and the promise does not hold. Inputs are
+    split into a tuning share and a calibration rest. Rows marked `exact`, and rows of score 0, are
+    left out. An increasing grid of thresholds is the tuning fold's score quantiles; on the
+    calibration fold, from the first threshold with at least `ceil(log eta / log(1 - alpha))` inputs
     below it, the hypothesis of a risk above `alpha` is tested with the exact binomial tail
-    `P(Binomial(rows, alpha) <= failures) <= eta`, up to the first that is not rejected
+    `P(Binomial(inputs, alpha) <= failures) <= eta`, up to the first that is not rejected
     (fixed-sequence testing, arXiv 2110.01052). The last rejected threshold is returned.
 
-    Raises InputError for arrays of different lengths, negative or NaN scores and errors, or levels
-    outside (0, 1)."""
-    score, relative_error, group = _checked(
-        score, relative_error, group, tolerance, alpha, eta, tuning, steps
-    )
+    Raises InputError for arrays of different lengths, negative or NaN scores and errors, an unknown
+    promise, or levels outside (0, 1)."""
+    if promise not in ("input", "channel"):
+        raise unknown("promise", str(promise), ("input", "channel"))
+    left_out = np.zeros(np.shape(score), bool) if exact is None else np.asarray(exact, bool)
+    score, relative_error, group = _checked(score, relative_error, group, left_out)
+    _check_levels(tolerance, steps, alpha=alpha, eta=eta, tuning=tuning)
     needed = math.ceil(math.log(eta) / math.log(1 - alpha))
     generator = np.random.default_rng(seed)
-    kept = np.flatnonzero(score > 0)
-    chosen = generator.permutation(kept)
-    chosen = chosen[np.unique(group[chosen], return_index=True)[1]]
-    tune, _ = split(group[chosen], (tuning, 1 - tuning), generator)
-    tuned = np.isin(group[chosen], tune)
-    scores, failed = score[chosen[~tuned]], relative_error[chosen[~tuned]] > tolerance
-    finite = score[chosen[tuned]][np.isfinite(score[chosen[tuned]])]
-    grid = (
-        np.unique(np.quantile(finite, np.linspace(0, 1, steps + 1)[1:]))
-        if len(finite)
-        else np.empty(0)
-    )
+    kept = generator.permutation(np.flatnonzero((score > 0) & ~left_out))
+    if promise == "channel":
+        kept = kept[np.unique(group[kept], return_index=True)[1]]
+    distinct = generator.permutation(np.unique(group[kept]))
+    tuned = np.isin(group[kept], distinct[: round(tuning * len(distinct))])
+    grid = _grid(score[kept[tuned]], steps)
+    held = kept[~tuned]
+    scores, failed, owner = score[held], relative_error[held] > tolerance, group[held]
+    calibration = len(np.unique(owner))
 
     def test(threshold: float) -> tuple[int, int, float]:
         below = scores <= threshold
-        rows, failures = int(below.sum()), int((below & failed).sum())
-        return rows, failures, float(binom.cdf(failures, rows, alpha))
+        inputs = len(np.unique(owner[below]))
+        failures = len(np.unique(owner[below & failed]))
+        return inputs, failures, float(binom.cdf(failures, inputs, alpha))
 
     found, last = None, (0, 0, 1.0)
     reason = (
-        f"no threshold has {needed} of the {len(scores)} calibration rows below it, the least that"
-        " can be tested"
+        f"no threshold has {needed} of the {calibration} calibration inputs below it, the least"
+        " that can be tested"
     )
     for threshold in grid:
-        rows, failures, p_value = test(threshold)
-        if rows < needed:
+        inputs, failures, p_value = test(threshold)
+        if inputs < needed:
             continue
         if p_value > eta:
             if found is None:
-                last = (rows, failures, p_value)
+                last = (inputs, failures, p_value)
                 reason = (
-                    f"at the first threshold with enough rows {failures} of {rows} fail, so a risk"
-                    f" above {alpha:g} cannot be ruled out"
+                    f"at the first threshold with enough inputs {failures} of {inputs} fail, so a"
+                    f" risk above {alpha:g} cannot be ruled out"
                 )
             break
-        found, last, reason = float(threshold), (rows, failures, p_value), ""
+        found, last, reason = float(threshold), (inputs, failures, p_value), ""
     counts = {
-        "tuning": int(tuned.sum()),
-        "calibration": len(scores),
-        "exact": len(score) - len(kept),
+        "tuning": len(distinct) - calibration,
+        "calibration": calibration,
+        "exact": int((left_out | (score == 0)).sum()),
     }
-    return SelectiveRisk(found, tolerance, alpha, eta, *last, needed, **counts, reason=reason)
+    return SelectiveRisk(
+        found, promise, tolerance, alpha, eta, *last, needed, **counts, reason=reason
+    )
+
+
+def calibrate_list_bars(
+    error: np.ndarray, scale: np.ndarray, group: np.ndarray, *, alpha: float = 0.1
+) -> ListBars:
+    """Return bars that hold for all rows of a new input at once: the conformal quantile, over
+    inputs, of the largest `|error| / scale` of an input.
+
+    Copies of one input must share a group. Rows without error are right with any bar, and a row
+    with an error and no scale makes its input's residual infinite. Raises InputError as
+    `calibrate_risk`."""
+    error, scale, group = _checked(
+        np.abs(error), scale, group, np.zeros(np.shape(error), bool), ("error", "scale")
+    )
+    _check_levels(alpha=alpha)
+    residual = np.where(error == 0, 0.0, np.inf)
+    np.divide(error, scale, out=residual, where=(scale > 0) & (error > 0))
+    inputs, place = np.unique(group, return_inverse=True)
+    largest = np.zeros(len(inputs))
+    np.maximum.at(largest, place, residual)
+    # The product is rounded first: (n + 1)(1 - alpha) = 9.000000000000002 must not cost a rank.
+    rank = math.ceil(round((len(inputs) + 1) * (1 - alpha), 9))
+    quantile = float(np.sort(largest)[rank - 1]) if rank <= len(inputs) else math.inf
+    return ListBars(alpha, quantile, len(inputs))
+
+
+def _grid(scores: np.ndarray, steps: int) -> np.ndarray:
+    finite = scores[np.isfinite(scores)]
+    if not len(finite):
+        return np.empty(0)
+    return np.unique(np.quantile(finite, np.linspace(0, 1, steps + 1)[1:]))
 
 
 def _checked(
     score: np.ndarray,
     relative_error: np.ndarray,
     group: np.ndarray,
-    tolerance: float,
-    alpha: float,
-    eta: float,
-    tuning: float,
-    steps: int,
+    left_out: np.ndarray,
+    names: tuple[str, str] = ("score", "relative_error"),
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     score, relative_error, group = (
         np.asarray(score, float),
         np.asarray(relative_error, float),
         np.asarray(group),
     )
-    if score.ndim != 1 or not score.shape == relative_error.shape == group.shape:
+    if score.ndim != 1 or not (
+        score.shape == relative_error.shape == group.shape == left_out.shape
+    ):
         raise InputError(
-            f"score, relative_error and group must be rows of one length, got {score.shape},"
-            f" {relative_error.shape} and {group.shape}"
+            f"{names[0]}, {names[1]}, group and exact must be rows of one length, got"
+            f" {score.shape}, {relative_error.shape}, {group.shape} and {left_out.shape}"
         )
-    for name, values in (("score", score), ("relative_error", relative_error)):
-        bad = int((~(values >= 0)).sum())
+    for name, values in zip(names, (score, relative_error), strict=True):
+        bad = int((~(values >= 0) & ~left_out).sum())
         if bad:
             raise InputError(
                 f"{name} must be at least 0 (infinity is allowed); {bad} of {len(values)} rows are"
                 " negative or NaN"
             )
-    for name, level in (("alpha", alpha), ("eta", eta), ("tuning", tuning)):
+    return score, relative_error, group
+
+
+def _check_levels(tolerance: float = 1.0, steps: int = 1, **levels: float) -> None:
+    for name, level in levels.items():
         if not 0 < level < 1:
             raise InputError(f"{name} must lie between 0 and 1, got {level}")
     if not tolerance > 0:
         raise InputError(f"tolerance must be above 0, got {tolerance}")
     if steps < 1:
         raise InputError(f"steps must be at least 1, got {steps}")
-    return score, relative_error, group

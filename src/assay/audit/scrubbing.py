@@ -5,7 +5,7 @@ what is kept.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Parts, mix
 from assay.core.sites import Seen
 from assay.errors import InputError
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,20 @@ class Scrubbed:
     """share kept = (m(scrubbed) - m(all swapped)) / (m(M) - m(all swapped)), means over examples
     before the ratio.
 
-    `share` is the mean over `draws` of random donors and `error` its standard error; `metric` is
-    the mean metric of the scrubbed network, `full` the untouched one's and `swapped` the one with
-    every part swapped at random."""
+    `share` is the mean over `draws` of random donors and `error` its standard error, from two draws
+    on; `metric` is the mean metric of the scrubbed network, `full` the untouched one's and
+    `swapped` the one with every part swapped at random. `alone` counts the inputs whose class has
+    no other member: the explanation's parts stay there. Where the share has no support it is None
+    and `reason` says why."""
 
-    share: float
-    error: float
+    share: float | None
+    error: float | None
     metric: float
     full: float
     swapped: float
     draws: int
+    alone: int = 0
+    reason: str = ""
 
 
 @torch.no_grad()
@@ -67,17 +72,28 @@ def scrub(
     none = mechanisms.full(0.0)
     full = float(mechanisms.values().double().mean())
     metrics, swapped = [], []
-    for _ in range(draws):
+    for _ in progress(range(draws), "scrubbing"):
         anyone = derangement(torch.zeros(len(mechanisms.batch)), generator)
         same = derangement(classes, generator) if classes is not None else None
         metrics.append(float(_swap(mechanisms, donors, kept, anyone, same).double().mean()))
         swapped.append(float(_swap(mechanisms, donors, none, anyone, None).double().mean()))
     floor = sum(swapped) / draws
+    found = Scrubbed(None, None, sum(metrics) / draws, full, floor, draws, _alone(classes))
+    if len(mechanisms.batch) < 2:
+        return replace(found, reason="a single input has no other to swap parts with")
+    if abs(full - floor) <= 1e-9 * max(abs(full), abs(floor)):
+        return replace(found, reason="swapping every part does not change the mean metric")
     shares = torch.tensor(
-        [(metric - floor) / (full - floor) if full != floor else float("nan") for metric in metrics]
+        [(metric - floor) / (full - floor) for metric in metrics], dtype=torch.float64
     )
-    error = float(shares.std(correction=1) / draws**0.5) if draws > 1 else float("nan")
-    return Scrubbed(float(shares.mean()), error, sum(metrics) / draws, full, floor, draws)
+    error = float(shares.std(correction=1) / draws**0.5) if draws > 1 else None
+    return replace(found, share=float(shares.mean()), error=error)
+
+
+def _alone(classes: Tensor | None) -> int:
+    if classes is None:
+        return 0
+    return int((classes.unique(return_counts=True)[1] == 1).sum())
 
 
 def derangement(classes: Tensor, generator: torch.Generator) -> Tensor:

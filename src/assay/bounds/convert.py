@@ -48,7 +48,7 @@ def bilinear_graph(embed: Any, blocks: list[tuple[Any, Any, Any]], head: Any) ->
 
 
 def _check(model: nn.Module) -> None:
-    """Refuse what a graph cannot see: low precision, hooks, and a forward put on one object."""
+    """Refuse what a graph cannot see: low precision, hooks, and methods put on one object."""
     for name, tensor in model.named_parameters():
         if tensor.dtype not in _PRECISIONS:
             raise InputError(
@@ -64,15 +64,16 @@ def _check(model: nn.Module) -> None:
                 f"module {name or 'model'} has forward hooks, which bounds cannot see; remove them"
                 " first"
             )
-        if "forward" in vars(module):
+        own = sorted(key for key in vars(module) if callable(getattr(type(module), key, None)))
+        if own:
             raise InputError(
-                f"module {name or 'model'} has a forward of its own, which bounds cannot see"
+                f"module {name or 'model'} has a {own[0]} of its own, which bounds cannot see"
             )
 
 
-def _add(graph: Graph, x: Ref, module: nn.Module, name: str) -> Ref:
+def _add(graph: Graph, x: Ref, module: nn.Module | None, name: str) -> Ref:
     if type(module) is nn.Sequential:
-        for child_name, child in module.named_children():
+        for child_name, child in module._modules.items():  # named_children() drops repeated ones
             x = _add(graph, x, child, f"{name}.{child_name}")
         return x
     handler = _HANDLERS.get(type(module))

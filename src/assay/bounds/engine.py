@@ -17,6 +17,7 @@ from assay.bounds.levels import Arithmetic, check_range
 from assay.bounds.regions import Ball, least
 from assay.bounds.rounding import Array, Interval, add_down, add_up, mul_up, sub_down
 from assay.errors import AssayError
+from assay.progress import progress
 
 ROWS = 2**23  # numbers in the rows that are carried at once: 64 MB
 OVERFLOW = (
@@ -54,7 +55,7 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
     given = dict(zip(graph.inputs, boxes, strict=True))
     wanted = _undecided(graph, given) if refine else {}
     known = Known([], [], {})
-    for ref, node in enumerate(graph.nodes):
+    for ref, node in enumerate(progress(graph.nodes, "operations")):
         error: Array | float = 0.0
         if node.operation is None:
             value = given[ref]

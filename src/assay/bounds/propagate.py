@@ -18,6 +18,7 @@ from assay.bounds.numbers import as_array
 from assay.bounds.regions import check_boxes
 from assay.bounds.rounding import Array, Interval
 from assay.errors import AssayError, InputError, unknown
+from assay.progress import progress
 
 METHODS = ("interval", "crown")
 CHUNK = 2**18  # numbers in one carried matrix: fits a second-level cache
@@ -69,7 +70,7 @@ def bound(
     rows = None if objective is None else _check_objective(graph, objective, samples)
     found = []
     with np.errstate(all="ignore"):
-        for part in _parts(graph, samples, chunk):
+        for part in progress(_parts(graph, samples, chunk), "bounds"):
             mine = None if rows is None else rows if len(rows) == 1 else rows[part]
             found.append(_bound(graph, [b[part] for b in checked], method, ar, mine))
     whole = Interval(np.concatenate([f.lo for f in found]), np.concatenate([f.hi for f in found]))
@@ -111,7 +112,7 @@ def linear_lower(
     rows = _check_objective(graph, objective, samples)
     found: list[list[Array]] = []
     with np.errstate(all="ignore"):
-        for part in _parts(graph, samples, chunk):
+        for part in progress(_parts(graph, samples, chunk), "bounds"):
             mine = [b[part] for b in checked]
             known = propagate(graph, mine, ar, refine=True)
             start = {len(graph.nodes) - 1: rows if len(rows) == 1 else rows[part]}
@@ -160,6 +161,7 @@ def assumptions(graph: Graph, ar: Arithmetic) -> tuple[str, ...]:
             " place"
         )
         taken.append("softmax is executed as exp(x - max x) over its sum")
+        taken.append("products are rounded to float32, not to a lower precision (TF32, bfloat16)")
     return tuple(taken)
 
 

@@ -7,7 +7,7 @@ values at A and B, with changes written at A (the middle of a pre-norm residual 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -223,22 +223,45 @@ def record_outputs(model: nn.Module, inputs: Any) -> Record:
 
 
 def read_sites(model: nn.Module, inputs: Any, sites: Iterable[str]) -> dict[str, Seen]:
-    """Run the model once without gradients and return what each site sees."""
+    """Run the model once without gradients and return what each site sees; a model that writes in
+    place into what it has put out runs again, for copies of what was there before.
+    """
+    wanted = list(sites)
+    found, changed = _read(model, inputs, wanted, copied=frozenset())
+    if changed:
+        found, _ = _read(model, inputs, wanted, copied=changed)
+    missing = [site for site in wanted if site not in found]
+    if missing:
+        raise InputError(f"site {missing[0]!r} was not reached in the forward pass")
+    return found
+
+
+def _read(
+    model: nn.Module, inputs: Any, sites: list[str], copied: Collection[str]
+) -> tuple[dict[str, Seen], set[str]]:
+    """Return what each site sees, and the sites whose values were written to afterwards."""
     found: dict[str, Seen] = {}
+    versions: dict[str, tuple[int, int]] = {}
 
     def keep(site: str) -> Edit:
         def edit(seen: Seen) -> Tensor:
-            found[site] = seen
+            kept = seen
+            if site in copied:
+                kept = replace(seen, value=seen.value.clone(), written=seen.written.clone())
+            found[site], versions[site] = kept, _versions(kept)
             return seen.written
 
         return edit
 
     with torch.no_grad():
         run_edited(model, inputs, {site: keep(site) for site in sites})
-    missing = [site for site in sites if site not in found]
-    if missing:
-        raise InputError(f"site {missing[0]!r} was not reached in the forward pass")
-    return found
+    return found, {site for site, seen in found.items() if versions[site] != _versions(seen)}
+
+
+def _versions(seen: Seen) -> tuple[int, int]:
+    tensors = (seen.value, seen.written)
+    value, written = (0 if one.is_inference() else one._version for one in tensors)
+    return value, written
 
 
 def _install(

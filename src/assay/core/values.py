@@ -67,8 +67,8 @@ def at(
     examples = torch.arange(len(values), device=values.device).expand(index.shape[:2])
     if not values.is_sparse:
         return values[(examples, *index.unbind(-1))]
-    wanted = _keys(torch.cat([examples.unsqueeze(-1), index.to(values.device)], -1), values.shape)
-    held = _keys(values.indices().T, values.shape)  # sorted: the tensor is coalesced
+    wanted = ravel(torch.cat([examples.unsqueeze(-1), index.to(values.device)], -1), values.shape)
+    held = ravel(values.indices().T, values.shape)  # sorted: the tensor is coalesced
     if not len(held):
         return torch.zeros(wanted.shape, dtype=values.dtype, device=values.device)
     place = torch.searchsorted(held, wanted).clamp_max(len(held) - 1)
@@ -89,7 +89,7 @@ def columns(
     if not nonzero:
         return columns(dense(values), nonzero=False)
     held = values.values() != 0
-    flat = _keys(values.indices()[1:].T[held], values.shape[1:])
+    flat = ravel(values.indices()[1:].T[held], values.shape[1:])
     places, column = flat.unique(return_inverse=True)
     found = torch.zeros(len(values), len(places), dtype=values.dtype, device=values.device)
     found[values.indices()[0][held], column] = values.values()[held]
@@ -115,7 +115,7 @@ def active_rows(
     axes = tuple(sizes.shape[1:])
     if sizes.is_sparse:
         held = sizes.values() > 0
-        example, flat = sizes.indices()[0][held], _keys(sizes.indices()[1:].T[held], axes)
+        example, flat = sizes.indices()[0][held], ravel(sizes.indices()[1:].T[held], axes)
     else:
         held = sizes.flatten() > 0
         example, flat = (sizes.reshape(len(sizes), -1) > 0).nonzero().T
@@ -151,8 +151,8 @@ def scatter(
     return values
 
 
-def _keys(index: Int[Tensor, "... axes"], shape: tuple[int, ...]) -> Int[Tensor, "..."]:
-    """Return the flat place of every index."""
+def ravel(index: Int[Tensor, "... axes"], shape: tuple[int, ...]) -> Int[Tensor, "..."]:
+    """Return the flat places of part indices."""
     key = torch.zeros(index.shape[:-1], dtype=torch.long, device=index.device)
     for axis, size in enumerate(shape):
         key = key * size + index[..., axis]

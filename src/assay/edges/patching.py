@@ -16,6 +16,7 @@ from assay.core.target import Batch, Target
 from assay.edges.scores import EdgeScores, read_sources, require_pair
 from assay.edges.wiring import BlockEnds, Reader, Wiring, separate_heads, wire
 from assay.errors import InputError
+from assay.progress import progress
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def exact_edges(target: Target, clean: Batch, patch: Batch, *, rows: int = 16) -
     graph, examples = wiring.graph, len(clean)
     places = graph.mask.nonzero()
     values = torch.zeros(examples, *graph.mask.shape, dtype=torch.float64, device=target.device)
-    for chunk in places.split(rows):
+    for chunk in progress(places.split(rows), "patching edges"):
         # A first row without any patch: batched rows differ from a single run by rounding.
         keep = torch.ones(len(chunk) + 1, *graph.mask.shape, dtype=torch.bool)
         keep[torch.arange(1, len(chunk) + 1), chunk[:, 0], chunk[:, 1]] = False

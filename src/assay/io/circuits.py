@@ -4,6 +4,8 @@ for graph viewers.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -12,10 +14,12 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from assay.errors import InputError
-from assay.io.files import read_json, write_atomic, write_json
+from assay.errors import InputError, unknown
+from assay.io.files import plain, read_json, write_atomic, write_json
 
 _SETTINGS = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
+_PARTS = ("cfg", "nodes", "edges")
+_DIGEST = "assay-sha256"
 _NODE = re.compile(r"input|logits|m\d+|a\d+\.h\d+")
 _EDGE = re.compile(
     r"(?P<source>input|m\d+|a\d+\.h\d+)->(?:(?P<head>a\d+\.h\d+)<(?P<slot>[qkv])>|(?P<other>logits|m\d+))"
@@ -46,13 +50,17 @@ class Circuit:
 
 
 def read_circuit(path: Path | str) -> Circuit:
-    """Read the JSON of EAP-IG; InputError, with the name of the entry, when it is malformed."""
+    """Read the JSON of EAP-IG; InputError, with the name of the entry, when it is malformed or is
+    not what Assay wrote.
+    """
     data = read_json(path)
     if not isinstance(data, dict):
         raise InputError(f"{path}: a JSON object expected, got {type(data).__name__}")
-    for key in ("cfg", "nodes", "edges"):
+    for key in _PARTS:
         if not isinstance(data.get(key), dict):
             raise InputError(f"{path}: no {key!r} object; a circuit file has cfg, nodes and edges")
+    if others := [key for key in data if key not in (*_PARTS, _DIGEST)]:
+        raise unknown(f"entry of the circuit file {path}", others[0], (*_PARTS, _DIGEST))
     settings: dict[str, int | bool] = {key: data["cfg"].get(key) for key in _SETTINGS}
     for key, kind in _SETTINGS.items():
         if type(settings[key]) is not kind or int(settings[key]) < 0:
@@ -69,11 +77,18 @@ def read_circuit(path: Path | str) -> Circuit:
             raise InputError(
                 f"{path}: edge {name!r} ends at {lost.pop()!r}, which is not among the nodes"
             )
+    if data.get(_DIGEST, _digest(data)) != _digest(data):
+        raise InputError(
+            f"{path} is damaged: its content is not what Assay wrote (the SHA-256 differs). Restore"
+            f" it from a copy, or remove its entry {_DIGEST!r} if you changed it yourself"
+        )
     return Circuit(settings, nodes, edges)
 
 
 def write_circuit(path: Path | str, circuit: Circuit) -> Path:
-    """Write the JSON of EAP-IG; entries without a score leave the key out."""
+    """Write the JSON of EAP-IG, with the SHA-256 of its content, which `read_circuit` checks;
+    entries without a score leave the key out.
+    """
 
     def entry(scored: Scored) -> dict[str, Any]:
         return {"in_graph": scored.in_graph} | (
@@ -82,7 +97,8 @@ def write_circuit(path: Path | str, circuit: Circuit) -> Path:
 
     nodes = {name: entry(scored) for name, scored in circuit.nodes.items()}
     edges = {name: entry(scored) for name, scored in circuit.edges.items()}
-    return write_json(path, {"cfg": dict(circuit.settings), "nodes": nodes, "edges": edges})
+    whole = plain({"cfg": dict(circuit.settings), "nodes": nodes, "edges": edges})
+    return write_json(path, {**whole, _DIGEST: _digest(whole)})
 
 
 def write_graphml(path: Path | str, circuit: Circuit, *, whole: bool = False) -> Path:
@@ -133,6 +149,12 @@ def edge_ends(name: str) -> tuple[str, str, str]:
             " 'input->logits'"
         )
     return match["source"], match["head"] or match["other"], match["slot"] or ""
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a circuit's three parts, whatever the layout of its text."""
+    text = json.dumps({key: data[key] for key in _PARTS}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _scored(path: Path | str, what: str, name: str, entry: Any, pattern: re.Pattern[str]) -> Scored:

@@ -17,6 +17,8 @@ from assay.memory import require_memory
 if TYPE_CHECKING:
     import torch
 
+_DIGEST = "assay-sha256"  # the entry of a safetensors file's metadata
+
 
 def write_atomic(
     path: Path | str,
@@ -122,11 +124,14 @@ def save_tensors(
 def put_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a safetensors file in place, for use within an atomic write."""
+    """Write a safetensors file in place, for use within an atomic write.
+
+    Without other metadata it holds the SHA-256 of its tensors, which `load_tensors` checks."""
     from safetensors.torch import save_file
 
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(kept, path, metadata=dict(metadata or {}))
+    # One entry only: safetensors writes several in an order that differs from file to file.
+    save_file(kept, path, metadata=dict(metadata or {_DIGEST: digest_of_tensors(kept)}))
 
 
 def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Tensor]:
@@ -145,6 +150,7 @@ def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Te
         else:
             require_memory(path.stat().st_size, f"loading {path}")
             tensors = load_file(path)
+            _require_digest(path, tensors)
     except InputError:
         raise
     except Exception as error:  # a damaged file can make the readers raise anything
@@ -155,6 +161,32 @@ def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Te
         for name, tensor in tensors.items():
             require_finite(tensor, f"{path}: tensor {name!r}")
     return tensors
+
+
+def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 of the names, types, shapes and bytes of tensors, in the names' order."""
+    import torch
+
+    found = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _require_digest(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Raise InputError when a file that Assay wrote holds other tensors than it was written
+    with.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as opened:
+        written = (opened.metadata() or {}).get(_DIGEST)
+    if written is not None and written != digest_of_tensors(tensors):
+        raise InputError(
+            f"{path} is damaged: its tensors are not those that Assay wrote (the SHA-256 differs)."
+            " Restore it from a copy"
+        )
 
 
 def put_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -193,6 +225,26 @@ def existing(path: Path | str) -> Path:
     except (OSError, ValueError) as error:
         raise InputError(f"no file {shown(str(path))}: {_reason(error)}") from error
     raise InputError(f"no file {shown(str(path))}")
+
+
+def require_folder(path: Path | str, *anyof: str) -> None:
+    """Raise InputError for a path that is neither a folder with one of the files `anyof` (default:
+    config.json) nor looks like a hub name.
+    """
+    anyof = anyof or ("config.json",)
+    folder = Path(path)
+    if folder.is_file():
+        raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")
+    if folder.is_dir() and not any((folder / name).is_file() for name in anyof):
+        raise InputError(f"{path} holds no {' or '.join(anyof)}")
+    looks_local = (
+        isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
+    )
+    if looks_local and not folder.is_dir():
+        raise InputError(
+            f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such"
+            " as 'gpt2'"
+        )
 
 
 def sha256(path: Path) -> str:

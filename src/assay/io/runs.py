@@ -273,6 +273,22 @@ def opened(folder: Path | str) -> Run:
     return run
 
 
+def require_undamaged(path: Path | str) -> None:
+    """Raise InputError when a file or folder lies in a run that wrote it otherwise, or lost a
+    part of it; what lies in no run cannot be checked and passes.
+    """
+    whole = Path(path).absolute()
+    for folder in (whole, *whole.parents):
+        if (folder / NAME).is_file():
+            record, name = Record(folder), whole.relative_to(folder).as_posix()
+            written = record.names()
+            inner = written if whole == folder else [name]
+            for one in inner:
+                if any(entry == one or entry.startswith(f"{one}/") for entry in written):
+                    record.checked(one)
+            return
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a result depends on, and the git commit of the working folder if
     it is in a checkout.

@@ -142,4 +142,4 @@ def _is_advice(path: Path) -> bool:
 def _same(target: Path, given: Path) -> bool:
     if target.exists() and given.exists():
         return target.samefile(given)
-    return target.resolve() == given.resolve()
+    return os.path.realpath(target) == os.path.realpath(given)

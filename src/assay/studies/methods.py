@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from assay.errors import unknown
+from assay.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from assay.attribution import Method
+    from assay.core.mechanisms import Mechanisms
 
+AUTO = "auto"
 METHODS = {
     "gradient": "Gradient",
     "ig": "IntegratedGradients",
     "second-order": "SecondOrder",
     "exact": "Exact",
+    AUTO: "",
 }
-"""The class in `assay.attribution` by name."""
+"""The class in `assay.attribution` by name; auto is the cheaper of exact and ig, by a probe."""
 
 
 def require_method(name: str) -> str:
@@ -29,5 +32,19 @@ def method(name: str) -> Method:
     """Return an attribution method by its command-line name."""
     import assay.attribution as attribution
 
-    chosen: Method = getattr(attribution, METHODS[require_method(name)])()
+    if require_method(name) == AUTO:
+        raise InputError("auto needs mechanisms to probe: use method_for")
+    chosen: Method = getattr(attribution, METHODS[name])()
     return chosen
+
+
+def method_for(mechanisms: Mechanisms, name: str) -> tuple[Method, str]:
+    """Return the method of a command-line name, and why it was taken where a probe on the
+    mechanisms decides between exact effects and integrated gradients.
+    """
+    from assay.audit import choose_method
+
+    if require_method(name) != AUTO:
+        return method(name), ""
+    found = choose_method(mechanisms, method("ig"))
+    return method("exact" if found.exact else "ig"), found.reason

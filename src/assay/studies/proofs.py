@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import assay_check
-from assay.errors import InputError, unknown
+from assay.errors import InputError
 from assay.io.files import existing
+from assay.io.runs import require_undamaged
 from assay.proofs.max_of_k.cross_entropy import STRATEGY
 from assay.proofs.max_of_k.prove import prove, prove_all, prove_cross_entropy
+from assay.studies.names import require_proof
 from assay.targets import max_of_k
-
-TASKS = ("max-of-k",)
 
 
 def prove_task(
@@ -33,8 +33,8 @@ def prove_task(
     another strategy than the one that bounds the loss, and for a certificate in the place of
     another file.
     """
-    if task not in TASKS:
-        raise unknown("task", task, TASKS)
+    require_proof(task, weights, strategy, level)
+    require_undamaged(weights)
     if loss:
         if strategy not in ("best", STRATEGY):
             raise InputError(

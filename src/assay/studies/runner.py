@@ -53,7 +53,8 @@ class Study(Protocol):
     returns the summary that `--json` prints; `sections` builds the report from the saved run alone
     and `headline` its title and lead. `load` binds the run's mechanisms again and `contexts`
     describes its examples, one row each, for the verbs over saved runs; a study without mechanisms
-    has neither."""
+    has neither. `apply(run, path) -> (summary, table)` puts what the run calibrated on the inputs
+    of a file that were not there before; a study that calibrates nothing has none."""
 
     Config: type[StudyConfig]
 
@@ -185,7 +186,7 @@ def finished_summary(run: Run) -> dict[str, Any]:
 
 def _inputs(recipe: Recipe, folder: Path) -> list[Path]:
     """Return the files and folders that a recipe reads; InputError when its folder is one of
-    them.
+    them, or one is damaged.
     """
     found = []
     for path in map(Path, input_paths(recipe.config)):
@@ -194,6 +195,7 @@ def _inputs(recipe: Recipe, folder: Path) -> list[Path]:
                 raise InputError(f"{folder} is an input of the run and cannot be its output")
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
+        runs.require_undamaged(path)
         found += [path, *path.rglob("*")] if path.is_dir() else [path]
     return found
 

@@ -6,17 +6,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from assay.attribution import Scores, ablate, attribute
+from assay.attribution import ablate, attribute
+from assay.audit import compare, exact_top
 from assay.core.mechanisms import Mechanisms
+from assay.core.values import at
 from assay.errors import InputError, shown
+from assay.io.files import existing
 from assay.io.runs import Run, opened
-from assay.studies.methods import method
+from assay.studies.methods import method_for
 from assay.studies.runner import mechanisms_of, study_of
 
 
@@ -27,14 +28,17 @@ def attribute_run(
     return the largest.
     """
     run, mechanisms = _open(folder)
-    scores = attribute(mechanisms, method(by))
+    taken, why = method_for(mechanisms, by)
+    scores = attribute(mechanisms, taken)
     run.save_table(f"verb-scores-{by}.parquet", scores.table())
     summary = {
         "method": scores.method,
         "estimand": scores.estimand,
         "reference": scores.reference,
         "examples": len(mechanisms.batch),
+        **scores.signs,
     }
+    summary |= {"taken_because": why} if why else {}
     summary |= (
         {"gaps": {name: gap.relative for name, gap in scores.gaps.items()}} if scores.gaps else {}
     )
@@ -48,7 +52,7 @@ def ablate_run(
     their estimates.
     """
     _, mechanisms = _open(folder)
-    scores = attribute(mechanisms, method(by))
+    scores = attribute(mechanisms, method_for(mechanisms, by)[0])
     chosen = [_part(mechanisms, name) for name in parts] or [
         (row["group"], tuple(row["index"])) for row in scores.top(top).iter_rows(named=True)
     ]
@@ -66,25 +70,54 @@ def ablate_run(
             {
                 "part": mechanisms.describe(name, index),
                 "exact": float(effect.mean()),
-                "sd": float(effect.std()) if len(effect) > 1 else 0.0,
+                "sd": float(effect.std()) if len(effect) > 1 else None,
                 "estimate": float(estimate.mean()),
                 "mean_abs_error": float((effect - estimate).abs().mean()),
                 "n": len(effect),
             }
         )
-    return {"estimate": scores.method, "reference": scores.reference}, pl.DataFrame(rows)
+    summary = {"estimate": scores.method, "reference": scores.reference, **scores.signs}
+    return summary, pl.DataFrame(rows)
 
 
 def audit_run(
-    folder: Path | str, *, by: str = "gradient", exact: int = 64, alpha: float = 0.1, seed: int = 0
+    folder: Path | str,
+    *,
+    by: str = "gradient",
+    exact: int = 64,
+    alpha: float = 0.1,
+    seed: int = 0,
+    on: Path | str | None = None,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Audit a method on a run with exact ablations, save the rows as `verb-audit-METHOD.parquet`,
-    and return the top parts with bars.
-    """
+    and return the top parts with their mean exact effects.
+
+    With `on`, a file of inputs that were not there when the run was made, the study's own bars and
+    thresholds are applied to them instead; InputError when the study has none."""
+    if on is not None:
+        return apply_run(folder, on)
     run, mechanisms = _open(folder)
-    audit = attribute(mechanisms, method(by)).audit(exact=exact, alpha=alpha, seed=seed)
+    taken, why = method_for(mechanisms, by)
+    scores = attribute(mechanisms, taken)
+    if why and scores.exact:  # there is no estimate to audit
+        summary = {"method": scores.method, "taken_because": why, **scores.signs}
+        return summary, exact_top(scores, 20, seed=seed, alpha=alpha)
+    audit = scores.audit(exact=exact, alpha=alpha, seed=seed)
     run.save_table(f"verb-audit-{by}.parquet", audit.table)
-    return audit.summary(), audit.top(20)
+    return {**audit.summary(), **({"taken_because": why} if why else {})}, audit.top(20)
+
+
+def apply_run(folder: Path | str, on: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Apply what a finished run calibrated to a file of new inputs; see `Study.apply`."""
+    run = opened(folder)
+    found = getattr(study_of(run), "apply", None)
+    if found is None:
+        raise InputError(
+            f"a run of {run.json('config.json')['study']!r} calibrates nothing that could be"
+            " applied to new inputs"
+        )
+    summary, table = found(run, existing(on))
+    return summary, table
 
 
 def explain_run(
@@ -93,7 +126,8 @@ def explain_run(
     """Return the examples in which one part matters most, with what the study says of each."""
     run, mechanisms = _open(folder)
     name, index = _part(mechanisms, part)
-    values = _column(attribute(mechanisms, method(by)).values[name], index)
+    scores = attribute(mechanisms, method_for(mechanisms, by)[0])
+    values = _column(scores.values[name], index)
     norms = _column(mechanisms.norms()[name], index)
     contexts = study_of(run).contexts(run)  # type: ignore[attr-defined]
     table = contexts.with_columns(
@@ -105,6 +139,7 @@ def explain_run(
         "part": mechanisms.describe(name, index),
         "mean": float(values.mean()),
         "active_share": active,
+        **scores.signs,
     }
     return summary, table
 
@@ -112,59 +147,17 @@ def explain_run(
 def compare_runs(
     first: Path | str, second: Path | str, *, by: str = "gradient"
 ) -> tuple[dict[str, Any], pl.DataFrame]:
-    """Match the parts of two runs on the same examples by how their scores vary over examples, one
-    to one within a group.
-
-    The similarity is the absolute correlation of two parts' per-example scores; the matching
-    maximises its sum. Stability is the mean similarity of the matched parts, weighted by their
-    share of the first run's mean |score|. Raises InputError when the runs have other groups or
-    another number of examples."""
-    left, right = (attribute(_open(folder)[1], method(by)) for folder in (first, second))
-    if set(left.values) != set(right.values) or len(left.mechanisms.batch) != len(
-        right.mechanisms.batch
-    ):
-        raise InputError(
-            f"{first} and {second} cannot be compared: they differ in gate groups or in the number"
-            " of examples"
-        )
-    rows = []
-    for name in left.values:
-        similarity = _similarity(left, right, name)
-        for one, two in zip(*linear_sum_assignment(-similarity), strict=True):
-            rows.append(
-                {
-                    "first": left.mechanisms.describe(name, _place(left, name, int(one))),
-                    "second": right.mechanisms.describe(name, _place(right, name, int(two))),
-                    "similarity": float(similarity[one, two]),
-                    "size": float(left.values[name].flatten(1)[:, int(one)].abs().mean()),
-                }
-            )
-    table = pl.DataFrame(rows).sort("size", descending=True)
-    weights = table["size"].to_numpy()
-    stability = (
-        float(np.average(table["similarity"].to_numpy(), weights=weights))
-        if weights.sum() > 0
-        else float("nan")
-    )
-    return {
-        "matched": table.height,
-        "stability": stability,
-        "above_0.9": float((table["similarity"].to_numpy() > 0.9).mean()),
-    }, table
-
-
-def _similarity(left: Scores, right: Scores, name: str) -> np.ndarray:
-    def standard(scores: Scores) -> Tensor:
-        flat = scores.values[name].flatten(1)
-        flat = flat - flat.mean(0)
-        return flat / flat.norm(dim=0).clamp_min(torch.finfo(flat.dtype).tiny)
-
-    return (standard(left).T @ standard(right)).abs().numpy()
-
-
-def _place(scores: Scores, name: str, flat: int) -> tuple[int, ...]:
-    axes = scores.mechanisms.group(name).axes
-    return tuple(int(entry) for entry in np.unravel_index(flat, axes)) if axes else ()
+    """Match the parts of two runs on the same examples by how their scores vary over examples; see
+    `assay.audit.compare`.
+    """
+    bound = [_open(folder)[1] for folder in (first, second)]
+    taken = method_for(bound[0], by)[0]  # the same for both
+    left, right = (attribute(mechanisms, taken) for mechanisms in bound)
+    try:
+        found = compare(left, right)
+    except InputError as error:
+        raise InputError(f"{first} and {second}: {error}") from error
+    return found.summary(), found.table
 
 
 def _open(folder: Path | str) -> tuple[Run, Mechanisms]:
@@ -174,8 +167,8 @@ def _open(folder: Path | str) -> tuple[Run, Mechanisms]:
 
 def _column(values: Tensor, index: tuple[int, ...]) -> Tensor:
     """Return one part's values over the examples."""
-    place: tuple[Any, ...] = (slice(None), *index)
-    return values[place]
+    examples = torch.tensor(index, dtype=torch.long).expand(1, len(values), len(index))
+    return at(values, examples)[0]
 
 
 def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:

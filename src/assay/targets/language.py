@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2TokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from assay.errors import AssayError, InputError
-from assay.io.files import require_finite
+from assay.io.files import require_finite, require_folder
 from assay.targets import families, names
 
 _LOADING_ERRORS = (
@@ -98,7 +98,7 @@ def load_language_model(
 
     Raises InputError when there is no model, when weights are missing or of another shape (they
     would be random), or when they hold NaN or infinity."""
-    _require_folder(path)
+    require_folder(path)
     unreachable = _why_unreachable(path)
     try:
         with _quiet_unless_terminal():
@@ -163,7 +163,7 @@ def load_tokenizer(path: Path | str, *, offline: bool = False) -> Any:
     """Load the tokenizer of a folder or hub name, with `offline` from the cache of the hub alone;
     InputError when there is none.
     """
-    _require_folder(path, *_TOKENIZER_FILES)
+    require_folder(path, *_TOKENIZER_FILES)
     bare = all((Path(path) / name).is_file() for name in ("vocab.json", "merges.txt"))
     bare = bare and not any(
         (Path(path) / name).is_file()
@@ -214,23 +214,6 @@ def _load_tokenizer(path: Path | str, given: Path | str | None, *, offline: bool
         if any((Path(path) / name).is_file() for name in _TOKENIZER_FILES):
             raise  # it is there, and damaged
         return None
-
-
-def _require_folder(path: Path | str, *anyof: str) -> None:
-    anyof = anyof or ("config.json",)
-    folder = Path(path)
-    if folder.is_file():
-        raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")
-    if folder.is_dir() and not any((folder / name).is_file() for name in anyof):
-        raise InputError(f"{path} holds no {' or '.join(anyof)}")
-    looks_local = (
-        isinstance(path, Path) or str(path).startswith((".", "/", "~")) or str(path).count("/") > 1
-    )
-    if looks_local and not folder.is_dir():
-        raise InputError(
-            f"no folder {str(path)!r}; give a folder in the Hugging Face format or a hub name such"
-            " as 'gpt2'"
-        )
 
 
 def _why_unreachable(path: Path | str) -> str:

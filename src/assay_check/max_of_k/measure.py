@@ -3,6 +3,7 @@
 from fractions import Fraction
 from math import comb, log10, prod
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -64,7 +65,8 @@ class Measure:
         inputs = self.inputs()
         if self.uniform:
             return f"accuracy, the share of all {inputs}"
-        label = "" if "accuracy" in self.name.casefold() else f" ({self.name[:80]!r})"
+        letters = "".join(filter(str.isalpha, normalize("NFKC", self.name).casefold()))
+        label = "" if "accuracy" in letters else f" ({self.name[:80]!a})"
         if self.plain:
             return f"the share of {self.total:,} of the {inputs}{label}"
         some = [[int(n > 0) for n in row] for row in self.weights]

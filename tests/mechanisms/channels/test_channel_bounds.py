@@ -16,6 +16,7 @@ from assay.mechanisms.channels.ablation import ablate_channels
 from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.certify import certify_channels, certify_relative
 from assay.mechanisms.channels.clean import run_clean
+from assay.mechanisms.channels.norms import norm_length
 from assay.mechanisms.channels.second_order import half_curvatures
 from assay.mechanisms.channels.weights import read_weights
 from assay.targets.bilinear import BilinearNetwork
@@ -122,6 +123,27 @@ def test_scores_and_certificates_of_a_network_are_about_the_same_numbers(
     assert float(found.rounding.max()) < 1e-6 * float(size)
 
 
+@pytest.mark.parametrize("epsilon", [1e-6, 0.1, 3.0, 100.0])
+def test_the_epsilon_of_a_norm_counts_once(epsilon: float) -> None:
+    """Of norms whose epsilon is small or large against their input: the length in a certificate is
+    that which the norm divides by, and no effect exceeds its bound.
+    """
+    for seed in range(8):
+        model = network(seed, blocks=3, width=4, hidden=3, scale=10 ** (seed / 4 - 1), norm=True)
+        for block in model.blocks:
+            block.norm.eps = epsilon
+        x, y = batch(seed, examples=3)
+        with torch.no_grad():
+            clean = run_clean(read_weights(model), x, y)
+            for block in range(3):
+                length, _ = norm_length(clean, block)
+                gain = model.blocks[block].norm.weight
+                divided = gain * clean.sums[block] / model.blocks[block].norm(clean.sums[block])
+                torch.testing.assert_close(length.expand(-1, 4), 2 * divided, rtol=1e-9, atol=0)
+            found = certify_channels(clean, tight=False)
+        _hold(ablated(model, x, y, "logit", False) - found.attribution, found.first)
+
+
 def test_certificates_are_of_the_right_order() -> None:
     """As a channel's step shrinks by 10, the scalar bound shrinks by 100 and the tight one by
     1000 or more, like the errors they bound.
@@ -180,6 +202,12 @@ def test_the_relative_certificate_implies_the_relative_error() -> None:
                 ].all()
             )
         assert bool(certify_relative(found.first_tight, attribution, tolerance)[:, :-1].any())
+
+
+def test_the_relative_certificate_goes_to_its_limit() -> None:
+    """An estimate of 1 that is at most 1/11 off is of an effect of at least 10/11: a tenth."""
+    bound = torch.tensor([1 / 11 - 1e-9, 1 / 11 + 1e-9], dtype=torch.float64)
+    assert certify_relative(bound, torch.ones(2).double(), 0.1).tolist() == [True, False]
 
 
 def test_an_overflowing_network_has_infinite_bounds() -> None:

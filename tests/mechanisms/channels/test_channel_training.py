@@ -81,7 +81,8 @@ def test_arrays_of_the_user_are_read_from_npz_and_safetensors(tmp_path: Path) ->
         ({"x": np.full((4, 2), np.nan), "y": np.arange(4)}, "NaN"),
         ({"x": np.full((4, 2), np.inf), "y": np.arange(4)}, "infinite"),
         ({"x": np.ones((4, 2)), "y": np.array([0.5, 1, 2, 3])}, "integer classes"),
-        ({"x": np.ones((4, 2)), "y": np.arange(4)}, "no training example"),
+        ({"x": np.eye(4), "y": np.arange(4)}, "no training example"),
+        ({"x": np.ones((4, 2)), "y": np.arange(4)}, "1 distinct examples cannot be split"),
         ({"x": np.ones((1, 2)), "y": np.zeros(1, int)}, "one class only"),
     ],
 )
@@ -200,7 +201,7 @@ def test_monitoring_agrees_with_itself_when_attribution_is_exact() -> None:
     found = monitor(model, data)
     assert float(found["metrics/agreement"]) == pytest.approx(1)
     assert float(found["metrics/accuracy"]) == pytest.approx(
-        float((model(data.test_x).argmax(-1) == data.test_y).double().mean())
+        float((model(data.train_x).argmax(-1) == data.train_y).double().mean())
     )
 
 

@@ -43,6 +43,24 @@ def test_planted_directions_are_found_and_counted() -> None:
     assert sorted(overlap.argmax(1).tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("restarts", [1, 2, 3, 6])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_of_all_restarts_is_kept(restarts: int, seed: int) -> None:
+    """Starts that are cut off after one step reach different heights."""
+    factors = planted()[0]
+    method = PowerIteration(3, steps=1, restarts=restarts)
+    unit, _ = method.check(factors)
+    generator = torch.Generator().manual_seed(seed)
+    climbs = [method.climb(unit, generator) for _ in range(restarts)]
+    heights = [history[-1] for _, history in climbs]
+    assert len(set(heights)) == restarts
+    found = method(factors, generator=torch.Generator().manual_seed(seed))
+    assert found.history[-1] == max(heights)
+    best = climbs[heights.index(max(heights))][0]
+    overlap = (found.directions @ best.T).abs()
+    torch.testing.assert_close(overlap.amax(1), torch.ones(3, dtype=torch.float64))
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), k=st.integers(1, 6))
 def test_the_ascent_is_monotone_and_the_directions_orthonormal(seed: int, k: int) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from assay.attribution import Exact, Gradient, ablate
+from assay.core.sites import read_sites, run_edited
 from assay.core.target import Batch, target
 from assay.errors import InputError
 from assay.mechanisms.nodes import Nodes, nodes
@@ -283,3 +284,69 @@ def test_activations_that_are_not_finite_are_refused() -> None:
     model.transformer.h[0].mlp.c_fc.register_forward_hook(lambda module, args, out: out / 0)
     with pytest.raises(InputError, match=r"activation at .*NaN or infinite"):
         nodes(target(model, logit_difference), clean, None, ["blocks.0.hook_mlp_out"], "zero")
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU, nn.ELU, nn.LeakyReLU])
+@pytest.mark.parametrize("reference", ["counterfactual", "zero", "mean"])
+def test_networks_that_compute_in_place(act: type[nn.Module], reference: Any) -> None:
+    """The values of the patch run are those that its modules put out, not what became of them."""
+
+    def scores(method: Exact | Gradient, *, inplace: bool) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        layers = [nn.Linear(3, 5), act(inplace=inplace), nn.Linear(5, 5), act(inplace=inplace)]
+        model = nn.Sequential(*layers, nn.Linear(5, 2)).double()
+        for parameter in model.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator).double()
+        clean, patch = torch.randn(2, 4, 3, generator=generator).double()
+        other = None if reference == "zero" else Batch(patch)
+        tested = target(model, lambda out, batch: out[:, 0] ** 2)
+        bound = nodes(tested, Batch(clean), other, ["0", "2"], reference, neurons=["0"])
+        return dict(method.scores(bound).values)
+
+    for method in (Exact(), Gradient()):
+        found, expected = (scores(method, inplace=inplace) for inplace in (True, False))
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_nodes_that_differ_by_rounding_alone_are_inactive(dtype: torch.dtype) -> None:
+    """Runs agree up to eight units of the largest entry; more is a difference."""
+    eps = torch.finfo(dtype).eps
+    clean = torch.tensor([[1.0, -0.25, 0.5]]).to(dtype).repeat(6, 1)
+    patch = clean.clone()
+    for row, units in enumerate([0, 1, 4, 8, 16, 64]):
+        patch[row, 0] += units * eps
+    model = nn.Sequential(nn.Identity(), nn.Linear(3, 2, dtype=dtype))
+    tested = target(model, lambda out, batch: out[:, 0])
+    bound = nodes(tested, Batch(clean), Batch(patch), ["0"])
+    assert bound.spots["0"].active.tolist() == [False, False, False, False, True, True]
+    effects = Exact().scores(bound).values["0"]
+    assert not effects[:4].any()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_sum_of_sites_is_gated_behind_its_first_summand(family: str) -> None:
+    """The middle of a block is attention plus input: what a gate on attention changes is there
+    when the gate on the middle acts, in whatever order the two are named.
+    """
+    model = node_models.build(family)
+    clean, patch = node_models.batches()
+    sites = ["blocks.1.hook_attn_out", "blocks.1.hook_resid_mid"]
+    for given in (sites, sites[::-1]):
+        bound = nodes(target(model, logit_difference), clean, patch, given)
+        assert list(bound.groups) == sites
+        gates = bound.ones()
+        gates[sites[0]][:, 3] = 0.25
+        gates[sites[1]][:, 3] = 0.5
+        attention, middle = (names.resolve(model, name).site for name in sites)
+        spots = [bound.spots[name] for name in sites]
+        seen = read_sites(model, clean.inputs, [attention, middle])
+        before = seen[middle].value - seen[attention].value
+        now = seen[attention].value.clone()
+        now[:, 3] -= 0.75 * spots[0].difference(seen[attention].value)[:, 3]
+        total = before + now
+        total[:, 3] -= 0.5 * spots[1].difference(total)[:, 3]
+        swapped = run_edited(model, clean.inputs, {attention: lambda _: total - before})
+        expected = logit_difference(swapped, clean).detach()
+        torch.testing.assert_close(bound.values(gates), expected.double(), rtol=0, atol=1e-10)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import assay.audit  # noqa: F401  scores are audited once the room is there
 from assay.attribution import Exact, Gradient, ablate
 from assay.core.target import Batch, target
 from assay.mechanisms.nodes import Nodes, nodes
@@ -230,6 +231,43 @@ def test_blocks_that_compute_something_else_are_noticed() -> None:
 
     block.__class__ = Other
     general(changed, "compute something else")
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox sequential"])
+def test_single_columns_of_a_fused_projection(family: str) -> None:
+    """Columns of queries move their own position alone, those of keys and values all behind it; the
+    jobs of one call mix them.
+    """
+    path = {"gpt2": "transformer.h.{}.attn.c_attn"}.get(
+        family, "gpt_neox.layers.{}.attention.query_key_value"
+    )
+    for layer in (0, 2):
+        site = path.format(layer)
+        agree(bind(family, [site], neurons=[site]), 1e-10)
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+@pytest.mark.parametrize("everyone", [True, False])
+def test_attention_to_later_positions_takes_the_general_path(ahead: int, everyone: bool) -> None:
+    """One token may look ahead, in all examples or in one: the suffix is not all that changes."""
+    looking = bind("gpt2", ["blocks.1.hook_mlp_out"])
+    model: Any = looking.target.model
+
+    class Ahead(type(model)):  # type: ignore[misc]
+        def forward(self, input_ids: Tensor, attention_mask: Tensor, **kwargs: Any) -> Any:
+            size = input_ids.shape[1]
+            allowed = torch.ones(len(input_ids), 1, size, size, dtype=torch.bool).tril()
+            allowed[slice(None) if everyone else 2, :, 0, ahead] = True
+            allowed &= attention_mask[:, None, None].bool()
+            dtype = self.dtype
+            mask = torch.zeros((), dtype=dtype).where(allowed, torch.finfo(dtype).min)
+            return super().forward(input_ids, attention_mask=mask, **kwargs)
+
+    causal = Exact().scores(looking).values["blocks.1.hook_mlp_out"]
+    model.__class__ = Ahead
+    again = nodes(looking.target, looking.batch, node_models.batches()[1], list(looking.groups))
+    general(again, "not causal")
+    assert not torch.equal(Exact().scores(again).values["blocks.1.hook_mlp_out"], causal)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

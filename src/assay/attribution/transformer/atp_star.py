@@ -19,6 +19,7 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import mix
 from assay.core.sites import Seen, resolve_site
 from assay.errors import InputError
+from assay.progress import progress
 from assay.targets import families
 
 
@@ -58,7 +59,7 @@ class AtPStar(Method):
             raise InputError("layers is empty; name at least one layer whose gradient to drop")
         total = {name: torch.zeros_like(values) for name, values in plain.items()}
         counted = dict.fromkeys(plain, 0)
-        for layer in layers:
+        for layer in progress(layers, "AtP* without one layer's direct paths"):
             with _no_gradient(model, layer):
                 _, scores = _first(mechanisms)
             for name, values in scores.items():

@@ -12,6 +12,7 @@ from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.chunks import BUDGET, chunk_examples
 from assay.mechanisms.channels.clean import Clean, last_gradient, normalise
 from assay.mechanisms.channels.forms import interaction_forms, jacobians
+from assay.progress import progress
 from assay.targets.bilinear import GATES
 
 
@@ -47,7 +48,7 @@ def ablate_channels(clean: Clean, *, budget: int = BUDGET) -> Ablation:
     attribution = attribute_channels(clean)
     polynomial = clean.weights.gate is None and not clean.live
     errors = torch.empty_like(attribution)
-    for chunk in chunk_examples(clean, budget):
+    for chunk in progress(chunk_examples(clean, budget), "ablating channels"):
         part = clean.take(chunk)
         errors[chunk] = (
             _polynomial_errors(part) if polynomial else attribution[chunk] - _carried_effects(part)

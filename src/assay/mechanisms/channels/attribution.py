@@ -60,3 +60,20 @@ def hoyer(scores: Float[Tensor, "*rows channels"]) -> tuple[Float[Tensor, "*rows
     ratio = safe.abs().sum(-1) / safe.norm(dim=-1)
     value = (count**0.5 - ratio) / max(count**0.5 - 1, torch.finfo(scores.dtype).tiny)
     return torch.where(defined, value, torch.zeros_like(value)), defined
+
+
+def alignments(clean: Clean) -> Float[Tensor, "examples blocks hidden"]:
+    """Return `|attr_k| / (||g|| delta_k) = |cos(g, D[:,k])|`, how well a channel's direction is
+    aligned with the gradient; over positions, the share that their sum keeps of its largest value.
+
+    It is zero where the channel is off. The relative error of an attribution is `C delta / (||g||
+    |cos|)`: small steps and good alignment both make it small."""
+    reach = torch.stack(
+        [
+            clean.pool(g.norm(dim=-1, keepdim=True) * step)
+            for g, step in zip(clean.gradients, step_rows(clean), strict=True)
+        ],
+        1,
+    )
+    size = attribute_channels(clean).abs()
+    return torch.where(reach > 0, size / reach.clamp_min(torch.finfo(reach.dtype).tiny), 0.0)

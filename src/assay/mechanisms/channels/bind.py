@@ -109,8 +109,7 @@ class Channels(Kind):
         self, target: Target, batch: Batch, reference: Reference | None = None
     ) -> ChannelMechanisms:
         """Return the channels as gates on a batch of inputs and classes; see `channels`. The
-        target's metric is replaced by the functional, and a network of another precision by a copy
-        of it in float64."""
+        target's metric is replaced by the functional, the network by a copy of it in float64."""
         self.refuse_reference(reference)
         network, x, functional = target.model, batch.inputs, self.functional
         weights = read_weights(network)
@@ -128,11 +127,11 @@ class Channels(Kind):
                 f" logits differ by {gap:.3g} (largest logit {size:.3g})"
             )
         metric, higher = _METRICS[functional], functional == "logit"
-        if weights.head.dtype != torch.float64:
-            network = copy.deepcopy(network).double()
+        # Copies: what is computed later must be of the weights and inputs that were computed with
+        # before, whatever a step or a write in place does to them.
         return ChannelMechanisms(
-            Target(network, metric, target.name, higher_is_right=higher),
-            Batch(x.double(), batch.labels),
+            Target(copy.deepcopy(network).double(), metric, target.name, higher_is_right=higher),
+            Batch(x.to(torch.float64, copy=True), batch.labels.clone()),
             functional,
         )
 
@@ -144,10 +143,10 @@ def channels(
     `y` (examples,).
 
     Scores, exact effects and certificates are all those of the network with these weights computed
-    in float64: a network of another precision is copied, since rounding in float32 alone exceeds
-    most bounds. The functional attributed is the logit of the class, or the cross-entropy; of a
-    target, the model and the name are used. The closed forms follow bilinear MLPs (arXiv
-    2410.08417).
+    in float64, as they are now: the network is copied, since rounding in float32 alone exceeds most
+    bounds, and since later steps must not change what was bound. The functional attributed is the
+    logit of the class, or the cross-entropy; of a target, the model and the name are used. The
+    closed forms follow bilinear MLPs (arXiv 2410.08417).
 
     Raises InputError when the model has another structure than blocks of bilinear projections
     without biases, or computes something else than they do, and for wrong shapes, NaN, or labels

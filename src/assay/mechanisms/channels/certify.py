@@ -19,6 +19,7 @@ from assay.mechanisms.channels.clean import Clean
 from assay.mechanisms.channels.norms import SLACK, Norms, Sizes, norm_length
 from assay.mechanisms.channels.rounding import Rounding
 from assay.mechanisms.channels.second_order import half_curvatures
+from assay.progress import progress
 
 Ablated = Literal["plain", "frozen", "live"]
 
@@ -99,7 +100,8 @@ def certify_channels(
         )
     with torch.no_grad():
         parts = [
-            _certify(clean.take(chunk), tight, norms) for chunk in chunk_examples(clean, budget)
+            _certify(clean.take(chunk), tight, norms)
+            for chunk in progress(chunk_examples(clean, budget), "certifying channels")
         ]
     columns = [torch.cat(column) for column in zip(*parts, strict=True)]
     first, rounding = columns[:2]

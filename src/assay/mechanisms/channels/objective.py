@@ -33,8 +33,8 @@ def make_objective(
     """Return the objective for `assay.learn.fit`: step -> (loss, quantities to log), drawing
     batches with `generator`.
 
-    Held-out quantities are computed on the steps that are logged only: every `log_every` steps and
-    at the last."""
+    The quantities of `monitor` are computed only on the steps that are logged: every `log_every`
+    steps and the last."""
 
     def objective(step: int) -> tuple[Tensor, Mapping[str, Tensor]]:
         index = torch.randint(len(data.train_y), (config.batch,), generator=generator)
@@ -75,12 +75,12 @@ def channel_losses(clean: Clean, tau: float) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def monitor(model: BilinearNetwork, data: Data, examples: int = 64) -> dict[str, Tensor]:
-    """Return held-out accuracy, Hoyer by block, quantiles of delta, and how well attributions
-    agree with exact ablation.
+    """Return accuracy, Hoyer by block, quantiles of delta, and how well attributions agree with
+    exact ablation, on training inputs without noise: the test part is read once, after training.
     """
     weights = read_weights(model, check=False)
-    accuracy = (model(data.test_x).argmax(-1) == data.test_y).double().mean()
-    clean = run_clean(weights, data.test_x[:examples], data.test_y[:examples], check=False)
+    accuracy = (model(data.train_x).argmax(-1) == data.train_y).double().mean()
+    clean = run_clean(weights, data.train_x[:examples], data.train_y[:examples], check=False)
     attribution = attribute_channels(clean)
     sparsity, defined = hoyer(attribution)
     by_block = sparsity.sum(0) / defined.sum(0).clamp(min=1)

@@ -16,7 +16,7 @@ class Training:
     `ramp_end`. `noise` is the standard deviation of the Gaussian noise added to the training inputs
     (images lie in [-1, 1], columns of tables have variance one): without it, steps stay short on
     the training inputs only. The rate falls along a cosine when `assay.learn.fit` is given that
-    schedule. Monitoring reads `monitored` held-out examples."""
+    schedule. Monitoring reads `monitored` training examples."""
 
     lam_sparse: float = 1.0
     lam_delta: float = 100.0

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from assay.mechanisms.directions.factors import Factors
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def ascend(
     start = torch.randn(fits, k, factors.size, generator=generator, dtype=weights.dtype)
     directions = polar(start.to(weights.device))
     history: list[Tensor] = []
-    for _ in range(steps):
+    for _ in progress(range(steps), "power iteration"):
         tangents = factors.dot(directions.flatten(0, 1)).unflatten(2, (fits, k))
         shares = tangents.square().sum(1)
         history.append(torch.einsum("fs,sfk->f", weights, shares.square()))

@@ -19,6 +19,7 @@ from assay.mechanisms.directions.factors import (
 from assay.mechanisms.directions.local import Local
 from assay.mechanisms.directions.power import PowerIteration
 from assay.mechanisms.directions.tokens import token_gradients
+from assay.progress import progress
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def compare_factors(
         chosen = torch.randperm(local.samples, generator=generator)[:samples].sort().values
         some = local.take(chosen)
     strengths = {}
-    for name, make in candidates.items():
+    for name, make in progress(candidates.items(), "choosing factors"):
         factors = make(some, generator)
         if len(candidates) > 1 and not bool((factors.traces() > 0).any()):
             strengths[name] = 0.0

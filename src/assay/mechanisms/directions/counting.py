@@ -11,6 +11,7 @@ from assay.mechanisms.directions.ascent import ascend
 from assay.mechanisms.directions.factors import DenseFactors, Factors, normalise
 from assay.mechanisms.directions.span import span
 from assay.mechanisms.directions.token_factors import TokenFactors
+from assay.progress import progress
 
 SAME = 0.9
 """Two directions are the same when their |cosine| is at least this."""
@@ -147,7 +148,7 @@ def _null_dominance(factors: DenseFactors, k: int, count: int, generator: torch.
     rounding = torch.finfo(values.dtype).eps * max(values.shape[1:])
     sizes = sizes.where(sizes > rounding * sizes[:, :1], 0)
     largest = 0.0
-    for _ in range(count):
+    for _ in progress(range(count), "draws without structure"):
         drawn = torch.randn(
             (factors.samples, sizes.shape[1], factors.size), generator=generator, dtype=values.dtype
         ).to(values.device)

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from assay.errors import InputError
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
+from assay.progress import progress
 
 BUDGET = 2**29
 CACHE = 2**26
@@ -38,10 +39,10 @@ def quadratic_forms(
     directions = _checked(local, directions)
     some, many = _chunks(local, directions, budget)
     found = []
-    for begin in range(0, directions.shape[0], some):
+    for begin in progress(range(0, directions.shape[0], some), "quadratic forms"):
         shifts = local.shifts(directions[begin : begin + some])
         rows = []
-        for first in range(0, local.samples, many):
+        for first in progress(range(0, local.samples, many), "samples"):
             with torch.no_grad():
                 output, tangent = local.take(slice(first, first + many)).pushed(shifts)
                 form = measure.form(tangent, output)
@@ -60,7 +61,7 @@ def products(
     directions = _checked(local, directions)
     some, _ = _chunks(local.take(slice(0, 1)), directions, budget // 4)
     found = []
-    for sample in range(local.samples):
+    for sample in progress(range(local.samples), "products with the Hessian"):
         part = local.take(slice(sample, sample + 1))
         rows = []
         for begin in range(0, directions.shape[0], some):
@@ -92,7 +93,7 @@ def jacobian(local: Local, *, budget: int = BUDGET) -> tuple[Tensor, Tensor]:
     basis = torch.eye(size, dtype=weights.dtype, device=weights.device)
     some, many = _chunks(local, basis, budget)
     found = []
-    for first in range(0, local.samples, many):
+    for first in progress(range(0, local.samples, many), "Jacobians"):
         part = local.take(slice(first, first + many))
         with torch.no_grad():
             rows = [part.tangents(basis[begin : begin + some])[1] for begin in range(0, size, some)]

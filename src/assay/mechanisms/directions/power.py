@@ -10,6 +10,7 @@ from torch import Tensor
 from assay.mechanisms.directions.ascent import ascend, polar
 from assay.mechanisms.directions.decomposition import Decomposition, check_count, finish
 from assay.mechanisms.directions.factors import Factors, normalise
+from assay.progress import progress
 
 __all__ = ["PowerIteration", "polar"]
 
@@ -35,7 +36,7 @@ class PowerIteration:
         unit, kept = self.check(factors)
         climbed = unit if self.normalised else factors
         best, history = self.climb(climbed, generator)
-        for _ in range(1, self.restarts):
+        for _ in progress(range(1, self.restarts), "restarts of the power iteration"):
             other, climb = self.climb(climbed, generator)
             if climb[-1] > history[-1]:
                 best, history = other, climb

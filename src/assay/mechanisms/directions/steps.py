@@ -10,6 +10,7 @@ from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
 from assay.mechanisms.directions.span import span
 from assay.mechanisms.directions.token_factors import TokenFactors
+from assay.progress import progress
 
 
 def divergence_of_step(
@@ -25,7 +26,7 @@ def divergence_of_step(
     """
     measure, found = divergence(measure), []
     with torch.no_grad():
-        for first in range(0, local.samples, chunk or local.samples):
+        for first in progress(range(0, local.samples, chunk or local.samples), "steps"):
             part = local.take(slice(first, first + (chunk or local.samples)))
             found.append(
                 measure.value(part.moved(direction, amount).double(), part.output().double())

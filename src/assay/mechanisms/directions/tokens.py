@@ -17,6 +17,7 @@ from assay.errors import InputError
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
 from assay.mechanisms.directions.token_factors import BiasGradients, TokenFactors, WeightGradients
+from assay.progress import progress
 
 Pull = Callable[[Tensor], Iterator[Tensor]]
 
@@ -53,7 +54,7 @@ def token_gradients(
         )
     uses = _uses(local)
     found: list[TokenFactors] = []
-    for first in range(0, local.samples, chunk):
+    for first in progress(range(0, local.samples, chunk), "gradients per token"):
         part = slice(first, first + chunk)
         pull = (
             _pairs(measure, towards[part])

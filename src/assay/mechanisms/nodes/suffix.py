@@ -22,6 +22,7 @@ from assay.core.target import Batch, Target
 from assay.mechanisms.nodes import blocks
 from assay.mechanisms.nodes.blocks import BlockPieces, Call
 from assay.memory import rows_within
+from assay.progress import progress
 from assay.targets import families
 from assay.targets.metrics import AtLast, logit_difference
 
@@ -93,7 +94,8 @@ class Suffix:
         # Behind the last block's keys and values nothing moves between positions any more.
         late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")
         alive = (positions == last) if late else (positions <= last)
-        for chunk in self._chunks(alive.nonzero().flatten(), positions, last, budget):
+        chunks = self._chunks(alive.nonzero().flatten(), positions, last, budget)
+        for chunk in progress(chunks, f"patching {site}"):
             part = _pick(difference, who[chunk], positions[chunk])
             if columns is not None:
                 part = part * torch.zeros_like(part).scatter(1, columns[chunk], 1.0)

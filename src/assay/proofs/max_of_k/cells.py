@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import comb
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,8 @@ class Measure:
 
     def __post_init__(self) -> None:
         weighted = self.tokens is not None or self.cells is not None
-        if weighted and "accuracy" in self.name.casefold():
+        letters = "".join(filter(str.isalpha, normalize("NFKC", self.name).casefold()))
+        if weighted and "accuracy" in letters:
             raise InputError(
                 f"measure {self.name!r}: accuracy is the name of the measure in which all inputs"
                 " count the same; name these weights otherwise"

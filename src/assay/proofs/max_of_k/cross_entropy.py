@@ -29,6 +29,7 @@ from flint import arb, ctx
 from assay.bounds import rounding
 from assay.bounds.rounding import Array, Interval
 from assay.errors import AssayError
+from assay.progress import progress
 from assay.proofs.max_of_k.strategies.base import Problem
 from assay.proofs.max_of_k.strategies.cubic import shares
 from assay.proofs.max_of_k.tables import FoldedTables, over
@@ -88,7 +89,7 @@ def bound_cross_entropy(
     began = time.process_time()
     tables = Problem(weights, level, exp_ulp).tables
     V, K, total = tables.vocabulary, tables.positions, 0
-    for m in range(V):
+    for m in progress(range(V), "largest tokens"):
         for c in range(K if m else 1):
             queries = slice(0, m + 1) if c < K - 1 else slice(m, m + 1)
             total += _cell_losses(tables, m, c, queries)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import InputError
+from assay.progress import progress
 from assay.proofs.certificate import check_destination, write
 from assay.proofs.max_of_k import cells, operations
 from assay.proofs.max_of_k.cells import ACCURACY, Measure
@@ -115,7 +116,7 @@ def prove_all(
 ) -> Iterator[ProofResult]:
     """Yield the result of every strategy, without those that would take more than minutes."""
     loaded, _ = _loaded(weights)
-    for name in STRATEGIES:
+    for name in progress(STRATEGIES, "strategies"):
         if name == "brute_force":
             try:
                 brute.refuse(loaded.vocabulary, loaded.positions)

@@ -38,7 +38,11 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             f"{summary['number_away']:.1%}",
             "of the number direction's step",
         ),
-        Fact("directions above the gap", summary["k_chosen"], f"95 %: {low} to {high}"),
+        Fact(
+            "directions that stand out",
+            summary["k_chosen"],
+            f"95 %: at least {low}" if high is None else f"95 %: {low} to {high}",
+        ),
     ]
     steps = run.table("steps.parquet")
     best = steps.sort("effect", descending=True).group_by("direction", maintain_order=True).first()
@@ -47,7 +51,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Section(
             "What does each direction move?",
             f"Steps along every direction are sized to the same KL, {summary['kl']} nats per sentence over all positions, on prompts that the "
-            f"directions were not found on. Direction {number} was chosen because it holds most of the gradient at the verb, not for its effect.",
+            f"directions were not found on. Direction {number} was chosen because the same step moves the logit difference most on the prompts "
+            f"that the directions were found on.",
             charts=[
                 charts.bars(
                     best,

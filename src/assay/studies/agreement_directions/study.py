@@ -45,22 +45,17 @@ def check(config: Config) -> None:
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
-    """Train, decompose one half of the prompts, and compare steps of equal KL along every
-    direction on the other half.
+    """Train, decompose one half of the prompts, choose the number direction by its effect there,
+    and compare steps of equal KL along every direction on the other half.
     """
     model, pairs = _prepare(config, run)
     found_on, measured_on = _half(pairs, config.prompts, 0), _half(pairs, config.prompts, 1)
     pattern = _pattern(config, model)
     local, rows, positions = _every_position(model, found_on, pattern)
     found, steepest = _decompose(config, local, positions)
-    whole = around(
-        model.model, {"input_ids": measured_on.clean, "attention_mask": measured_on.mask}, pattern
-    )
-    verb = int(measured_on.last[0])
-    steps = [
-        _step(config, whole, measured_on, vector, name) for name, vector in _named(found, steepest)
-    ]
-    table = pl.DataFrame([row for pair in steps for row in pair])
+    named = [(str(index), row) for index, row in enumerate(found.directions)]
+    number = _largest(_steps(config, model, found_on, named))["direction"]
+    table = _steps(config, model, measured_on, [*named, ("top eigenvector", steepest)])
     tensors = {
         "directions": found.directions,
         "scores": found.scores,
@@ -74,10 +69,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("steps.parquet", table)
     run.save_table("contexts.parquet", _contexts(model, found, found_on, rows, positions))
     run.save_table("activity.parquet", _by_position(found, positions))
-    best = table.sort("effect", descending=True).group_by("direction", maintain_order=True).first()
-    number = _number_direction(found, positions, verb)
-    chosen = best.row(by_predicate=pl.col("direction") == number, named=True)
-    others = best.filter(~pl.col("direction").is_in([number, "top eigenvector"]))
+    chosen = _largest(table.filter(pl.col("direction") == number))
+    others = table.filter(~pl.col("direction").is_in([number, "top eigenvector"]))
+    steep = _largest(table.filter(pl.col("direction") == "top eigenvector"))
     return {
         "prompts": len(measured_on),
         "parameters": local.space.size,
@@ -89,10 +83,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "number_direction": number,
         "number_effect": chosen["effect"],
         "number_away": chosen["away"],
-        "next_effect": max(others["effect"].to_list()),
-        "eigenvector_effect": best.row(
-            by_predicate=pl.col("direction") == "top eigenvector", named=True
-        )["effect"],
+        "next_effect": _largest(others)["effect"],
+        "eigenvector_effect": steep["effect"],
     }
 
 
@@ -193,10 +185,19 @@ def _decompose(config: Config, local: Local, positions: Tensor) -> tuple[Decompo
     return found, top_eigenvector(fisher).double()
 
 
-def _named(found: Decomposition, steepest: Tensor) -> list[tuple[str, Tensor]]:
-    return [(str(index), row) for index, row in enumerate(found.directions)] + [
-        ("top eigenvector", steepest)
-    ]
+def _steps(
+    config: Config, model: LanguageModel, pairs: Pairs, named: list[tuple[str, Tensor]]
+) -> pl.DataFrame:
+    """Return the effects of steps of equal KL along every direction, either way."""
+    inputs = {"input_ids": pairs.clean, "attention_mask": pairs.mask}
+    whole = around(model.model, inputs, _pattern(config, model))
+    rows = [_step(config, whole, pairs, vector, name) for name, vector in named]
+    return pl.DataFrame([row for both in rows for row in both])
+
+
+def _largest(steps: pl.DataFrame) -> dict[str, Any]:
+    """Return the step of the largest effect."""
+    return steps.row(steps["effect"].arg_max(), named=True)
 
 
 def _step(
@@ -229,16 +230,6 @@ def _step(
                 }
             )
     return rows
-
-
-def _number_direction(found: Decomposition, positions: Tensor, verb: int) -> str:
-    """Return the direction of most activity at the verb, weighed by the share of it there:
-    chosen before any effect is looked at.
-    """
-    where = positions[found.kept]
-    shares = torch.stack([found.activity[where == position].mean(0) for position in where.unique()])
-    here = found.activity[where == verb].mean(0)
-    return str(int((here.square() / shares.sum(0)).argmax()))
 
 
 def _contexts(

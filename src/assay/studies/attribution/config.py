@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from assay.errors import InputError
-from assay.io.files import existing
+from assay.io.files import existing, require_folder
 from assay.studies.agreement_config import AgreementModelConfig
 from assay.studies.fields import (
     Config as Keys,
 )
 from assay.studies.fields import Count, Input, Name, Positive, Several, Share, StudyConfig, Whole
+from assay.studies.names import require_metric
 
 
 class TargetConfig(AgreementModelConfig):
@@ -44,11 +45,13 @@ class AuditConfig(Keys):
 
 
 class Config(StudyConfig):
-    """`more` names further methods to compare beside attribution patching and integrated
-    gradients.
+    """`method` is what is shown: exact effects, or an estimate with its audit; auto takes exact
+    effects where patching every node costs less than integrated gradients with their audit. `more`
+    names further estimates to compare beside it.
     """
 
-    more: tuple[Literal["atp-star", "relp", "probes"], ...] = ()
+    method: Literal["auto", "exact", "ig", "gradient"] = "auto"
+    more: tuple[Literal["ig", "atp-star", "relp", "probes"], ...] = ()
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
     metric: Name = "logit_difference"
@@ -57,7 +60,8 @@ class Config(StudyConfig):
     audit: AuditConfig = AuditConfig()
 
     def require(self) -> None:
-        """Refuse a missing model, and pairs that are not there."""
+        """Refuse an unknown metric, a missing model, and pairs that are not there."""
+        require_metric(self.metric)
         if self.target.path is None and not self.target.train:
             raise InputError(
                 "this recipe takes your own model and pairs: --set target.path=MODEL_DIR --set"
@@ -75,5 +79,7 @@ class Config(StudyConfig):
             raise InputError(
                 "a model of your own needs pairs of your own: --set data.pairs=PAIRS.jsonl"
             )
+        if self.target.path is not None:
+            require_folder(self.target.path)
         if self.target.train:
             self.target.require_trainable()

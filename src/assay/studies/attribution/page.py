@@ -7,10 +7,14 @@ from typing import Any
 import polars as pl
 
 from assay import charts
+from assay.audit.coverage import percent
+from assay.audit.selections import TOP_BY_SCORE
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
+from assay.studies.attribution.page_bars import bars_section, coverage_words, number
 
 _NAMES = {
+    "exact": "exact patching",
     "gradient": "attribution patching",
     "ig": "integrated gradients",
     "atp-star": "AtP*",
@@ -23,33 +27,49 @@ def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
     summary, config = run.json("summary.json"), run.json("config.json")["config"]
     name = config["target"]["path"] or "a small model trained on subject-verb agreement"
+    method, estimates = summary["method"], len(summary["methods"])
+    shown = (
+        "Every node was patched exactly"
+        if method["taken"] == "exact"
+        else f"Every node was scored by {_NAMES[method['taken']]}, and the nodes that are read and a random sample of the others were patched exactly"
+    )
+    beside = f"{estimates} cheap {'method was' if estimates == 1 else 'methods were'} audited against exact effects"
     return (
         "Attribution on a language model",
-        f"Which heads, MLPs and positions of {name} ({summary['model']['family']}) carry the metric {config['metric']}? Every node was scored "
-        f"by {len(summary['methods'])} cheap methods on {summary['pairs']['kept']} pairs of prompts, and a random part of the nodes patched exactly, so that the "
-        "scores come with an error.",
+        f"Which heads, MLPs and positions of {name} ({summary['model']['family']}) carry the metric {config['metric']}? {shown}, on "
+        f"{summary['pairs']['kept']} pairs of prompts; {beside}.",
     )
 
 
 def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     """Return the headline numbers and the sections."""
     summary = run.json("summary.json")
-    ig, gradient = summary["methods"]["ig"], summary["methods"]["gradient"]
+    covered = summary["coverage"]
+    name = _NAMES[covered["method"]]
+    audited = summary["methods"][covered["method"]]
     facts = [
         Fact(
-            "integrated gradients, r",
-            ig["agreement"]["pearson"],
-            f"slope {_number(ig['agreement']['slope'])}, against exact patching",
+            "effects shown",
+            _NAMES[summary["method"]["taken"]],
+            f"{summary['exact_effects']:,} exact effects of single nodes in single pairs",
         ),
         Fact(
-            "attribution patching, r",
-            gradient["agreement"]["pearson"],
-            f"slope {_number(gradient['agreement']['slope'])}",
+            f"{name}, r",
+            audited["agreement"]["pearson"],
+            f"slope {number(audited['agreement']['slope'])}, against exact patching",
         ),
-        Fact(
-            "bars that contain the exact effect",
-            ig["bars"]["coverage"],
-            f"{1 - ig['bars']['alpha']:.0%} nominal; mean width {_number(ig['bars']['mean_width'])}",
+        *(
+            Fact(
+                f"bars that hold, {said}",
+                covered[key]["share"],
+                f"around {name}; {coverage_words(covered[key])}",
+            )
+            for key, said in (
+                ("all", "all parts"),
+                (TOP_BY_SCORE, "top 5 % by score"),
+                ("listed", "parts listed"),
+            )
+            if key in covered
         ),
         Fact(
             "pairs",
@@ -58,31 +78,82 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         ),
     ]
     parts = [
-        _heat(run),
+        _heat(run, summary),
+        _listed(run, summary),
         _agreement(run, summary),
-        _bars(run, summary),
+        bars_section(run, summary, name),
         _circuit(run, summary),
         _tables(run, summary),
     ]
     return facts, parts
 
 
-def _heat(run: Run) -> Section:
+def _heat(run: Run, summary: dict[str, Any]) -> Section:
     table = run.table("heat.parquet")
+    taken = summary["method"]["taken"]
     picture = charts.heatmap(
         table,
         "position",
         "site",
         "score",
-        tooltip=["bar", "exact", "sampled"],
+        tooltip=[name for name in ("bar", "exact", "sampled") if name in table.columns],
         title="Where the patch acts: effect of patching each site at each position",
         value_title="indirect effect",
     )
+    bars = (
+        ""
+        if taken == "exact"
+        else " Each cell's tooltip has the half-width of its error bar (heads' bars added up)."
+    )
     text = (
-        "The indirect effect m(clean, with the node from the patch run) - m(clean), by integrated gradients, averaged over the pairs; heads of a "
-        "layer are added up. Positive pulls towards the patch answer. Each cell's tooltip has the half-width of its error bar (heads' bars added up)."
+        f"The indirect effect is m(clean, with the node from the patch run) - m(clean), by {_NAMES[taken]}, averaged over the pairs; heads of a "
+        f"layer are added up. It is positive where patching the node raises the metric.{bars} The metric is {summary['signs']['metric']}.\n\n"
+        f"Why {_NAMES[taken]}: {summary['method']['reason']}."
     )
     return Section("Where it happens", text, charts=[picture])
+
+
+def _listed(run: Run, summary: dict[str, Any]) -> Section:
+    top = run.table("top.parquet")
+    shown = top.drop_nulls(["low", "high"])
+    pictures = (
+        [
+            charts.intervals(
+                shown,
+                "part",
+                "effect",
+                "low",
+                "high",
+                title="The largest nodes: mean exact effect with its 90 % interval"
+                if summary["methods"][summary["coverage"]["method"]]["bars"]["alpha"] == 0.1
+                else "The largest nodes: mean exact effect with its interval",
+            )
+        ]
+        if shown.height
+        else []
+    )
+    level = 1 - summary["methods"][summary["coverage"]["method"]]["bars"]["alpha"]
+    text = (
+        f"The nodes with the largest mean |score| on a quarter of the pairs, patched exactly on all the others: `effect` is the mean over those "
+        f"{top['inputs'][0] if top.height else 0} pairs, and [low, high] a {percent(level)} confidence interval for it. List and means come from different pairs, "
+        f"so being chosen does not make a mean too large. {summary['signs']['score']}"
+    )
+    if top.height and top["reason"][0]:
+        text += f" There are no intervals: {top['reason'][0]}."
+    columns = [
+        "part",
+        "effect",
+        "low",
+        "high",
+        *(["score"] if summary["method"]["taken"] != "exact" else []),
+        "inputs",
+    ]
+    return Section(
+        "The largest nodes",
+        text,
+        charts=pictures,
+        tables=[Table(top.select(columns), "Mean exact effects")],
+    )
 
 
 def _agreement(run: Run, summary: dict[str, Any]) -> Section:
@@ -109,67 +180,19 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     ]
     text = (
         "Each point is one node of one pair: what the cheap score says (up) against what patching it exactly does (across). Correlation says "
-        "nothing of scale, so the slope is beside it; a slope below one means that effects are under-estimated."
+        "nothing of scale, so the slope is beside it; a slope below one means that effects are under-estimated. "
+        + (
+            "Every node of every pair was patched."
+            if summary["method"]["taken"] == "exact"
+            else "Nodes that are listed were patched for certain and others at random; the table weights each by how rarely such a node is sampled."
+        )
     )
     return Section(
-        "Is the score right?",
+        "Is a cheap score right?",
         text,
         charts=pictures,
         tables=[Table(pl.DataFrame(rows), "Agreement by kind of node")],
     )
-
-
-def _bars(run: Run, summary: dict[str, Any]) -> Section:
-    top = run.table("top.parquet").with_columns(
-        (pl.col("score") - pl.col("bar")).alias("low"),
-        (pl.col("score") + pl.col("bar")).alias("high"),
-    )
-    top = top.filter(pl.col("bar").is_finite())
-    bars = summary["methods"]["ig"]["bars"]
-    text = f"{bars['guarantee'][:1].upper()}{bars['guarantee'][1:]}."
-    if bars["coverage"] is not None:
-        text += (
-            f" On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean width of {_number(bars['mean_width'])}; a "
-            f"constant bar around attribution patching needs {_number(bars['constant_first_order_width'])}."
-        )
-    pictures = (
-        [
-            charts.intervals(
-                top,
-                "part",
-                "score",
-                "low",
-                "high",
-                title="The largest nodes, with the mean of their error bars",
-            )
-        ]
-        if top.height
-        else []
-    )
-    recall = summary["top_recall"]
-    if recall is not None and recall["estimate"] is not None:
-        text += (
-            f" Of the nodes whose exact effect is as large as the {recall['k']}th score of their pair, {recall['estimate']:.0%} are among the "
-            f"{recall['k']} largest scores ({recall['low']:.0%} to {recall['high']:.0%} at {1 - recall['alpha']:.0%} confidence)."
-        )
-    if summary["fixed"] is not None:
-        fixed = summary["fixed"]
-        text += (
-            f" {fixed['patches']:,} further exact patches went to the most doubtful of the nodes that could be among the largest; "
-            f"{fixed['share_exact']:.0%} of all values are then exact."
-        )
-    sums = pl.DataFrame(
-        [
-            {"site": name, **{key: entry[key] for key in ("estimate", "low", "high")}}
-            for name, entry in summary["totals"].items()
-        ]
-    )
-    tables = (
-        [Table(sums, "Sum of all single effects, mean over pairs, with intervals")]
-        if sums.height
-        else []
-    )
-    return Section("Error bars", text, charts=pictures, tables=tables)
 
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:
@@ -194,12 +217,20 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         x_title="share of nodes kept (or, for completeness, removed)",
         y_title="share of the effect",
     )
-    text = (
-        f"With {found['kept_share']:.0%} of the nodes kept on each pair, some combination of the others still moves the metric against the right answer by "
-        f"{_number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
-        f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, keeps {_number(found['scrubbed_share_kept'])} of "
-        "the metric (causal scrubbing)."
+    scrubbed = (
+        f"keeps {number(found['scrubbed_share_kept'])} of the metric (causal scrubbing)"
+        if found["scrubbed_share_kept"] is not None
+        else f"cannot be measured: {found['scrubbed_reason']}"
     )
+    text = (
+        f"With {percent(found['kept_share'])} of the nodes kept on each pair, some combination of the others still moves the metric against the right answer by "
+        f"{number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
+        f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, {scrubbed}."
+    )
+    if found["faithfulness_reason"]:
+        text = f"Faithfulness is not given: {found['faithfulness_reason']}. {text}"
+    if found["alone_in_their_case"]:
+        text += f" {found['alone_in_their_case']} pairs are alone in their case and keep their own nodes."
     tables = []
     if run.has("edges.parquet"):
         largest = (
@@ -218,24 +249,23 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
 
 
 def _tables(run: Run, summary: dict[str, Any]) -> Section:
-    gaps = pl.DataFrame(
-        [{"site": name, "gap": gap} for name, gap in summary["completeness_gaps"].items()]
-    )
-    tables = [
-        Table(run.table("top.parquet").drop("group", "index", "n", "size"), "Largest nodes"),
-        Table(gaps, "Completeness gaps"),
-    ]
+    tables = []
+    if summary["completeness_gaps"]:
+        gaps = [{"site": name, "gap": gap} for name, gap in summary["completeness_gaps"].items()]
+        tables.append(Table(pl.DataFrame(gaps), "Completeness gaps of integrated gradients"))
     if summary["pairs"]["dropped"]:
-        dropped = pl.DataFrame(
-            [
-                {"reason": reason, "pairs": count}
-                for reason, count in summary["pairs"]["dropped"].items()
-            ]
-        )
-        tables.append(Table(dropped, "Dropped pairs"))
-    text = f"Scores are F(clean) - F(node patched), the negative of the indirect effect. Exact patching here: {summary['patching']}."
-    return Section("The numbers", text, tables=tables)
+        dropped = [
+            {"reason": reason, "pairs": count}
+            for reason, count in summary["pairs"]["dropped"].items()
+        ]
+        tables.append(Table(pl.DataFrame(dropped), "Dropped pairs"))
+    return Section("The numbers", _patching(summary["patching"]), tables=tables)
 
 
-def _number(value: float | None) -> str:
-    return charts.show(value)
+def _patching(words: str) -> str:
+    if words == "suffix only":
+        return "Exact patching recomputed only the layers after the patch."
+    if words.startswith("suffix only; general for "):
+        others = words.removeprefix("suffix only; general for ")
+        return f"Exact patching recomputed only the layers after the patch, except for {others}, where the whole network ran."
+    return f"Exact patching ran the whole network ({words.removeprefix('general: ')})."

@@ -18,11 +18,16 @@ from assay.studies.fields import Config as Keys
 class DataConfig(Keys):
     """`path` is an npz or safetensors file with `x` and `y`; with `digits` the data are
     scikit-learn's digits instead.
-    """
+
+    `layout` says which axis of images holds the channels, where it cannot be told. With `choosing`
+    the test part is left unread, and the study is of the training part split again: keys are chosen
+    on that validation part."""
 
     path: Input | None = None
     digits: bool = False
     train: Share = 0.75
+    layout: Literal["auto", "channels-first", "channels-last"] = "auto"
+    choosing: bool = False
 
 
 class ModelConfig(Keys):
@@ -46,8 +51,9 @@ class TrainingConfig(Keys):
 
 
 class AuditConfig(Keys):
-    """`tolerance` is the relative error rho to certify; a calibrated threshold keeps the risk
-    with probability 1 - eta.
+    """`tolerance` is the relative error rho to certify; a calibrated threshold keeps the risk with
+    probability 1 - eta: the share of new inputs with a wrong channel among their trusted ones
+    (promise `input`), or of channels drawn at random, one from each (`channel`).
     """
 
     functional: Literal["logit", "cross_entropy"] = "logit"
@@ -55,6 +61,7 @@ class AuditConfig(Keys):
     exact: Count = 32
     alpha: Share = 0.1
     top: Count = 5
+    promise: Literal["input", "channel"] = "input"
     tolerance: Positive = 0.1
     risk: Share = 0.05
     eta: Share = 0.05
@@ -64,9 +71,18 @@ class AuditConfig(Keys):
         needed, there = 2 * (math.ceil(1 / self.alpha) - 1), min(self.examples, held_out)
         if there < needed:
             raise InputError(
-                f"error bars at audit.alpha = {self.alpha} need {needed} held-out examples, and"
-                f" there are {there} (audit.examples takes at most {self.examples})"
+                f"error bars at audit.alpha = {self.alpha} need {needed} distinct held-out"
+                f" examples, and there are {there} (audit.examples takes at most {self.examples})"
             )
+
+
+class CompareConfig(Keys):
+    """Other networks trained on the same data: with `objectives`, under each of five objectives,
+    from cross-entropy alone to sparse and short steps; with each number of blocks in `depths`.
+    """
+
+    objectives: bool = False
+    depths: tuple[Size, ...] = ()
 
 
 class Config(StudyConfig):
@@ -74,6 +90,7 @@ class Config(StudyConfig):
     model: ModelConfig = ModelConfig()
     training: TrainingConfig = TrainingConfig()
     audit: AuditConfig = AuditConfig()
+    compare: CompareConfig = CompareConfig()
 
     def require(self) -> None:
         """Refuse missing data, and a network that does not fit the memory."""
@@ -95,9 +112,9 @@ class Config(StudyConfig):
                 f"audit.exact = {self.audit.exact} parts per example cannot cover model.blocks ="
                 f" {self.model.blocks}; give at least one per block"
             )
-        model = self.model
+        model, blocks = self.model, max(self.model.blocks, *self.compare.depths, 1)
         # Weights, gradients and two moments in float32.
         require_memory(
-            16 * 3 * model.blocks * model.width * model.hidden,
-            f"training {model.blocks} blocks of {model.width} x {model.hidden}",
+            16 * 3 * blocks * model.width * model.hidden,
+            f"training {blocks} blocks of {model.width} x {model.hidden}",
         )

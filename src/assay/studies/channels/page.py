@@ -9,13 +9,8 @@ import polars as pl
 from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
-
-BOUNDS = {
-    "B1": "first-order bound",
-    "B3": "second-order bound",
-    "q+B3": "bound by second order and remainder",
-}
-"""What the certificates of a summary are called in words."""
+from assay.studies.channels.page_of_promises import calibration
+from assay.studies.channels.words import BOUNDS
 
 
 def headline(run: Run) -> tuple[str, str]:
@@ -34,20 +29,25 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     """Return the headline numbers and the sections."""
     summary, config = run.json("summary.json"), run.json("config.json")["config"]
     tolerance, top = config["audit"]["tolerance"], config["audit"]["top"]
-    certified = summary["certified_share"]
+    certified, measured = summary["certified_share"], summary["top"]
     first = summary["agreement"]["first"]
-    best = next((name for name in ("q+B3", "B1") if name in certified), None)
+    best = next(
+        (name for name in reversed(BOUNDS) if name in certified and name != "second_order_bound"),
+        None,
+    )
+    needing, within = measured["need_certificate"], measured["within_tolerance_first"]
+    proved = None if best is None or certified[best] is None else round(certified[best] * needing)
     facts = [
         Fact("held-out accuracy", summary["accuracy"], f"{summary['examples']} inputs attributed"),
         Fact(
-            f"attribution within {tolerance:.0%}",
-            summary["top"]["share_within_tolerance_first"],
-            f"share of the top {top} channels of all inputs, against their exact effects",
+            f"attribution within {tolerance:.0%} of the exact effect",
+            f"{within:,} of {needing:,}",
+            f"of the {top} largest channels of each input; {measured['exact_by_construction']:,} more are in the last block and exact",
         ),
         Fact(
-            f"proved within {tolerance:.0%}",
-            certified[best] if best else "none",
-            f"share of the same channels, by the {BOUNDS[best]}" if best else "not available",
+            f"proved to be within {tolerance:.0%}",
+            "none" if proved is None else f"{proved:,} of {needing:,}",
+            "not available" if best is None else f"the same channels, by the {BOUNDS[best]}",
         ),
         Fact("sparsity (Hoyer)", summary["hoyer"], "0: all channels alike, 1: one channel"),
         Fact(
@@ -59,8 +59,9 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         _certificates(run, config, certified, summary["not_available"]),
     ]
     parts += _faces(run)
+    parts += _networks(run, config)
     parts += [
-        _calibration(run, summary, config),
+        calibration(run, summary),
         _circuit(run, summary),
         _training(run),
         _tables(run),
@@ -101,15 +102,19 @@ def _certificates(
 ) -> Section:
     table = run.table("channels.parquet")
     pictures: list[Any] = []
+    tables: list[Table] = []
     text = (
         "The error of a channel's attribution is bounded from the weights and the clean pass alone, without switching anything off. "
         "The first-order bound follows the size of the step through the later blocks. The second-order bound is about the second-order "
-        "estimate. The bound by second order and remainder carries the step's linear part exactly and bounds only the rest."
+        "estimate. The bound by second order plus remainder carries the step's linear part exactly and bounds only the rest. Shares are of "
+        "the largest channels outside the last block; those of the last block need no certificate."
     )
-    if certified:
+    known = {name: share for name, share in certified.items() if share is not None}
+    if known:
         tolerance = config["audit"]["tolerance"]
-        named = [BOUNDS[name] for name in certified]
-        shares = pl.DataFrame({"certificate": named, "share": list(certified.values())})
+        shares = pl.DataFrame(
+            {"certificate": [BOUNDS[name] for name in known], "share": list(known.values())}
+        )
         title = f"Share of top channels whose estimate is proved within {tolerance:.0%}"
         pictures.append(
             charts.bars(
@@ -122,11 +127,10 @@ def _certificates(
             )
         )
     if "bound" in table.columns:
-        points = table.with_columns((pl.col("attribution") - pl.col("exact")).abs().alias("error"))
-        points = points.filter(
-            (pl.col("error") > 0) & (pl.col("bound") > 0) & pl.col("bound").is_finite()
-        ).with_columns(
-            pl.col("error").log10(),
+        rows = table.filter(~pl.col("exact_by_construction"))
+        kept = int((rows["error"].abs() <= rows["bound"]).sum())
+        points = rows.filter((pl.col("error") != 0) & pl.col("bound").is_finite()).with_columns(
+            pl.col("error").abs().log10(),
             pl.col("bound").log10(),
             pl.format("block {}", "block").alias("block"),
         )
@@ -137,36 +141,40 @@ def _certificates(
                     "error",
                     "bound",
                     colour="block",
-                    title="No error exceeds its bound: every point lies above the line",
+                    title=f"{kept:,} of {rows.height:,} errors lie within their bound (above the line)",
                     x_title="log10 of the true error",
                     y_title="log10 of the certified bound",
                 )
             )
-        constants = table.filter(
-            (pl.col("step") > 0) & (pl.col("attribution") != pl.col("exact"))
-        ).with_columns(
-            ((pl.col("attribution") - pl.col("exact")).abs() / pl.col("step") ** 2).alias(
-                "constant"
-            ),
-            pl.format("block {}", "block").alias("block"),
+        constants = rows.filter(pl.col("realised_constant") > 0).with_columns(
+            pl.format("block {}", "block").alias("block")
         )
         if constants.height:
-            title = "The error per squared step is no constant: it spans orders of magnitude"
+            low, high = constants.select(
+                pl.col("realised_constant").quantile(0.05).alias("low"),
+                pl.col("realised_constant").quantile(0.95).alias("high"),
+            ).row(0)
             pictures.append(
                 charts.ecdf(
                     constants,
-                    "constant",
+                    "realised_constant",
                     colour="block",
                     log_x=True,
-                    title=title,
+                    title=f"Error per squared step: the middle nine tenths span a factor of {high / low:,.0f}",
                     x_title="|error| / step squared",
+                )
+            )
+            tables.append(
+                Table(
+                    run.table("constants.parquet"),
+                    "|error| / step squared: realised, certified, and the product of norms it is often taken for",
                 )
             )
     if refused:
         text += "\n\nNot available for this network. " + " ".join(
             f"{name}: {reason}." for name, reason in refused.items()
         )
-    return Section("What can be proved", text, charts=pictures)
+    return Section("What can be proved", text, charts=pictures, tables=tables)
 
 
 def _faces(run: Run) -> list[Section]:
@@ -194,48 +202,18 @@ def _faces(run: Run) -> list[Section]:
     return [Section("What the weights look for", text, charts=pictures)]
 
 
-def _calibration(run: Run, summary: dict[str, Any], config: dict[str, Any]) -> Section:
-    coverage = run.table("coverage.parquet")
-    bars = summary["bars"]["second" if "second" in summary["bars"] else "first"]
-    pictures = [
-        charts.calibration(
-            coverage,
-            "nominal",
-            "measured",
-            low="low",
-            high="high",
-            colour="estimate",
-            title="Coverage against the promise (dashed), over 20 resplits of the inputs",
-        ),
-        charts.line(
-            coverage.filter(pl.col("width").is_finite()),
-            "nominal",
-            "width",
-            colour="estimate",
-            log_y=True,
-            title="Narrow bars are what a scale is for",
-            x_title="nominal coverage",
-            y_title="mean width of a bar",
-        ),
-    ]
-    text = f"Error bars from a random, exactly ablated subset: {bars['guarantee']}. "
-    if bars["coverage"] is None:
-        text += "The estimate is exact up to rounding on every held-out row, so there is nothing for a bar to cover."
-    else:
-        text += (
-            f"On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean width of {bars['mean_width']:.3g}; "
-            f"a constant bar around the first-order estimate needs {bars['constant_first_order_width']:.3g}."
-        )
-    threshold, audit = summary["calibrated_threshold"], config["audit"]
-    if threshold is not None and threshold.get("threshold") is not None:
-        text += (
-            f"\n\nSelective risk: among top channels whose certificate is below {threshold['threshold']:.3g} of their attribution, at most "
-            f"{audit['risk']:.0%} are wrong by more than {audit['tolerance']:.0%}, with probability {1 - audit['eta']:.0%} over the "
-            "calibration inputs."
-        )
-    elif threshold is not None:
-        text += "\n\nSelective risk: no threshold keeps the promised risk at the promised confidence on these data; the answer is none."
-    return Section("Error bars, and what they promise", text, charts=pictures)
+def _networks(run: Run, config: dict[str, Any]) -> list[Section]:
+    table = run.table("networks.parquet")
+    if not table.height:
+        return []
+    text = (
+        "Networks trained on the same data, with other objectives or another number of blocks. The relative error of an attribution is "
+        "C delta / (||g|| |cos|): delta is the step that switching a channel off takes, |cos| the alignment of what the channel writes with the "
+        "gradient g, and C the constant of the error. Medians are over the largest channels outside the last block; "
+        f"an attribution is right within a tolerance of {config['audit']['tolerance']:.0%}."
+    )
+    caption = "Objectives and depths, factor by factor"
+    return [Section("What makes attributions right", text, tables=[Table(table, caption)])]
 
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:
@@ -275,7 +253,10 @@ def _training(run: Run) -> Section:
         "sparsity/hoyer_0",
     ]
     keys = [name for name in wanted if name in metrics.columns]
-    text = "Cross-entropy falls while channels become sparse and their steps small enough for the attribution to be right."
+    text = (
+        "Cross-entropy falls while channels become sparse and their steps small enough for the attribution to be right. Accuracy, agreement and "
+        "sparsity are those on training inputs: the test part is read once, after training."
+    )
     return Section("Training", text, charts=[charts.training_curves(metrics, keys=keys)])
 
 

@@ -4,7 +4,8 @@ calibrate the error.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -12,36 +13,47 @@ import torch
 
 from assay.attribution import Gradient, SecondOrder, attribute
 from assay.audit import Audit, areas, curve, keep_top, worst_case
-from assay.audit.risk import calibrate_risk
+from assay.errors import InputError
 from assay.io.runs import Run
-from assay.learn import cosine, fit
 from assay.mechanisms.channels import ChannelMechanisms, channels
 from assay.mechanisms.channels.attribution import hoyer
-from assay.mechanisms.channels.interaction import interaction_matrix
-from assay.mechanisms.channels.objective import Training, make_objective, make_optimizer
 from assay.studies import runner
+from assay.studies.channels.comparison import compare_networks
 from assay.studies.channels.config import Config
-from assay.studies.channels.evaluation import evaluate
+from assay.studies.channels.evaluation import Evaluation, evaluate, summarise_constants
+from assay.studies.channels.faces import draw_eigenvectors
+from assay.studies.channels.networks import build_network, read_data, train_network
 from assay.studies.channels.page import headline, sections
+from assay.studies.channels.promises import (
+    Promises,
+    calibrate_promises,
+    compare_rules,
+    describe_promises,
+    judge_promises,
+    measure_promises,
+    put_on,
+    resplit,
+    summarise_resplits,
+)
 from assay.targets.bilinear import BilinearNetwork
-from assay.targets.data import Data, load_arrays, load_digits
+from assay.targets.data import Data, group_inputs, load_new
 
-__all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
+__all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
 
 def check(config: Config) -> None:
     """Refuse data or sizes that cannot be trained on, and too few examples for the bars."""
-    data = _data(config)
-    _model(config, data)
-    config.audit.require_bars(len(data.test_x))
+    data = read_data(config)
+    build_network(config, data)
+    config.audit.require_bars(len(data.distinct_test()[0]))
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:
     """Train, open and report; every table is saved for the report and for the verbs over saved
     runs.
     """
-    data = _data(config)
-    model = _train(config, data, run)
+    data = read_data(config)
+    model = train_network(config, data, run)
     mechanisms = _bind(config, model, data)
     clean = mechanisms.clean
     with torch.no_grad():
@@ -50,8 +62,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         )
     sparsity, defined = hoyer(mechanisms.attributions())
     by_block = (sparsity.sum(0) / defined.sum(0).clamp(min=1)).tolist()
-    found = evaluate(clean, top=config.audit.top, tolerance=config.audit.tolerance)
-    run.save_table("channels.parquet", found.table)
+    found, promises = _evaluate(config, mechanisms, run)
     first = attribute(mechanisms, Gradient())
     audits = {
         "first": first.audit(exact=config.audit.exact, alpha=config.audit.alpha, seed=config.seed)
@@ -71,12 +82,12 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("scores.parquet", first.table())
     faithful = curve(first, (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0), per_example=True)
     run.save_table("faithfulness.parquet", faithful)
-    faces = _faces(mechanisms, data)
+    faces = draw_eigenvectors(mechanisms, data)
     if faces is not None:
         run.save_table("faces.parquet", faces)
     run.save_table("coverage.parquet", _coverage(audits))
+    run.save_table("networks.parquet", compare_networks(config, data, run))
     worst = worst_case(mechanisms, keep_top(first, 0.2, per_example=True), steps=10, restarts=3)
-    threshold = _threshold(config, found.table)
     return {
         "accuracy": accuracy,
         "hoyer": sum(by_block) / len(by_block),
@@ -86,7 +97,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "not_available": found.refused,
         "agreement": {name: audit.pooled.to_dict() for name, audit in audits.items()},
         "bars": {name: audit.summary()["bars"] for name, audit in audits.items()},
-        "calibrated_threshold": threshold,
+        **promises,
         "faithfulness": areas(faithful),
         "worst_case": {
             "kept_share": 0.2,
@@ -95,14 +106,54 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         },
         "functional": config.audit.functional,
         "examples": len(mechanisms.batch),
+        "repeated_inputs": data.repeated,
     }
+
+
+def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
+    """Put the run's threshold and bars on the inputs of another file with `x` and `y`, and measure
+    whether they hold there.
+
+    Inputs that the run has seen are left out; `example` is an input's place in the file. The
+    largest channels of every input, with what is promised of each, are saved as
+    `verb-on-FILE.parquet`, and the largest of all are returned. Raises InputError when every input
+    was there before, and for data that the network cannot read."""
+    config = runner.config_of(run)
+    data, promises = read_data(config), Promises.from_dict(run.json("promises.json"))
+    x, y = load_new(path, data)
+    seen = group_inputs(torch.cat([data.train_x, data.test_x, x]))
+    old, new = seen[: len(seen) - len(x)], seen[len(seen) - len(x) :]
+    fresh = (new > old.max()).nonzero()[:, 0]
+    if not len(fresh):
+        raise InputError(f"all {len(x)} inputs of {path} were there when the run was made")
+    model = build_network(config, data)
+    model.load_state_dict(run.tensors("model.safetensors"))
+    bound = channels(model, x[fresh], y[fresh], config.audit.functional)
+    audit = config.audit
+    found = evaluate(bound.clean, new[fresh], top=audit.top, tolerance=audit.tolerance)
+    place = pl.Series("example", fresh.tolist())
+    table = put_on(found.table.with_columns(place[found.table["example"]]), promises)
+    saved_as = f"verb-on-{Path(path).stem}.parquet"
+    run.save_table(saved_as, table)
+    measured = measure_promises(table, promises)
+    summary = {
+        "inputs": {"kept": len(fresh), "seen_before": len(x) - len(fresh)},
+        "functional": audit.functional,
+        "promises": describe_promises(promises),
+        "measured": measured,
+        "verdict": judge_promises(measured, promises),
+        "saved_as": saved_as,
+    }
+    columns = ["example", "block", "channel", "attribution", "low", "high", "trusted", "exact"]
+    shown = table.select(name for name in columns if name in table.columns)
+    return summary, shown.sort(pl.col("attribution").abs(), descending=True).head(20)
 
 
 def load(run: Run) -> ChannelMechanisms:
     """Bind the channels of a saved run to its held-out examples again."""
     config = runner.config_of(run)
-    data = _data(config)
-    model = _model(config, data)
+    data = read_data(config)
+    model = build_network(config, data)
     model.load_state_dict(run.tensors("model.safetensors"))
     return _bind(config, model, data)
 
@@ -110,7 +161,7 @@ def load(run: Run) -> ChannelMechanisms:
 def contexts(run: Run) -> pl.DataFrame:
     """Describe the examples that the run's channels were bound to: label and prediction."""
     mechanisms = load(run)
-    names = _data(runner.config_of(run)).names
+    names = read_data(runner.config_of(run)).names
     clean = mechanisms.clean
     labels, guesses = clean.labels.tolist(), clean.logits.argmax(-1).tolist()
     return pl.DataFrame(
@@ -122,93 +173,39 @@ def contexts(run: Run) -> pl.DataFrame:
     )
 
 
-def _data(config: Config) -> Data:
-    if config.data.path is None:
-        return load_digits()
-    return load_arrays(config.data.path, train=config.data.train)
-
-
-def _model(config: Config, data: Data) -> BilinearNetwork:
-    generator = torch.Generator().manual_seed(config.seed)
-    image = data.image if config.model.patch is not None else None
-    return BilinearNetwork(
-        data.inputs, data.classes, **config.model.model_dump(), image=image, generator=generator
-    )
-
-
-def _train(config: Config, data: Data, run: Run) -> BilinearNetwork:
-    model = _model(config, data)
-    training = Training(**config.training.model_dump())
-    generator = torch.Generator().manual_seed(config.seed + 1)
-    objective = make_objective(model, data, training, generator)
-    optimizer = make_optimizer(model, training)
-    fit(
-        model,
-        objective,
-        optimizer,
-        steps=training.steps,
-        generator=generator,
-        schedule=cosine,
-        run=run,
-        log_every=training.log_every,
-    )
-    run.save_tensors("model.safetensors", model.state_dict())
-    return model
+def _evaluate(
+    config: Config, mechanisms: ChannelMechanisms, run: Run
+) -> tuple[Evaluation, dict[str, Any]]:
+    """Measure, certify and calibrate the largest channels, save what was found, and return it with
+    the summary of the promises.
+    """
+    audit, groups = config.audit, group_inputs(mechanisms.batch.inputs)
+    found = evaluate(mechanisms.clean, groups, top=audit.top, tolerance=audit.tolerance)
+    promises = calibrate_promises(found.table, audit, config.seed)
+    splits = resplit(found.table, audit)
+    run.save_table("channels.parquet", put_on(found.table, promises))
+    run.save_table("resplits.parquet", splits)
+    run.save_table("constants.parquet", summarise_constants(found.table))
+    run.save_table("rules.parquet", compare_rules(found.table, promises))
+    run.save_json("promises.json", promises.to_dict())
+    summary = {
+        "calibrated_threshold": None
+        if promises.threshold is None
+        else promises.threshold.to_dict(),
+        "list_bars": {
+            "alpha": promises.bars.alpha,
+            "quantile": promises.bars.quantile if math.isfinite(promises.bars.quantile) else None,
+            "inputs": promises.bars.inputs,
+        },
+        "promises": describe_promises(promises),
+        "over_resplits": summarise_resplits(splits, audit.risk),
+    }
+    return found, summary
 
 
 def _bind(config: Config, model: BilinearNetwork, data: Data) -> ChannelMechanisms:
-    count = config.audit.examples
-    # Float64: the certificates are about the computed numbers, and the identity is exact to 1e-10
-    # only there.
-    return channels(
-        model.double(), data.test_x[:count].double(), data.test_y[:count], config.audit.functional
-    )
-
-
-def _threshold(config: Config, table: pl.DataFrame) -> dict[str, Any] | None:
-    if "bound" not in table.columns:
-        return None
-    found = calibrate_risk(
-        (table["bound"] / table["attribution"].abs()).to_numpy(),
-        table["relative_error"].to_numpy(),
-        table["example"].to_numpy(),
-        tolerance=config.audit.tolerance,
-        alpha=config.audit.risk,
-        eta=config.audit.eta,
-        seed=config.seed,
-    )
-    return asdict(found)
-
-
-def _faces(mechanisms: ChannelMechanisms, data: Data, classes: int = 4) -> pl.DataFrame | None:
-    """Return, for the first classes, what the first block looks for in pixels: its strongest
-    eigenvector towards the class's logit.
-    """
-    weights = mechanisms.weights
-    if (
-        data.image is None
-        or len(data.image) != 2
-        or weights.positions > 1
-        or weights.gate is not None
-    ):
-        return None
-    height, across = data.image
-    frames = []
-    for index, name in list(enumerate(data.names))[:classes]:
-        form = interaction_matrix(weights, 0, weights.head[index])
-        seen = (form.vectors[:, 0] @ weights.embed).reshape(height, across)
-        place = torch.cartesian_prod(torch.arange(height), torch.arange(across))
-        columns = {
-            "row": place[:, 0].tolist(),
-            "column": place[:, 1].tolist(),
-            "value": seen.flatten().tolist(),
-        }
-        frames.append(
-            pl.DataFrame(columns).with_columns(
-                pl.lit(name).alias("class"), pl.lit(float(form.values[0])).alias("eigenvalue")
-            )
-        )
-    return pl.concat(frames)
+    x, y = data.distinct_test(config.audit.examples)
+    return channels(model.double(), x.double(), y, config.audit.functional)
 
 
 def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:

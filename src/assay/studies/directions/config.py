@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from assay.errors import InputError
-from assay.io.files import existing
+from assay.io.files import existing, require_folder
 from assay.studies.fields import Config as Keys
 from assay.studies.fields import Count, Input, Name, Positive, Several, StudyConfig
 
@@ -45,3 +45,4 @@ class Config(StudyConfig):
                 " data.path=TEXT_FILE"
             )
         existing(self.data.path)
+        require_folder(self.target.path)

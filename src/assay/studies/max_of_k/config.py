@@ -6,6 +6,7 @@ from assay.io.files import existing
 from assay.memory import require_memory
 from assay.studies.fields import Amount, Count, Input, Name, Positive, Several, Size, StudyConfig
 from assay.studies.fields import Config as Keys
+from assay.studies.names import require_proof_level, require_strategy
 
 
 class ModelConfig(Keys):
@@ -43,7 +44,12 @@ class Config(StudyConfig):
     proofs: ProofsConfig = ProofsConfig()
 
     def require(self) -> None:
-        """Refuse weights that are not there, and a network that does not fit the memory."""
+        """Refuse unknown strategies and levels, weights that are not there, and a network that does
+        not fit the memory.
+        """
+        for name in (*self.proofs.strategies, self.proofs.certified):
+            require_strategy(name)
+        require_proof_level(self.proofs.level)
         if self.model.path is not None:
             existing(self.model.path)
             return

@@ -20,10 +20,12 @@ def headline(run: Run) -> tuple[str, str]:
     source = config["model"]["path"] or "a network trained here"
     return (
         "How much does understanding prove?",
-        f"A one-layer attention-only transformer ({source}) names the largest of {summary['positions']} tokens out of "
-        f"{summary['vocabulary']}. Each strategy turns some understanding of its mechanism into a lower bound of its accuracy over all "
-        f"{summary['total']:.4g} inputs, without running it on them. The bounds are proved, not estimated, and an independent "
-        "checker has confirmed the certificates from the weights alone.",
+        f"A one-layer attention-only transformer ({source}) names the largest of "
+        f"{summary['positions']} tokens out of {summary['vocabulary']}. Each strategy turns some "
+        "understanding of its mechanism into a lower bound of its accuracy over all "
+        f"{summary['total']:.4g} inputs, without running it on them. The bounds are proved, not "
+        "estimated, and an independent checker has confirmed the certificates from the weights "
+        "alone.",
     )
 
 
@@ -89,9 +91,11 @@ def _bounds(run: Run) -> Section:
     )
     return Section(
         "Bound against cost",
-        "Each point is a strategy: the share of all inputs that it proves right (up) against the operations that verifying the proof "
-        "takes (across). The colour says how many numbers of the network the proof treats as a black box: brute force explains nothing, "
-        "low-rank strategies explain most. What proves less than half of the best bound is in the table alone.",
+        "Each point is a strategy: the share of all inputs that it proves right (up) against the "
+        "operations that verifying the proof takes (across). The colour says how many numbers of "
+        "the network the proof treats as a black box: brute force explains nothing, low-rank "
+        "strategies explain most. What proves less than half of the best bound is in the table "
+        "alone.",
         charts=[picture],
         tables=[
             Table(run.table("proofs.parquet").sort("bound", descending=True), "Every strategy")
@@ -117,8 +121,8 @@ def _parts(run: Run) -> Section:
     )
     return Section(
         "What each part buys",
-        "One part of the network is replaced by the worst value that it takes anywhere. What the bound loses against full "
-        "understanding is what knowing that part is worth.",
+        "One part of the network is replaced by the worst value that it takes anywhere. What the "
+        "bound loses against full understanding is what knowing that part is worth.",
         charts=[picture],
     )
 
@@ -147,8 +151,9 @@ def _circuits(run: Run) -> Section:
     shown = "" if step == 1 else f" One token in {step} is shown."
     return Section(
         "The circuits",
-        "The network attends to larger tokens (QK), and copies what it attends to (OV): a ramp along keys and a bright diagonal. "
-        f"Rows of QK are centred, since attention does not see what all keys share.{shown}",
+        "The network attends to larger tokens (QK), and copies what it attends to (OV): a ramp "
+        "along keys and a bright diagonal. Rows of QK are centred, since attention does not see "
+        f"what all keys share.{shown}",
         charts=pictures,
     )
 
@@ -166,7 +171,8 @@ def _shares(run: Run) -> Section:
     table = run.table("shares.parquet")
     return Section(
         "Where the margin comes from",
-        "The mean lead of the right logit over the strongest other one on random inputs, split into the paths that add up to it.",
+        "The mean lead of the right logit over the strongest other one on random inputs, split "
+        "into the paths that add up to it.",
         charts=[
             charts.bars(table, "path", "margin", y_title="mean margin (logits)", horizontal=True)
         ],
@@ -176,7 +182,8 @@ def _shares(run: Run) -> Section:
 def _measures(run: Run) -> Section:
     return Section(
         "Other measures",
-        "The same proof (exact boxes) weighed over some of the inputs: the certified share of each kind that is answered right.",
+        "The same proof (exact boxes) weighed over some of the inputs: the certified share of "
+        "each kind that is answered right.",
         tables=[Table(run.table("measures.parquet"), "Accuracy on predicates of the input")],
     )
 

@@ -30,12 +30,13 @@ class TargetConfig(Keys):
 
 
 class MethodConfig(Keys):
-    """`references` counts the other samples of a pair gradient; `zero` takes the zero output
-    instead.
+    """`factors`: per-input Fisher factors, pair gradients, or those in which directions stand out
+    most on a check. `references` counts the other samples of a pair gradient; `zero` takes the zero
+    output instead.
     """
 
     name: Literal["power", "refinement", "bilevel", "npeff"] = "power"
-    factors: Literal["fisher", "pairs"] = "fisher"
+    factors: Literal["check", "fisher", "pairs"] = "check"
     references: Count | Literal["zero"] = 8
     k: tuple[Count, ...] = (7,)
     rank: Size = 1

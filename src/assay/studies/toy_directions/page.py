@@ -64,7 +64,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         )
     )
     facts.append(Fact("CPU seconds", summary["seconds"], "slowest run, gradients included"))
-    parts = [_found(run, summary), _gap(run)]
+    parts = [_found(run, summary), _number(run, summary)]
     if run.table("curves.parquet").height:
         parts.append(_curves(run))
     if "steepness" in summary:
@@ -95,17 +95,20 @@ def _found(run: Run, summary: dict[str, Any]) -> Section:
     )
 
 
-def _gap(run: Run) -> Section:
+def _number(run: Run, summary: dict[str, Any]) -> Section:
     scores = run.tensors("directions.safetensors")["scores"].tolist()
     frame = pl.DataFrame(
         {"direction": [str(index) for index in range(len(scores))], "score": scores}
     )
     last = run.table("runs.parquet").filter(pl.col("network") == 0).tail(1).to_dicts()[0]
+    most = "at least" if last["high"] is None else f"{last['low']} to"
+    interval = f"{most} {last['low'] if last['high'] is None else last['high']}"
     return Section(
         "How many are there?",
-        "A direction's score is the mean squared share of a sample's curvature along it. The largest ratio between neighbouring scores "
-        f"falls after {last['k chosen']} directions (95 % over resampled inputs: {last['low']} to {last['high']}). Directions past the "
-        "gap are needed to see it, so more are asked for than there are circuits.",
+        "A direction's score is the mean squared share of a sample's curvature along it. A direction counts when it comes back in fits to "
+        "resampled inputs, and holds a larger share of an input's curvature, where it is active, than any direction of independent gradients "
+        f"with the same covariance. {last['k chosen']} of the {last['k']} directions count (95 % over refits: {interval}). "
+        f"{summary['factors']}",
         charts=[charts.bars(frame, "direction", "score", title="Scores, sorted", horizontal=False)],
     )
 

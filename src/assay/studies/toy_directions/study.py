@@ -15,7 +15,6 @@ from torch import Tensor
 from assay.core.target import Batch, target
 from assay.errors import InputError
 from assay.io.runs import Run
-from assay.learn import toys
 from assay.mechanisms.directions import (
     BiLevel,
     Decomposer,
@@ -25,6 +24,7 @@ from assay.mechanisms.directions import (
     PairGradientRefinement,
     PowerIteration,
     around,
+    compare_factors,
     fisher_factors,
     pair_gradients,
 )
@@ -36,15 +36,16 @@ from assay.mechanisms.directions.factors import DenseFactors
 from assay.mechanisms.directions.space import choose
 from assay.studies import runner
 from assay.studies.toy_directions.config import Config
+from assay.studies.toy_directions.networks import build_network, train_toy
 from assay.studies.toy_directions.page import headline, sections
-from assay.targets.toys import MLP, Autoencoder, Bottleneck, Toy
+from assay.targets.toys import Toy
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 
 def check(config: Config) -> None:
     """Refuse weights that cannot be read and more directions than parameters."""
-    size = choose(_untrained(config)).size
+    size = choose(build_network(config)).size
     if not 1 <= min(config.method.k) <= max(config.method.k) <= size:
         raise InputError(
             f"method.k = {list(config.method.k)} directions in {size} parameters; k must lie"
@@ -58,10 +59,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """
     rows: list[dict[str, Any]] = []
     for network in range(1 if config.target.weights else config.target.networks):
-        toy = _train(config, network, run.child(f"network-{network}"))
+        toy = train_toy(config, network, run.child(f"network-{network}"))
         began = time.process_time()
         local = _around(toy)
-        factors = _factors(config, toy, local)
+        factors, taken = _factors(config, toy, local)
         shared = time.process_time() - began
         for k in config.method.k:
             began = time.process_time()
@@ -79,10 +80,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
                 }
             )
             if network == 0:
-                kept = toy, local, factors, found
+                kept, reason = (toy, local, factors, found), taken
     table = pl.DataFrame(rows)
     run.save_table("runs.parquet", table)
-    return _keep(run, *kept) | _summary(config, table, kept[0])
+    return _keep(run, *kept) | _summary(config, table, kept[0]) | {"factors": reason}
 
 
 def load(run: Run) -> DirectionMechanisms:
@@ -91,7 +92,7 @@ def load(run: Run) -> DirectionMechanisms:
     """
     config = runner.config_of(run)
     tensors = run.tensors("directions.safetensors")
-    model = _untrained(config)
+    model = build_network(config)
     model.load_state_dict(run.tensors("model.safetensors"))
     inputs = tensors["inputs"]
     with torch.no_grad():
@@ -114,63 +115,6 @@ def contexts(run: Run) -> pl.DataFrame:
     return pl.DataFrame({"example": range(len(active)), "active entries": active})
 
 
-def _train(config: Config, network: int, run: Run) -> Toy:
-    chosen, seed = config.target, config.seed + network
-    match chosen.kind:
-        case "tms":
-            return toys.tms(
-                chosen.features,
-                chosen.hidden,
-                seed=seed,
-                steps=chosen.steps,
-                probability=chosen.probability,
-                samples=chosen.samples,
-                copies=8 if chosen.features * chosen.hidden <= 64 else 1,
-                weights=chosen.weights,
-                run=run,
-            )
-        case "superposition" | "groups":
-            return toys.superposed_circuits(
-                chosen.features,
-                chosen.hidden,
-                seed=seed,
-                steps=chosen.steps,
-                probability=chosen.probability,
-                samples=chosen.samples,
-                group=chosen.group if chosen.kind == "groups" else 1,
-                run=run,
-            )
-        case "squares":
-            return toys.squares(
-                chosen.features, seed=seed, steps=chosen.steps, samples=chosen.samples, run=run
-            )
-        case "xor":
-            return toys.xor(seed=seed, run=run)
-        case "digits":
-            return toys.digits(
-                hidden=chosen.hidden, seed=seed, samples=min(chosen.samples, 500), run=run
-            )
-
-
-def _untrained(config: Config) -> Any:
-    """Build the first network without training it; its weights come from the run."""
-    chosen = config.target
-    generator = torch.Generator().manual_seed(0)
-    match chosen.kind:
-        case "tms":
-            if chosen.weights is not None:
-                return toys.tms(weights=chosen.weights).model.double()
-            return Autoencoder(chosen.features, chosen.hidden, generator).double()
-        case "superposition" | "groups":
-            return Bottleneck(chosen.features, chosen.hidden, chosen.features, generator).double()
-        case "squares":
-            return MLP([chosen.features, *[10] * 5, chosen.features], generator).double()
-        case "xor":
-            return MLP([2, 2, 2], generator, torch.nn.functional.gelu).double()
-        case "digits":
-            return MLP([64, chosen.hidden, 10], generator).double()
-
-
 def _around(toy: Toy) -> Local:
     return around(toy.model.double(), toy.inputs.double())
 
@@ -179,13 +123,20 @@ def _measure(config: Config) -> str:
     return "kl" if config.target.kind in ("xor", "digits") else "mse"
 
 
-def _factors(config: Config, toy: Toy, local: Local) -> DenseFactors:
-    if config.method.factors == "fisher":
-        return fisher_factors(local, toy.divergence)
+def _factors(config: Config, toy: Toy, local: Local) -> tuple[DenseFactors, str]:
+    """Return the factors, and why they were taken."""
+    method = config.method
     generator = torch.Generator().manual_seed(config.seed)
-    return pair_gradients(
-        local, toy.divergence, references=config.method.references, generator=generator
-    )
+    if method.factors == "fisher":
+        return fisher_factors(local, toy.divergence), "Fisher factors, as asked for."
+    if method.factors == "pairs":
+        pairs = pair_gradients(
+            local, toy.divergence, references=method.references, generator=generator
+        )
+        return pairs, "Pair gradients, as asked for."
+    found, choice = compare_factors(local, toy.divergence, max(method.k), generator=generator)
+    assert isinstance(found, DenseFactors)  # the Jacobians of these networks fit the budget
+    return found, choice.reason
 
 
 def _method(config: Config, k: int, local: Local) -> Decomposer:

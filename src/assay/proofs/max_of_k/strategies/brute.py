@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from assay import memory
 from assay.bounds.rounding import Array
 from assay.errors import InputError
+from assay.progress import progress
 from assay.proofs.max_of_k.cells import ACCURACY, Measure
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
 from assay.proofs.max_of_k.tables import FoldedTables
@@ -65,7 +66,7 @@ def table(tables: FoldedTables, *, budget: int | None = None) -> NDArray[np.bool
     refuse(V, K, budget=budget)
     right = np.zeros((V,) * K, bool)
     room = np.empty(V * max(_LANES, V), np.float32)
-    for m in range(V):
+    for m in progress(range(V), "largest tokens"):
         for queries in query_slices(tables, m):
             terms, own = position_terms(tables, m, queries)
             terms, own = np.delete(terms, m, axis=-1), np.delete(own, m, axis=-1)

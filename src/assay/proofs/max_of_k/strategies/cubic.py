@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.bounds.rounding import Array, Interval
+from assay.progress import progress
 from assay.proofs.max_of_k import cells
 from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
@@ -55,7 +56,7 @@ def certify(tables: FoldedTables) -> Sets:
     own = tables.product(
         over(tables.ea, lambda end: np.diagonal(end)), over(tables.eb, lambda end: end[:, -1])
     )
-    for m in range(V):
+    for m in progress(range(V), "largest tokens"):
         queries = slice(m + 1)
         ov, places, direct = tables.ov(m), tables.position_ov(m), tables.direct(m)[queries]
         pooled = _without(up(ov + places.max(0)), m)

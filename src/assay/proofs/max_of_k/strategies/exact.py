@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from assay.bounds.rounding import Array
+from assay.progress import progress
 from assay.proofs.max_of_k import cells
 from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
@@ -98,7 +99,7 @@ def _terms(tables: FoldedTables, m: int, queries: slice) -> _Terms:
 def verify_sets(tables: FoldedTables, sets: Sets) -> Sets:
     """Return the sets whose cells hold correct sequences only; the others are emptied."""
     checked = np.zeros_like(sets)
-    for m in range(tables.vocabulary):
+    for m in progress(range(tables.vocabulary), "largest tokens"):
         for queries in query_slices(tables, m):
             part = _terms(tables, m, queries)
             no_others = part.over_competitors(part.all_max.copy()) < 0
@@ -120,7 +121,7 @@ def search_sets(tables: FoldedTables, order: str) -> Sets:
     """
     V, K = tables.vocabulary, tables.positions
     sets = np.zeros((1, V, V, K, V), bool)
-    for m in range(V):
+    for m in progress(range(V), "largest tokens"):
         for queries in query_slices(tables, m):
             part = _terms(tables, m, queries)
             sets[0, queries, m, 0, 0] = part.over_competitors(part.all_max.copy()) < 0

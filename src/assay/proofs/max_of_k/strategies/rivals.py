@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from assay.bounds.rounding import Array
+from assay.progress import progress
 from assay.proofs.max_of_k import cells
 from assay.proofs.max_of_k.cells import CertifiedSets, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Described, Problem
@@ -53,7 +54,7 @@ def certify(tables: FoldedTables) -> Sets:
     own = tables.product(
         over(tables.ea, lambda end: np.diagonal(end)), over(tables.eb, lambda end: end[:, -1])
     )
-    for m in range(V):
+    for m in progress(range(V), "largest tokens"):
         queries, rows = slice(m + 1), np.arange(m + 1)
         sets[0, queries, m, 0, 0] = one_sequence(tables, m) < 0
         at_max = over(tables.ea, lambda end: end[queries, m][:, None])

@@ -1,0 +1,118 @@
+"""Confidence intervals for means and ratios over independent inputs."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import stats
+
+from assay.errors import InputError
+
+
+@dataclass(frozen=True)
+class ConfidenceInterval:
+    """An estimate with an interval that holds with probability at least 1 - alpha as the number of
+    inputs grows.
+
+    `sampled_only` is the width that the sampled exact effects give alone, without any estimate (NaN
+    where it is not defined). Where the inputs do not support an interval, the estimate, `low` and
+    `high` are None and `reason` says why."""
+
+    estimate: float | None
+    low: float | None
+    high: float | None
+    alpha: float
+    inputs: int
+    sampled_only: float = math.nan
+    reason: str = ""
+
+    @property
+    def width(self) -> float:
+        """The width of the interval; NaN where there is none."""
+        return math.nan if self.low is None or self.high is None else self.high - self.low
+
+    def covers(self, value: float) -> bool:
+        """Return whether the interval contains a value; False where there is none."""
+        return self.low is not None and self.high is not None and self.low <= value <= self.high
+
+
+def mean_interval(
+    values: np.ndarray,
+    alpha: float = 0.1,
+    *,
+    predicted: np.ndarray | None = None,
+    more: np.ndarray | None = None,
+) -> ConfidenceInterval:
+    """Return Student's interval for the mean of independent values; with predictions, the
+    prediction-powered one.
+
+    `predicted` are predictions of the same values and `more` predictions of others that nobody
+    measured. The estimate is `mean(values) + w (mean(more) - mean(predicted))` (arXiv 2301.09633),
+    with the weight w that makes the variance `var(values - w predicted) / n + w^2 var(more) / N`
+    smallest (arXiv 2311.01453).
+
+    Raises InputError with fewer than two values, or predictions without further ones.
+    """
+    values = np.asarray(values, float)
+    n = len(values)
+    if not 0 < alpha < 1:
+        raise InputError(f"alpha must be between 0 and 1, got {alpha}")
+    if n < 2:
+        raise InputError(f"an interval needs at least two inputs, got {n}")
+    if (predicted is None) != (more is None):
+        raise InputError(
+            "predictions of the measured values and of further ones go together: give both or none"
+        )
+    reach = float(stats.t.ppf(1 - alpha / 2, n - 1))
+    alone = 2 * reach * float(values.std(ddof=1)) / math.sqrt(n)
+    if predicted is None or more is None or len(more) < 2 or np.ptp(predicted) == 0:
+        middle = float(values.mean())
+        return ConfidenceInterval(middle, middle - alone / 2, middle + alone / 2, alpha, n, alone)
+    predicted, more = np.asarray(predicted, float), np.asarray(more, float)
+    if len(predicted) != n:
+        raise InputError(f"there are {n} measured values and {len(predicted)} predictions of them")
+    covariance = np.cov(values, predicted)
+    weight = float(np.clip(covariance[0, 1] / ((1 + n / len(more)) * covariance[1, 1]), 0.0, 1.0))
+    middle = float(values.mean() + weight * (more.mean() - predicted.mean()))
+    variance = float((values - weight * predicted).var(ddof=1)) / n + weight**2 * float(
+        more.var(ddof=1)
+    ) / len(more)
+    half = reach * math.sqrt(variance)
+    return ConfidenceInterval(middle, middle - half, middle + half, alpha, n, alone)
+
+
+def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> ConfidenceInterval:
+    """Return mean(above) / mean(below) with Fieller's interval over independent inputs, clipped to
+    [0, 1].
+
+    It holds every ratio r for which a test of `mean(above - r below) = 0` is not significant; where
+    the denominator is not itself clear of zero that is every ratio, and there is no interval."""
+    above, below = np.asarray(above, float), np.asarray(below, float)
+    n = len(above)
+    if n < 2 or len(below) != n:
+        raise InputError(
+            f"a ratio needs two arrays of one length, at least 2; got {n} and {len(below)}"
+        )
+    share = float(stats.t.ppf(1 - alpha / 2, n - 1)) ** 2 / n
+    (s_aa, s_ab), (_, s_bb) = np.cov(above, below)
+    a, b = above.mean(), below.mean()
+    lead, middle, rest = b * b - share * s_bb, a * b - share * s_ab, a * a - share * s_aa
+    if lead <= 0:
+        reason = "the denominator of the ratio is not clear of zero"
+        return ConfidenceInterval(None, None, None, alpha, n, reason=reason)
+    root = math.sqrt(max(middle * middle - lead * rest, 0.0))
+    low, high = (float(np.clip((middle + sign * root) / lead, 0, 1)) for sign in (-1, 1))
+    return ConfidenceInterval(float(np.clip(a / b, 0, 1)), low, high, alpha, n)
+
+
+def binomial_interval(share: float, trials: float, alpha: float) -> tuple[float, float]:
+    """Return the exact interval of a binomial probability from the `share` of `trials` that
+    succeeded (Clopper and Pearson 1934); with weighted trials their effective number need not be
+    whole.
+    """
+    found, missed = share * trials, (1 - share) * trials
+    low = float(stats.beta.ppf(alpha / 2, found, missed + 1)) if share > 0 else 0.0
+    high = float(stats.beta.ppf(1 - alpha / 2, found + 1, missed)) if share < 1 else 1.0
+    return low, high

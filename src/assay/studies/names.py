@@ -1,0 +1,61 @@
+"""What the commands and configs take by name, known without loading PyTorch, so that a typo is
+answered at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from assay.errors import InputError, unknown
+from assay.io.files import existing
+
+TASKS = ("max-of-k",)
+"""What `assay prove` can prove about."""
+
+LEVELS = ("float64", "real", "float32")
+"""The arithmetics of a proof; float64 is a search and proves nothing."""
+
+STRATEGIES = (
+    *("brute_force", "union", "best", "set_exact", "box_exact", "worst_positions_ov"),
+    *("worst_positions_qk", "worst_qk_residual", "worst_direct", "hybrid", "named_rivals", "cubic"),
+    *("subcubic_anchored", "subcubic", "subcubic_qk_range", "subcubic_qk_subproduct"),
+    *("subcubic_qk_max_diff", "subcubic_qk_svd", "subcubic_qk_recursive", "subcubic_direct"),
+    *("subcubic_low_rank", "subcubic_low_rank_anchored", "subcubic_mean", "subcubic_global"),
+)
+"""The strategies of `assay.proofs.max_of_k`."""
+
+METRICS = ("logit_difference", "probability", "answer_loss", "kl", "greater_than", "loss")
+"""The metrics of `assay.targets.metrics`."""
+
+
+def require_strategy(name: str) -> None:
+    """Raise InputError, with the nearest names, for an unknown strategy."""
+    if name not in STRATEGIES:
+        raise unknown("strategy", name, STRATEGIES)
+
+
+def require_metric(name: str) -> None:
+    """Raise InputError, with the nearest names, for an unknown metric."""
+    if name not in METRICS:
+        raise unknown("metric", name, METRICS)
+
+
+def require_proof_level(level: str) -> None:
+    """Raise InputError for a level that proves nothing."""
+    if level not in ("real", "float32"):
+        raise InputError(
+            f"proofs.level must be real or float32 (float64 proves nothing), got {level!r}"
+        )
+
+
+def require_proof(task: str, weights: Path | str, strategy: str, level: str) -> None:
+    """Raise InputError for an unknown task, strategy or level, and for weights that are not
+    there.
+    """
+    if task not in TASKS:
+        raise unknown("task", task, TASKS)
+    if strategy != "all":
+        require_strategy(strategy)
+    if level not in LEVELS:
+        raise unknown("level", level, LEVELS)
+    existing(weights)

@@ -1,0 +1,250 @@
+"""Mutants of bounds: roundings that are left out, ends that are mixed up, aliases."""
+
+from __future__ import annotations
+
+from run_mutants import Mutant
+
+MUTANTS = [
+    # numbers
+    Mutant(
+        "assay/bounds/numbers.py",
+        "np.nextafter(nearest, direction), nearest)",
+        "nearest, nearest)",
+        (
+            "tests/bounds/test_precisions.py::test_what_float64_cannot_hold_is_refused_as_a_number_and_enclosed_as_an_end",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/numbers.py",
+        "_WHOLE = 2.0**53",
+        "_WHOLE = 2.0**54",
+        (
+            "tests/bounds/test_precisions.py::test_what_float64_cannot_hold_is_refused_as_a_number_and_enclosed_as_an_end",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/numbers.py",
+        "return values.copy() if copy else values",
+        "return values",
+        ("tests/bounds/test_precisions.py::test_tensors_and_arrays_are_never_shared",),
+    ),
+    # rounding
+    Mutant(
+        "assay/bounds/rounding.py",
+        "return add_up(mul_up(value, 1 + 2 * gamma(terms)), 2 * terms * TINY)",
+        "return add_up(value, 2 * terms * TINY)",
+        (
+            "tests/bounds/test_rounding.py::test_one_float_product_with_its_error_encloses_the_exact_one",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/rounding.py",
+        "return cast(Array, np.maximum(sub_up(self.hi, middle), sub_up(middle, self.lo)))",
+        "return cast(Array, sub_up(self.hi, middle))",
+        ("tests/bounds/test_rounding.py::test_interval_operators_contain_every_pair",),
+    ),
+    Mutant(
+        "assay/bounds/rounding.py",
+        "return math.nextafter(terms * unit / (1 - terms * unit), math.inf) * (1 + 4 * UNIT)",
+        "return terms * unit",
+        ("tests/bounds/test_rounding.py::test_gamma_is_an_upper_bound_and_refuses_long_sums",),
+    ),
+    Mutant(
+        "assay/bounds/rounding.py",
+        "return Interval(sub_down(self.lo, other.hi), sub_up(self.hi, other.lo))",
+        "return Interval(sub_down(self.lo, other.lo), sub_up(self.hi, other.hi))",
+        ("tests/bounds/test_rounding.py::test_interval_operators_contain_every_pair",),
+    ),
+    # levels
+    Mutant(
+        "assay/bounds/levels.py",
+        "LARGEST32 = 2.0**127",
+        "LARGEST32 = 2.0**129",
+        ("tests/bounds/test_float32_range.py::test_nothing_overflows_behind_a_bound",),
+    ),
+    Mutant(
+        "assay/bounds/levels.py",
+        "flushed = 2 * terms * SMALL32 * (1 + largest)",
+        "flushed = 2 * terms * SMALL32",
+        ("tests/bounds/test_execution_corners.py::test_subnormal_numbers_may_be_read_as_zeros",),
+    ),
+    Mutant(
+        "assay/bounds/levels.py",
+        "lo, hi = sub_down(lo, wobble), add_up(hi, wobble)",
+        "lo, hi = sub_down(lo, 0.0), add_up(hi, 0.0)",
+        ("tests/bounds/test_operations.py::test_merging_rows_pays_for_its_rounding",),
+    ),
+    Mutant(
+        "assay/bounds/levels.py",
+        "total = sum((sum_up(m.reshape(len(m), -1)) for m in magnitudes), np.ones(1))",
+        "total = sum((sum_up(m.reshape(len(m), -1)) for m in magnitudes[:0]), np.ones(1))",
+        ("tests/bounds/test_operations.py::test_underflowing_coefficients_are_paid_for",),
+    ),
+    # operations
+    Mutant(
+        "assay/bounds/operations.py",
+        "            self.weight.shape[1] + 1, absolute, max(largest(x), largest(self.weight))",
+        "            self.weight.shape[1], absolute, max(largest(x), largest(self.weight))",
+        ("tests/bounds/test_operations.py::test_every_rounding_in_float32_is_allowed_for[affine]",),
+    ),
+    Mutant(
+        "assay/bounds/operations.py",
+        'add_up(Arithmetic("real").dot_up(x, self.absolute.T), np.abs(self.bias))',
+        'add_up(Arithmetic("real").dot_up(x, self.absolute.T), 0.0)',
+        (
+            "tests/bounds/test_execution_corners.py::test_a_bias_that_dwarfs_the_products_is_rounded_too",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/operations.py",
+        "return ar.dot(xs[0].midpoint(), self.weight.T) + Interval(-spread, spread) + self.bias",
+        "x = ar.dot(xs[0].midpoint(), self.weight.T) + Interval(-spread, spread)\n"
+        "        return Interval(x.lo + self.bias, x.hi + self.bias)",
+        ("tests/bounds/test_operations.py::test_a_bias_is_added_outward",),
+    ),
+    Mutant(
+        "assay/bounds/operations.py",
+        "    terms: int = 2\n",
+        "    terms: int = 1\n",
+        ("tests/bounds/test_operations.py::test_every_rounding_in_float32_is_allowed_for[scale]",),
+    ),
+    Mutant(
+        "assay/bounds/operations.py",
+        "return [rows, self.sign * rows], constant",
+        "return [rows, rows], constant",
+        ("tests/bounds/test_operations.py::test_a_step_through_two_inputs",),
+    ),
+    Mutant(
+        "assay/bounds/operations.py",
+        "return executed_sum(1, value.magnitude(), 0.0)",
+        "return executed_sum(0, value.magnitude(), 0.0)",
+        ("tests/bounds/test_operations.py::test_every_rounding_in_float32_is_allowed_for[add]",),
+    ),
+    # nonlinear
+    Mutant(
+        "assay/bounds/nonlinear.py",
+        "        check_range(x)\n",
+        "        check_range(0 * x)\n",
+        (
+            "tests/bounds/test_float32_range.py::test_nothing_overflows_behind_a_bound[interval-gelu]",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/nonlinear.py",
+        "mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 1.05 * (terms + 2) * UNIT32",
+        "mul_up(2.05, add_up(gap, 2 * ULPS * UNIT32)), 0.0 * (terms + 2) * UNIT32",
+        ("tests/bounds/test_execution_corners.py::test_a_softmax_may_lose_all_its_small_terms",),
+    ),
+    Mutant(
+        "assay/bounds/nonlinear.py",
+        "return np.full(value.shape, SMALL32)  # a subnormal number may be flushed",
+        "return np.zeros(value.shape)",
+        ("tests/bounds/test_float32_range.py::test_subnormal_numbers_may_be_flushed",),
+    ),
+    # graph
+    Mutant(
+        "assay/bounds/graph.py",
+        "virtual=True, limited=True)",
+        "virtual=True)",
+        ("tests/bounds/test_float32_range.py::test_nothing_overflows_behind_a_bound",),
+    ),
+    Mutant(
+        "assay/bounds/graph.py",
+        "last = ops.Scale(weight, np.zeros(()), width + 8 + 2 * ULPS, reason)",
+        "last = ops.Scale(weight, np.zeros(()), 8 + 2 * ULPS, reason)",
+        ("tests/bounds/test_execution_corners.py::test_a_norm_may_lose_all_its_small_squares",),
+    ),
+    Mutant(
+        "assay/bounds/graph.py",
+        "shift = Interval.exactly(float(width**2)) * _checked_eps(eps)",
+        "shift = Interval.exactly(float(4 * width**2)) * _checked_eps(eps)",
+        ("tests/bounds/test_conversion.py::test_the_epsilon_of_a_norm_counts_once",),
+    ),
+    # relaxations
+    Mutant(
+        "assay/bounds/relaxations.py",
+        "GELU_LEAST = -0.16997121",
+        "GELU_LEAST = -0.1699712",
+        ("tests/bounds/test_relaxations.py::test_gelu_turns_where_stated",),
+    ),
+    Mutant(
+        "assay/bounds/relaxations.py",
+        "np.where(unstable, (x.hi > -x.lo).astype(np.float64), chord)",
+        "np.where(unstable, (x.hi < -x.lo).astype(np.float64), chord)",
+        ("tests/bounds/test_relaxations.py::test_relu_lines_are_the_tightest_ones",),
+    ),
+    Mutant(
+        "assay/bounds/relaxations.py",
+        "-mul_up(0.5, mul_up(box.hi, second))",
+        "-mul_up(0.25, mul_up(box.hi, second))",
+        ("tests/bounds/test_relaxations.py::test_softmax_and_its_linear_part",),
+    ),
+    Mutant(
+        "assay/bounds/relaxations.py",
+        "high = np.minimum(radii, mul_up(0.25, mul_up(sum_, sum_)))",
+        "high = np.minimum(radii, mul_up(0.25, mul_up(difference, difference)))",
+        ("tests/bounds/test_relaxations.py::test_product_rest",),
+    ),
+    # regions
+    Mutant(
+        "assay/bounds/regions.py",
+        "grown = add_up(box.radii, sqrt_up(sum_up(squares)))",
+        "grown = box.radii",
+        (
+            "tests/bounds/test_regions.py::test_float32_bounds_hold_for_inputs_that_are_rounded_first",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/regions.py",
+        "return np.where(beyond, stepped, near).astype(np.float64)",
+        "return near.astype(np.float64)",
+        (
+            "tests/bounds/test_regions.py::test_float32_bounds_hold_for_inputs_that_are_rounded_first",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/regions.py",
+        "if not np.all(np.isfinite(r) & (r >= 0)):",
+        "if not np.all(np.isfinite(r)):",
+        ("tests/bounds/test_regions.py::test_a_ball_that_is_none_is_refused",),
+    ),
+    # convert
+    Mutant(
+        "assay/bounds/convert.py",
+        "in module._modules.items():",
+        "in module.named_children():",
+        (
+            "tests/bounds/test_conversion.py::test_a_module_counts_as_often_as_it_stands_in_a_sequence",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/convert.py",
+        "    if type(model) is BilinearNetwork:",
+        "    if isinstance(model, BilinearNetwork):",
+        (
+            "tests/bounds/test_conversion.py::test_some_impostors_are_bounded_right_and_subclasses_are_refused",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/convert.py",
+        "shape if rows * columns > 1 else shape[1:], (1, 3, 0, 2, 4))",
+        "shape if rows * columns > 1 else shape[1:], (1, 3, 0, 4, 2))",
+        (
+            "tests/bounds/test_certify.py::test_a_converted_network_computes_the_same_function[patches]",
+        ),
+    ),
+    # engine
+    Mutant(
+        "assay/bounds/engine.py",
+        "mul_up(ar.gamma(1), magnitude))",
+        "mul_up(0.0, magnitude))",
+        ("tests/bounds/test_operations.py::test_merging_rows_pays_for_its_rounding",),
+    ),
+    # certify
+    Mutant(
+        "assay/bounds/certify.py",
+        "return self.margins > 0",
+        "return self.margins >= 0",
+        ("tests/bounds/test_certify.py::test_a_tie_is_not_certified",),
+    ),
+]
