@@ -8,6 +8,9 @@ from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
 
+FLOOR = 1e-6
+"""The lowest mean importance that a logarithmic picture shows."""
+
 
 def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
@@ -77,7 +80,9 @@ def _attack(run: Run) -> Section:
 
 
 def _spectrum(run: Run) -> Section:
-    table = run.table("spectrum.parquet")
+    table = run.table("spectrum.parquet").with_columns(
+        pl.col("mean importance").clip(lower_bound=FLOOR)
+    )
     pictures = [
         charts.line(
             table.filter(pl.col("site") == site),
@@ -93,7 +98,8 @@ def _spectrum(run: Run) -> Section:
     ]
     return Section(
         "How many are alive?",
-        "Mean importance over the held-out positions, sorted, with the cut between alive and dead components; the first twelve matrices.",
+        "Mean importance over the held-out positions, sorted, with the cut between alive and dead components; the first twelve matrices. "
+        f"What is below {FLOOR:g} is drawn there.",
         charts=pictures,
     )
 

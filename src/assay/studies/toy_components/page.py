@@ -137,14 +137,13 @@ def _spectrum(run: Run) -> Section:
                 "mean importance",
                 colour="state",
                 tooltip=("component",),
-                log_y=True,
                 points=True,
                 title=f"{site}: {living} alive",
             )
         )
     return Section(
         "How many are alive?",
-        "Mean importance over a batch, sorted, with the cut between alive and dead components; zeros cannot be drawn on this axis.",
+        "Mean importance over a batch, sorted, with the cut between alive and dead components.",
         charts=pictures,
     )
 
