@@ -40,6 +40,9 @@ from assay.targets.toys import load_autoencoder
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
+START = 4096
+"""Rows among which the components' first directions are looked for, if a batch has fewer."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -127,7 +130,10 @@ def _decompose(config: Config, network: int, again: int, run: Run) -> Found:
         return skip_zeros(x) if inert else Rows(x)
 
     if config.components.start == "data":
-        start_at_data(model, found, draw(generator).inputs, generator)
+        rows = max(config.training.batch, START)
+        start_at_data(
+            model, found, evaluation.draw_inputs(config, features, rows, generator), generator
+        )
     training = config.training
     penalty = make_penalty(config.penalty, training.batch)
     train(
