@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -201,15 +202,23 @@ class Audit:
 
         return scatter_identity(self.table, "exact", "estimate", colour="group")
 
+    def __repr__(self) -> str:
+        return f"{self.scores.method} {self._words()}\n{self._shown()}"
+
     def _repr_html_(self) -> str:
-        line = (
-            f"<p><b>{self.scores.method}</b> against {self.table.height} exact ablations: r"
+        words = f"<p><b>{self.scores.method}</b> {escape(self._words())}</p>"
+        return words + notebook_html(self._shown())
+
+    def _words(self) -> str:
+        return (
+            f"against {self.table.height} exact ablations: r"
             f" {self.pooled.pearson:.3f}, slope {self.pooled.slope:.3f}, sign"
             f" {self.pooled.sign:.3f}. {self.promises['all'].sentence}."
-            f" Promise: {self.bars.guarantee}. {self.scores.signs['score']}</p>"
+            f" Promise: {self.bars.guarantee}. {self.scores.signs['score']}"
         )
-        shown = self.top(20, exact=False).drop("group", "index", "reason")
-        return line + notebook_html(shown)
+
+    def _shown(self) -> pl.DataFrame:
+        return self.top(20, exact=False).drop("group", "index", "reason")
 
 
 def barred(found: Audit, options: Options) -> dict[str, Any]:
