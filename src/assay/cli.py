@@ -395,7 +395,8 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
     if "part" in table.columns:  # a part's name holds its group and index
         table = table.drop("group", "index", strict=False)
     empty = [
-        name for name, kind in table.schema.items()
+        name
+        for name, kind in table.schema.items()
         if kind == pl.String and (table[name].fill_null("") == "").all()
     ]
     digits = pl.selectors.float().map_elements(lambda value: f"{value:.4g}", pl.String)

@@ -187,7 +187,7 @@ def test_a_csv_with_the_columns_of_a_pair_is_read_as_pairs(tmp_path: Path) -> No
     path.write_text("clean_prefix,clean_answer\na,b\n")
     with pytest.raises(InputError, match="no column 'patch_prefix'"):
         prompts.read_pairs(path, words(), format="pairs")
-    with pytest.raises(InputError, match="no column 'clean'.*may also be clean_prefix, patch_p"):
+    with pytest.raises(InputError, match=r"no column .clean.*may also be clean_prefix, patch_p"):
         prompts.read_pairs(path, words())
 
 

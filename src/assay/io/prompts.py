@@ -116,8 +116,9 @@ def read_pairs(
     patched column of a CSV.
 
     The format follows from the suffix (.jsonl: pairs) and, for a CSV, from its columns
-    (clean_prefix and its fellows: pairs, label: greater-than). The answers of an indirect-object CSV are found in its text: the name said once
-    against the name said twice. Those of a greater-than CSV are the neighbouring years.
+    (clean_prefix and the other fields: pairs, label: greater-than). The answers of an
+    indirect-object CSV are found in its text: the name said once against the name said twice.
+    Those of a greater-than CSV are the neighbouring years.
 
     Raises InputError with file and line for a malformed line, and when the file is empty or no pair
     passes."""

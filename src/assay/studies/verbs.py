@@ -183,9 +183,10 @@ def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
     # A table names the axis before each entry: "pos 3, head 1".
     entries = re.findall(r"(?:^|,)(?:[^,]*\s)?\s*([0-9]{1,9})\s*(?=,|$)", match[2]) if match else []
     if match is None or len(entries) != match[2].count(",") + 1:
+        name, first = next(iter(mechanisms.groups.items()))
+        example = mechanisms.describe(name, (0,) * len(first.axes))
         raise InputError(
-            f"a part is written group[index], for example {next(iter(mechanisms.groups))}[0]; got"
-            f" {shown(text)}"
+            f"a part is written group[index], for example {example!r}; got {shown(text)}"
         )
     group, index = mechanisms.group(match[1]), tuple(map(int, entries))
     if len(index) != len(group.axes) or any(
