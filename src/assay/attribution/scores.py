@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from assay.charts.tables import notebook_html
+from assay.charts.tables import notebook_html, text_table
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import at, columns, data, mean, unravel
 from assay.errors import AssayError, InputError
@@ -156,7 +156,7 @@ class Scores:
         return {name: -values for name, values in self.values.items()}
 
     def __repr__(self) -> str:
-        return f"{self.mechanisms.kind}: {self._head()}\n{self._shown()}"
+        return f"{self.mechanisms.kind}: {self._head()}\n{text_table(self._shown())}"
 
     def _repr_html_(self) -> str:
         return f"<p><b>{self.mechanisms.kind}</b>: {self._head()}</p>" + notebook_html(

@@ -24,7 +24,7 @@ from assay.audit.lists import largest_table
 from assay.audit.means import mean_effects
 from assay.audit.population import Population
 from assay.audit.selections import Selections
-from assay.charts.tables import notebook_html
+from assay.charts.tables import notebook_html, text_table
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Audit:
         return scatter_identity(self.table, "exact", "estimate", colour="group")
 
     def __repr__(self) -> str:
-        return f"{self.scores.method} {self._words()}\n{self._shown()}"
+        return f"{self.scores.method} {self._words()}\n{text_table(self._shown())}"
 
     def _repr_html_(self) -> str:
         words = f"<p><b>{self.scores.method}</b> {escape(self._words())}</p>"
