@@ -287,8 +287,11 @@ def check(
     existing(weights)
     from assay.studies.proofs import check_certificate
 
-    verdict = check_certificate(certificate, weights)
-    _show(verdict, as_json)
+    verdict, lines = check_certificate(certificate, weights)
+    if as_json:
+        _show(verdict, True)
+    else:
+        print("\n".join(lines))
     raise typer.Exit(0 if verdict["accepted"] else 1)
 
 

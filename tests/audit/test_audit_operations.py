@@ -63,6 +63,11 @@ def test_results_show_themselves_in_a_terminal():
         assert "tensor(" not in shown
         assert "Linear(" not in shown
     assert "share of F(all gates at one)" in scores.signs["score"]
+    with pytest.raises(InputError, match="example must lie between 0 and 39, got 40"):
+        scores.audit(exact=3).largest_of(40)
+    for method in ("ig", IntegratedGradients):
+        with pytest.raises(InputError, match="method takes a method object"):
+            attribute(mechanisms, method)
     assert "tensor(" not in repr(mechanisms.batch) + repr(mechanisms.target)
 
 

@@ -25,6 +25,7 @@ from assay.audit.means import mean_effects
 from assay.audit.population import Population
 from assay.audit.selections import Selections
 from assay.charts.tables import notebook_html, text_table
+from assay.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -123,8 +124,11 @@ class Audit:
 
     def largest_of(self, example: int) -> pl.DataFrame:
         """Return the largest |scores| of one input, as many as the lists have; see
-        `largest_table`.
+        `largest_table`. Raises InputError when there is no such input.
         """
+        size = len(self.scores.mechanisms.batch)
+        if not 0 <= example < size:
+            raise InputError(f"example must lie between 0 and {size - 1}, got {example}")
         parts = self.parts
         rows = np.flatnonzero(
             (parts.example == example) & (parts.rank < max(self.selections.count, 1))
