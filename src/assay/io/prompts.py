@@ -350,7 +350,7 @@ def _csv(
                 raise InputError(f"{path}, line {reader.line_num}: {len(columns)} fields expected")
             pair: TextPair | str
             if plain:
-                pair = TextPair(**{name: row[name] for name in (*_FIELDS, "case") if name in row})
+                pair = TextPair(*(row[name] for name in _FIELDS), case=row.get("case", ""))
             elif years:
                 pair = _greater_than(row, patch, f"{path}, line {reader.line_num}")
             else:
