@@ -350,7 +350,8 @@ def _csv(
                 raise InputError(f"{path}, line {reader.line_num}: {len(columns)} fields expected")
             pair: TextPair | str
             if plain:
-                pair = TextPair(*(row[name] for name in _FIELDS), case=row.get("case", ""))
+                clean, patched, right, wrong = (row[name] for name in _FIELDS)
+                pair = TextPair(clean, patched, right, wrong, row.get("case", ""))
             elif years:
                 pair = _greater_than(row, patch, f"{path}, line {reader.line_num}")
             else:
