@@ -6,6 +6,7 @@ import ctypes
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich's own markup would swallow the brackets of `group[index]`
     help="Take a neural network apart into mechanisms and measure how far to trust the result.",
 )
 
@@ -51,6 +53,7 @@ def _refusal(message: str) -> Exception:
     return InputError(message)
 
 
+_ROWS = 100  # of a table in a terminal
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the run (default: runs/RECIPE).")
 ]
@@ -292,8 +295,11 @@ def check(
     existing(weights)
     from assay.studies.proofs import check_certificate
 
-    verdict = check_certificate(certificate, weights)
-    _show(verdict, as_json)
+    verdict, lines = check_certificate(certificate, weights)
+    if as_json:
+        _show(verdict, True)
+    else:
+        print("\n".join(lines))
     raise typer.Exit(0 if verdict["accepted"] else 1)
 
 
@@ -438,14 +444,25 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
     import polars as pl
 
     _show(summary, False)
+    if "part" in table.columns:  # a part's name holds its group and index
+        table = table.drop("group", "index", strict=False)
+    empty = [
+        name
+        for name, kind in table.schema.items()
+        if kind == pl.String and (table[name].fill_null("") == "").all()
+    ]
+    digits = pl.selectors.float().map_elements(lambda value: f"{value:.4g}", pl.String)
     with pl.Config(
         tbl_rows=-1,
+        tbl_cols=-1,  # no column is left out
+        tbl_width_chars=shutil.get_terminal_size((160, 24)).columns,
         tbl_hide_dataframe_shape=True,
         tbl_hide_column_data_types=True,
-        float_precision=4,
         fmt_str_lengths=60,
     ):
-        print(table)
+        print(table.head(_ROWS).drop(empty).with_columns(digits))
+    if table.height > _ROWS:
+        print(f"the first {_ROWS} of {table.height:,} rows; --json gives all")
 
 
 def _several(summary: dict[str, Any], as_json: bool) -> None:
