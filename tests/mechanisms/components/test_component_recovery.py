@@ -205,6 +205,9 @@ def test_two_decompositions_are_matched_by_their_rank_one_matrices():
     one, two = part(first, 2), part(second, 4)
     expected = (one * two).sum() / (one.norm() * two.norm())
     assert float(cosines[2, 4].detach()) == pytest.approx(float(expected))
+    v, u = first.factors("linear1")
+    opposite = rank_one_cosines((v, u), (-v, u)).diagonal()[1:6]
+    torch.testing.assert_close(opposite, -torch.ones(5, dtype=torch.float64))
     other = decomposition(model, "linear2", 3)
     with pytest.raises(InputError, match="of other sites"):
         match_components(first, other, ({}, {}))
