@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -87,6 +87,12 @@ class ListBars:
     alpha: float
     quantile: float
     inputs: int
+
+    @property
+    def rank(self) -> int:
+        """Which calibration residual the quantile is, in ascending order from 1."""
+        # The product is rounded first: (n + 1)(1 - alpha) = 9.000000000000002 must not cost a rank.
+        return math.ceil(round((self.inputs + 1) * (1 - self.alpha), 9))
 
     @property
     def guarantee(self) -> str:
@@ -207,10 +213,10 @@ def calibrate_list_bars(
     inputs, place = np.unique(group, return_inverse=True)
     largest = np.zeros(len(inputs))
     np.maximum.at(largest, place, residual)
-    # The product is rounded first: (n + 1)(1 - alpha) = 9.000000000000002 must not cost a rank.
-    rank = math.ceil(round((len(inputs) + 1) * (1 - alpha), 9))
-    quantile = float(np.sort(largest)[rank - 1]) if rank <= len(inputs) else math.inf
-    return ListBars(alpha, quantile, len(inputs))
+    found = ListBars(alpha, math.inf, len(inputs))
+    if found.rank > found.inputs:
+        return found
+    return replace(found, quantile=float(np.sort(largest)[found.rank - 1]))
 
 
 def _grid(scores: np.ndarray, steps: int) -> np.ndarray:
