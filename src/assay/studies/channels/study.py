@@ -209,8 +209,8 @@ def _bind(config: Config, model: BilinearNetwork, data: Data) -> ChannelMechanis
 
 
 def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
-    """Return coverage and width of the bars by level, means over random resplits of the inputs
-    with their spread.
+    """Return coverage and width of the bars by level, means over random resplits of the inputs,
+    and the coverage two standard deviations of the resplits either way: these share their inputs.
     """
     rows = []
     for name, audit in audits.items():
@@ -220,9 +220,9 @@ def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
                 torch.tensor([getattr(entry, key) for entry in again])
                 for key in ("coverage", "width")
             )
-            error = 2 * float(coverage.std()) / resplits**0.5
+            spread = 2 * float(coverage.std())
             mean = float(coverage.mean())
-            bounds = {"low": mean - error, "high": mean + error}
+            bounds = {"low": max(mean - spread, 0.0), "high": min(mean + spread, 1.0)}
             rows.append(
                 {
                     "estimate": name,
