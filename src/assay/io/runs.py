@@ -87,7 +87,7 @@ class Run:
         """Remove the folder when it holds no more than a new run does: input refused at the
         start leaves nothing behind.
         """
-        if set(self._record.names()) <= {"config.json", "versions.json"}:
+        if set(self._record.names()) <= {"config.json", "inputs.json", "versions.json"}:
             self._record.remove_all()
             self._record.remove()
 
