@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from assay.audit.audit import Audit
-from assay.audit.bars import Bars, Tail
+from assay.audit.bars import LISTS, Bars, Tail
 from assay.audit.scale import Scale
 from assay.audit.selections import TOP_BY_SCORE, Selections
 from assay.errors import InputError, shown
@@ -84,9 +84,12 @@ def bars_from_json(saved: Mapping[str, Any]) -> Bars:
             _truth(saved["shared"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise InputError(f"the saved bars cannot be read: {error!r}") from error
+        raise InputError(
+            f"the saved bars cannot be read ({error!r}); were they made by another version? Run the"
+            " study again"
+        ) from error
     if wrong := [what for what, right in _conditions(bars) if not right]:
-        raise InputError(f"the saved bars cannot be right: {'; '.join(wrong)}")
+        raise InputError(f"the saved bars are of no calibration, where {'; '.join(wrong)}")
     return bars
 
 
@@ -104,6 +107,8 @@ def _conditions(bars: Bars) -> Iterator[tuple[str, bool]]:
         "a cap is kept for the largest by score",
         TOP_BY_SCORE not in bars.tails or TOP_BY_SCORE in bars.caps,
     )
+    lists = {*LISTS} & bars.tails.keys()
+    yield "bars that hold at once are of lists that have bars", bars.together.keys() <= lists
     yield "the floor is finite and at least 0", 0 <= scale.floor < math.inf
     for name, (places, factors) in scale.factors.items():
         yield (

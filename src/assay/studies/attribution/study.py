@@ -171,6 +171,8 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     if not fresh:
         raise InputError(f"all {len(pairs)} pairs of {path} were there when the run was made")
     mechanisms = bind(config, model, pairs.take(fresh))
+    if saved["axes"].keys() != mechanisms.groups.keys():
+        raise InputError(f"the bars are for other groups: {', '.join(saved['axes'])}")
     for name, axes in saved["axes"].items():
         if axes != list(mechanisms.group(name).axes[1:]):
             raise InputError(f"the bars are for other parts of {name!r}: {axes} per position")
