@@ -16,7 +16,7 @@ import pytest
 
 from assay.errors import InputError
 from assay.io import commits
-from assay.io.record import Record
+from assay.io.record import FolderRecord
 from assay.studies import runner
 from assay.studies.channels.promises import Promises
 from assay.studies.names import applied_table
@@ -45,7 +45,7 @@ def here(made, tmp_path):
 
 def forge(run, name, value):
     """Edit a file of a run, and its record to match."""
-    path, record = run / name, Record(run)
+    path, record = run / name, FolderRecord(run)
     path.write_text(json.dumps(value))
     with record.held():
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -68,7 +68,7 @@ def test_plain_names_are_kept():
 
 
 def test_a_name_that_no_file_can_have_leaves_the_run_as_it_was(here):
-    record = Record(here / "run")
+    record = FolderRecord(here / "run")
     before = (here / "run" / "assay-run.jsonl").read_bytes()
     with pytest.raises(InputError, match="too long for the name of a file"):
         record.write("n" * 256, lambda path: path.write_bytes(b""))
@@ -78,7 +78,7 @@ def test_a_name_that_no_file_can_have_leaves_the_run_as_it_was(here):
         record._append({"n" * 300: commits.Entry(0, hashlib.sha256(b"").hexdigest())})
         record._state.before = {"n" * 300: None}
     record.write("next", lambda path: path.write_bytes(b"next"))
-    assert Record(here / "run").checked("next").read_bytes() == b"next"
+    assert FolderRecord(here / "run").checked("next").read_bytes() == b"next"
 
 
 @pytest.mark.parametrize("verb", ["apply", "attribute", "resume"])
@@ -102,7 +102,7 @@ def test_a_run_whose_data_changed_is_refused(made, tmp_path, verb):
 
 
 def test_a_run_without_digests_is_read_as_before(made, here):
-    record = Record(here / "run")
+    record = FolderRecord(here / "run")
     (here / "run" / "inputs.json").unlink()
     with record.held():
         record._append({"inputs.json": None})

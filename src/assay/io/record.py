@@ -23,7 +23,7 @@ _LONGEST = 255  # bytes in the name of a file
 _ATTEMPTS = 3  # reads of a file that another process may be writing
 
 
-class Record:
+class FolderRecord:
     """The record of one folder; reading needs no lock, writing takes it."""
 
     def __init__(self, folder: Path):

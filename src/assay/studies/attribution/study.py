@@ -11,16 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from assay.attribution import (
-    AtPStar,
-    Exact,
-    Gradient,
-    IntegratedGradients,
-    Method,
-    ProbedSecondOrder,
-    RelP,
-    attribute,
-)
+from assay.attribution import Exact, Method, attribute
 from assay.audit import (
     Audit,
     ConfidenceInterval,
@@ -53,19 +44,14 @@ from assay.studies.attribution.inputs import (
     read_limited,
 )
 from assay.studies.attribution.page import headline, sections
+from assay.studies.methods import ESTIMATES
+from assay.studies.methods import method as method_of
 from assay.studies.names import applied_table
 from assay.targets.language import LanguageModel
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-ESTIMATES = {
-    "gradient": Gradient,
-    "ig": IntegratedGradients,
-    "atp-star": AtPStar,
-    "relp": RelP,
-    "probes": ProbedSecondOrder,
-}
 PROMISED = ("all", TOP_BY_SCORE, "listed")
 LISTED = 24
 
@@ -256,10 +242,7 @@ def _method(config: Config, run: Run, mechanisms: Nodes) -> dict[str, Any]:
 
 
 def _estimate(name: str, config: Config) -> Method:
-    if name == "ig":
-        return IntegratedGradients(tolerance=config.audit.tolerance)
-    found: Method = ESTIMATES[name]()
-    return found
+    return method_of(name, **({"tolerance": config.audit.tolerance} if name == "ig" else {}))
 
 
 def _example(audit: Audit) -> int:
