@@ -117,7 +117,7 @@ def test_bars_that_do_not_fit_are_refused():
         ("alpha", float("nan")),
         ("distinct", 0),
         ("tuned", -1),
-        ("caps", {}),
+        ("caps", {"largest": -1}),
         ("scale", {**saved["scale"], "floor": -1.0}),
         ("scale", {**saved["scale"], "factors": {group: {"places": [1, 0], "factors": [1, 1]}}}),
         ("scale", {**saved["scale"], "factors": {group: {"places": [0], "factors": [-1]}}}),
