@@ -92,7 +92,7 @@ def test_every_key_takes_every_bad_value_or_refuses_it_in_one_line(name):
         ("seed=true", "seed: .*a number is expected, not true or false"),
         ("audit.alpha=2", "audit.alpha: .*less than 1"),
         ("audit.alpha=.nan", "audit.alpha: .*greater than or equal"),
-        ("audit.examples=16", "error bars at audit.alpha = 0.1 need 18 held-out examples"),
+        ("audit.examples=16", "error bars at audit.alpha = 0.1 need 18 distinct held-out examples"),
         ("audit.exact=3", "audit.exact = 3 parts per example cannot cover model.blocks = 4"),
         ("model.width=1048576", "training 4 blocks .* GB of memory are available"),
         ("data.digits=false", "this recipe takes your own data"),
