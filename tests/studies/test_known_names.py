@@ -61,7 +61,10 @@ def test_typos_and_missing_files_need_no_pytorch(tmp_path: Path) -> None:
         (["run", "max-of-k", "--set", "proofs.strategies=[bset]"], "did you mean best"),
         (["run", "max-of-k", "--set", "proofs.level=float64"], "must be real or float32"),
         (["run", "max-of-k", "--set", f"model.path={tmp_path}/no"], "no file"),
-        (["run", "digits-channels", "--set", "audit.examples=16"], "need 18 distinct held-out examples"),
+        (
+            ["run", "digits-channels", "--set", "audit.examples=16"],
+            "need 18 distinct held-out examples",
+        ),
         (["run", "attribution"], "this recipe takes your own model and pairs"),
         (["run", "attribution", "--set", "metric=probabilty"], "did you mean probability"),
         (["run", "attribution", "--set", "target.path=gpt2"], "needs pairs of your own"),
