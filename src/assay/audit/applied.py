@@ -97,6 +97,7 @@ def apply_bars(
     there. Raises InputError when the groups differ, or a scale of the bars is not given."""
     parts = population(scores, scales)
     wanted = {name.removeprefix("site ") for name in bars.tails if name.startswith("site ")}
+    wanted |= {name for name, _ in bars.selections.listed} | set(bars.scale.factors)
     if missing := wanted - set(parts.names):
         raise InputError(f"the bars are for groups {', '.join(sorted(missing))}, which are absent")
     if bars.shared:

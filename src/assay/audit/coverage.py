@@ -100,7 +100,7 @@ def measure(
     if inputs < LEAST:
         lost = int((~finite).sum())
         reason = (
-            f"{lost:,} held-out rows have no bar"
+            f"{lost:,} held-out rows have no bar: too few inputs calibrate it"
             if lost and not rows
             else f"{inputs} held-out inputs, and at least {LEAST} are needed"
         )

@@ -7,12 +7,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.stats import binom
 
-from assay.errors import InputError, unknown
+from assay.errors import InputError, shown, unknown
 
 Promise = Literal["input", "channel"]
 
@@ -71,9 +71,20 @@ class SelectiveRisk:
     def from_dict(saved: Mapping[str, Any]) -> SelectiveRisk:
         """Return what `to_dict` saved; InputError for anything else."""
         try:
-            return SelectiveRisk(**saved)
+            found = SelectiveRisk(**saved)
+            right = (
+                (found.threshold is None or 0 <= found.threshold < math.inf)
+                and found.promise in get_args(Promise)
+                and 0 < found.tolerance < math.inf
+                and 0 < found.alpha < 1
+                and 0 < found.eta < 1
+                and isinstance(found.reason, str)
+            )
         except TypeError as error:
-            raise InputError(f"no calibrated threshold in {dict(saved)}") from error
+            raise InputError(f"no calibrated threshold in {shown(saved)}") from error
+        if not right:
+            raise InputError(f"no calibrated threshold in {shown(saved)}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def headline(run: Run) -> tuple[str, str]:
     beside = f"{estimates} cheap {'method was' if estimates == 1 else 'methods were'} audited against exact effects"
     return (
         "Attribution on a language model",
-        f"Which heads, MLPs and positions of {name} ({summary['model']['family']}) carry the metric {config['metric']}? {shown}, on "
+        f"Which heads, MLPs and positions of {name} (family {summary['model']['family']}) carry the metric {config['metric']}? {shown}, on "
         f"{summary['pairs']['kept']} pairs of prompts; {beside}.",
     )
 
@@ -107,7 +107,8 @@ def _heat(run: Run, summary: dict[str, Any]) -> Section:
     )
     text = (
         f"The indirect effect is m(clean, with the node from the patch run) - m(clean), by {_NAMES[taken]}, averaged over the pairs; heads of a "
-        f"layer are added up. It is positive where patching the node raises the metric.{bars} The metric is {summary['signs']['metric']}.\n\n"
+        f"layer are added up. It is positive where patching the node raises the metric.{bars} The metric is {summary['signs']['metric']}. "
+        f"Its mean over the clean runs is {number(summary['model']['metric_mean'])}.\n\n"
         f"Why {_NAMES[taken]}: {summary['method']['reason']}."
     )
     return Section("Where it happens", text, charts=[picture])

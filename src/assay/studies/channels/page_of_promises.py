@@ -44,9 +44,9 @@ def calibration(run: Run, summary: dict[str, Any]) -> Section:
         )
     else:
         text += (
-            f"On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean"
-            f" width of {bars['mean_width']:.3g}; a constant bar around the first-order estimate"
-            f" needs {bars['constant_first_order_width']:.3g}."
+            f"On inputs that did not calibrate them, {bars['promises']['all']['sentence']}. Their"
+            f" mean width is {bars['mean_width']:.3g}; a constant bar around the first-order"
+            f" estimate needs {bars['constant_first_order_width']:.3g}."
         )
     promises, splits = summary["promises"], summary["over_resplits"]
     text += (

@@ -4,7 +4,8 @@ right, and bars that hold for all of them at once.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ RESPLITS = 100
 LEVEL = 0.025
 """The probability with which chance makes one promise look broken on new inputs."""
 _ERRORS = {"attribution": "error", "second_order": "second_error"}
+_SCALES = ("second_order_bound", "first_order_bound", "squared_step")
 
 
 @dataclass(frozen=True)
@@ -45,17 +47,24 @@ class Promises:
     def from_dict(saved: dict[str, Any]) -> Promises:
         """Return what `to_dict` saved; InputError for anything else."""
         try:
-            threshold = saved["threshold"]
-            return Promises(
+            threshold, bars = saved["threshold"], ListBars(**saved["bars"])
+            if bars.quantile is None:  # JSON has no infinity
+                bars = replace(bars, quantile=math.inf)
+            found = Promises(
                 None if threshold is None else SelectiveRisk.from_dict(threshold),
-                ListBars(**saved["bars"]),
+                bars,
                 saved["estimate"],
                 saved["scale"],
             )
+            right = 0 < bars.alpha < 1 and bars.quantile >= 0 and bars.inputs >= 0
+            right &= found.estimate in _ERRORS and found.scale in _SCALES
         except (KeyError, TypeError) as error:
             raise InputError(
                 "the run's promises.json does not hold a threshold and bars"
             ) from error
+        if not right:
+            raise InputError("the run's promises.json does not hold a threshold and bars")
+        return found
 
 
 def calibrate_promises(table: pl.DataFrame, audit: AuditConfig, seed: int) -> Promises:

@@ -35,6 +35,7 @@ from assay.studies.channels.promises import (
     resplit,
     summarise_resplits,
 )
+from assay.studies.names import applied_table
 from assay.targets.bilinear import BilinearNetwork
 from assay.targets.data import Data, group_inputs, load_new
 
@@ -133,7 +134,7 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     found = evaluate(bound.clean, new[fresh], top=audit.top, tolerance=audit.tolerance)
     place = pl.Series("example", fresh.tolist())
     table = put_on(found.table.with_columns(place[found.table["example"]]), promises)
-    saved_as = f"verb-on-{Path(path).stem}.parquet"
+    saved_as = applied_table(path)
     run.save_table(saved_as, table)
     measured = measure_promises(table, promises)
     summary = {
