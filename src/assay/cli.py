@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shlex
@@ -210,6 +211,11 @@ def audit(
     bars.
     """
     _opened(folder)
+    if on is not None and (method, exact, alpha, seed) != ("gradient", 64, 0.1, 0):
+        raise _refusal(
+            "--on applies what the run calibrated, by its own method and level; leave out --method,"
+            " --exact, --alpha and --seed"
+        )
     from assay.studies.verbs import audit_run
 
     _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed, on=on), as_json)
@@ -353,7 +359,10 @@ def main() -> None:
 
     message: object = ""
     try:
+        _require_place()
         code = app(sys.argv[1:] or ["--help"], prog_name="assay", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         if code == StoppedError.exit_code:
             message = "stopped; no file is left half-written: run the same command again"
     except AssayError as error:
@@ -362,6 +371,14 @@ def main() -> None:
         if not _is_out_of_memory(error):
             raise
         message, code = f"out of memory: {error}", 1
+    except BrokenPipeError:
+        _silence()
+        code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        _silence()
+        message, code = f"the output cannot be written: {error.strerror}", 1
     except Exception as error:
         # Wrong usage; the classes live in another package from one version of typer to the next.
         if not hasattr(error, "format_message"):
@@ -370,6 +387,21 @@ def main() -> None:
     if text := " ".join(str(message).split()):
         print("assay:", text, file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _require_place() -> None:
+    """Refuse to work in a folder that was deleted, in which libraries cannot be loaded."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise _refusal("the working folder was deleted; change to another one") from error
+
+
+def _silence() -> None:
+    """Send what is left in the output's buffer nowhere: the interpreter would fail on it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from assay.audit.intervals import binomial_interval
+from assay.audit.intervals import LEAST, binomial_interval
 
-LEAST = 5
-"""The least number of held-out inputs that a measured share is given for."""
 LEVEL = 0.95
 
 

@@ -91,7 +91,10 @@ class Audit:
     def at_level(self, alpha: float, *, seed: int | None = None) -> Audit:
         """Return the audit with bars of another level, or with other random folds of the inputs,
         from the same ablations and with the same lists.
-        """
+
+        With other folds the inputs that fixed the lists can calibrate: what is measured on all
+        parts is comparable, and the promise for lists and largest scores is that of the first
+        folds."""
         options = replace(self.options, alpha=alpha)
         options = options if seed is None else replace(options, seed=seed)
         return replace(self, options=options, **barred(self, options))
@@ -124,7 +127,8 @@ class Audit:
 
     def largest_of(self, example: int) -> pl.DataFrame:
         """Return the largest |scores| of one input, as many as the lists have; see
-        `largest_table`. Raises InputError when there is no such input.
+        `largest_table`. A part's own bar holds on average over the list, and its simultaneous bar
+        for each of its places. Raises InputError when there is no such input.
         """
         size = len(self.scores.mechanisms.batch)
         if not 0 <= example < size:

@@ -18,7 +18,7 @@ from assay.errors import InputError, shown
 from assay.io.files import existing
 from assay.io.runs import Run, opened
 from assay.studies.methods import method_for
-from assay.studies.runner import mechanisms_of, study_of
+from assay.studies.runner import finished_summary, mechanisms_of, require_same_inputs, study_of
 
 
 def attribute_run(
@@ -110,12 +110,14 @@ def audit_run(
 def apply_run(folder: Path | str, on: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     """Apply what a finished run calibrated to a file of new inputs; see `Study.apply`."""
     run = opened(folder)
+    finished_summary(run)
     found = getattr(study_of(run), "apply", None)
     if found is None:
         raise InputError(
             f"a run of {run.json('config.json')['study']!r} calibrates nothing that could be"
             " applied to new inputs"
         )
+    require_same_inputs(run)
     summary, table = found(run, existing(on))
     return summary, table
 

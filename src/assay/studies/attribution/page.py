@@ -103,7 +103,7 @@ def _heat(run: Run, summary: dict[str, Any]) -> Section:
     bars = (
         ""
         if taken == "exact"
-        else " Each cell's tooltip has the half-width of its error bar (heads' bars added up)."
+        else " Each cell's tooltip has the mean half-width of the bars behind it (heads' bars added up): the cell is no further from the exact effect where all of them hold."
     )
     text = (
         f"The indirect effect is m(clean, with the node from the patch run) - m(clean), by {_NAMES[taken]}, averaged over the pairs; heads of a "
@@ -139,8 +139,9 @@ def _listed(run: Run, summary: dict[str, Any]) -> Section:
         f"{top['inputs'][0] if top.height else 0} pairs, and [low, high] a {percent(level)} confidence interval for it. List and means come from different pairs, "
         f"so being chosen does not make a mean too large. {summary['signs']['score']}"
     )
-    if top.height and top["reason"][0]:
-        text += f" There are no intervals: {top['reason'][0]}."
+    missing = top.filter(pl.col("reason") != "")
+    if missing.height:
+        text += f" No interval for {missing.height} of {top.height} nodes: {'; '.join(missing['reason'].unique(maintain_order=True))}."
     columns = [
         "part",
         "effect",

@@ -83,14 +83,17 @@ def bars_section(run: Run, summary: dict[str, Any], name: str) -> Section:
         )
     ]
     sums = [
-        {"site": site, **{key: entry[key] for key in ("estimate", "low", "high")}}
+        {
+            "site": site,
+            **{key: entry[key] for key in ("estimate", "low", "high")},
+            "not given because": entry.get("reason", ""),
+        }
         for site, entry in summary["totals"].items()
-        if entry["estimate"] is not None
     ]
     if sums:
         tables.append(
             Table(
-                pl.DataFrame(sums),
+                pl.DataFrame(sums, infer_schema_length=None),
                 "Sum of all single effects, mean over pairs, with intervals",
             )
         )

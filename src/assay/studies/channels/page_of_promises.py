@@ -23,7 +23,7 @@ def calibration(run: Run, summary: dict[str, Any]) -> Section:
             low="low",
             high="high",
             colour="estimate",
-            title="Coverage of the bars against the promise (dashed), over 20 resplits",
+            title="Coverage of the bars against the promise (dashed): 20 resplits, two deviations",
         ),
         charts.line(
             coverage.filter(pl.col("width").is_finite()),
