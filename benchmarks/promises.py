@@ -234,6 +234,7 @@ def hold_means(
     ):
         table = mean_effects(parts, 2 * TOP, known, choosing, ALPHA, **options)  # type: ignore[arg-type]
         hits = 0
+        table = table.drop_nulls(["low", "high"])  # what has no support has no interval
         for row in table.iter_rows(named=True):
             hits += row["low"] <= float(truth[row["group"]][tuple(row["index"])]) <= row["high"]
         tallies.of(name).add(hits, table.height)
@@ -245,6 +246,8 @@ def hold_totals(every: Whole, ablated: Ablated, tallies: Tallies) -> None:
     parts, size = every.parts, np.abs(every.parts.score)
     for name, found in totals(audit, ALPHA).items():  # type: ignore[arg-type]
         own = slice(None) if name == "all" else parts.rows_of(name)
+        if found.estimate is None:
+            continue
         title, site = ("total of all parts", "") if name == "all" else ("total of each site", name)
         tallies.of(title, site=site).add(found.covers(every.exact[own].sum() / parts.examples), 1)
     level = np.zeros(parts.examples)

@@ -18,6 +18,7 @@ from assay.core.parts import Atoms, Group, Parts, Shifts, Whole
 from assay.core.sites import Seen, read_sites
 from assay.core.target import Batch, Target, target
 from assay.mechanisms.channels import channels
+from assay.mechanisms.components import components, decomposition
 from assay.mechanisms.directions import directions
 from assay.mechanisms.nodes import nodes
 from assay.targets.bilinear import BilinearNetwork
@@ -339,6 +340,40 @@ def bound_directions(
     return found.take(slice(0, examples))
 
 
+def bound_components(
+    examples: int = 4,
+    dtype: torch.dtype = torch.float64,
+    patterns: Sequence[str] = ("blocks.0.up", "blocks.1.down"),
+    routed: bool = False,
+    importance: str = "scalar",
+) -> Mechanisms:
+    """Rank-one components and delta parts of two matrices of a small residual network."""
+    model, batch = tiny_target(dtype=dtype), tiny_batch(examples, positions=2, dtype=dtype)
+    found = decomposition(
+        model.model,
+        list(patterns),
+        3,
+        importance=importance,
+        generator=torch.Generator().manual_seed(0),
+    )
+    found = found.double() if dtype == torch.float64 else found
+    some = torch.arange(2 * examples).reshape(examples, 2) % 3 > 0 if routed else None
+    return components(model, batch, found, routed=some)
+
+
+def bound_tied_components(examples: int = 3, dtype: torch.dtype = torch.float64) -> Mechanisms:
+    """Components of a language model's tied embedding and of a Conv1D, on padded prompts."""
+    clean = node_models.batches()[0].take(slice(0, examples))
+    model = Target(node_models.build("gpt2", dtype), logit_difference)
+    found = decomposition(
+        model.model,
+        ["transformer.wte", "lm_head", "transformer.h.1.mlp.c_fc"],
+        2,
+        generator=torch.Generator().manual_seed(0),
+    )
+    return components(model, clean, found.double() if dtype == torch.float64 else found)
+
+
 CASES: dict[str, Callable[..., Mechanisms]] = {
     **KINDS,
     "channels": bound_channels,
@@ -356,6 +391,9 @@ CASES: dict[str, Callable[..., Mechanisms]] = {
         bound_nodes,
         sites=("blocks.1.attn.hook_q", "blocks.2.mlp.hook_post"),
     ),
+    "components": bound_components,
+    "components, routed": partial(bound_components, routed=True, importance="vector"),
+    "components, tied": bound_tied_components,
     "directions": bound_directions,
     "directions, divergence": partial(bound_directions, metric="divergence"),
 }

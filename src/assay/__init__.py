@@ -40,6 +40,7 @@ _HOMES = {
     "assay.errors": ("AssayError", "InputError"),
     "assay.learn.language": ("agreement",),
     "assay.mechanisms.channels": ("channels",),
+    "assay.mechanisms.components": ("components", "decomposition"),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
     "assay.proofs.gates": ("certify",),
@@ -77,7 +78,9 @@ __all__ = [
     "budgeted",
     "certify",
     "channels",
+    "components",
     "curve",
+    "decomposition",
     "directions",
     "edges",
     "faithfulness",
@@ -115,6 +118,7 @@ if TYPE_CHECKING:
     from assay.errors import AssayError, InputError
     from assay.learn.language import agreement
     from assay.mechanisms.channels import channels
+    from assay.mechanisms.components import components, decomposition
     from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes
     from assay.proofs.gates import certify

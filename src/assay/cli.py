@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # rich's own markup would swallow the brackets of `group[index]`
     help="Take a neural network apart into mechanisms and measure how far to trust the result.",
 )
 
@@ -51,6 +54,7 @@ def _refusal(message: str) -> Exception:
     return InputError(message)
 
 
+_ROWS = 100  # of a table in a terminal
 Out = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the run (default: runs/RECIPE).")
 ]
@@ -81,12 +85,20 @@ def run(
     overrides: Set = None,
     resume: Resume = False,
     force: Force = False,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the run would take, and load nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from nothing to a report."""
     from assay.io.runs import require_startable
     from assay.studies import recipes
 
+    if dry:
+        from assay.studies import runner
+
+        _several(runner.plan(recipes.load(recipe, overrides or ())), as_json)
+        return
     _one_of(resume, force)
     folder = out or Path("runs") / Path(recipe).stem
     loaded = recipes.load(recipe, overrides or (), resumes=folder if resume else None)
@@ -199,6 +211,11 @@ def audit(
     bars.
     """
     _opened(folder)
+    if on is not None and (method, exact, alpha, seed) != ("gradient", 64, 0.1, 0):
+        raise _refusal(
+            "--on applies what the run calibrated, by its own method and level; leave out --method,"
+            " --exact, --alpha and --seed"
+        )
     from assay.studies.verbs import audit_run
 
     _table(*audit_run(folder, by=method, exact=exact, alpha=alpha, seed=seed, on=on), as_json)
@@ -327,9 +344,53 @@ def check(
     existing(weights)
     from assay.studies.proofs import check_certificate
 
-    verdict = check_certificate(certificate, weights)
-    _show(verdict, as_json)
+    verdict, lines = check_certificate(certificate, weights)
+    if as_json:
+        _show(verdict, True)
+    else:
+        print("\n".join(lines))
     raise typer.Exit(0 if verdict["accepted"] else 1)
+
+
+@app.command()
+def scaling(
+    sites: Annotated[str, typer.Option(help="Number of weight sites, BEFORE:AFTER.")] = "1:1",
+    batch: Annotated[str, typer.Option(help="Sequences in a batch, BEFORE:AFTER.")] = "1:1",
+    seq: Annotated[str, typer.Option(help="Positions of a sequence, BEFORE:AFTER.")] = "1:1",
+    beta: Annotated[float, typer.Option(help="Coefficient of the entropy part.")] = 0.2,
+    p: Annotated[float, typer.Option(help="Exponent of the penalty.")] = 0.4,
+    eps: Annotated[float, typer.Option(help="Added to importances inside the power.")] = 1e-12,
+    components: Annotated[int, typer.Option(help="Components of one site.")] = 49_152,
+    mean: Annotated[
+        list[float] | None,
+        typer.Option(help="A mean M of a^p to show; repeatable. Default: .1, .01, .001, 1e-4."),
+    ] = None,
+    world: Annotated[int, typer.Option(help="Processes that share a batch.")] = 1,
+    positions_per_rank: Annotated[
+        int | None, typer.Option(help="Positions of one process (default: an equal share).")
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="A firing rate to show; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what to keep and what to change when components are learned at another size."""
+    from assay.studies.scaling import scale
+
+    found = scale(
+        sites=sites,
+        batch=batch,
+        sequence=seq,
+        beta=beta,
+        p=p,
+        eps=eps,
+        components=components,
+        means=mean or (0.1, 0.01, 0.001, 1e-4),
+        world=world,
+        positions=positions_per_rank,
+        rates=rate or (1e-5, 1e-4),
+    )
+    _several(found, as_json)
 
 
 def main() -> None:
@@ -341,7 +402,10 @@ def main() -> None:
 
     message: object = ""
     try:
+        _require_place()
         code = app(sys.argv[1:] or ["--help"], prog_name="assay", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         if code == StoppedError.exit_code:
             message = "stopped; no file is left half-written: run the same command again"
     except AssayError as error:
@@ -350,6 +414,14 @@ def main() -> None:
         if not _is_out_of_memory(error):
             raise
         message, code = f"out of memory: {error}", 1
+    except BrokenPipeError:
+        _silence()
+        code = 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO) or error.filename is not None:
+            raise
+        _silence()
+        message, code = f"the output cannot be written: {error.strerror}", 1
     except Exception as error:
         # Wrong usage; the classes live in another package from one version of typer to the next.
         if not hasattr(error, "format_message"):
@@ -358,6 +430,21 @@ def main() -> None:
     if text := " ".join(str(message).split()):
         print("assay:", text, file=sys.stderr)
     sys.exit(code or 0)
+
+
+def _require_place() -> None:
+    """Refuse to work in a folder that was deleted, in which libraries cannot be loaded."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise _refusal("the working folder was deleted; change to another one") from error
+
+
+def _silence() -> None:
+    """Send what is left in the output's buffer nowhere: the interpreter would fail on it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
@@ -432,14 +519,49 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
     import polars as pl
 
     _show(summary, False)
+    if "part" in table.columns:  # a part's name holds its group and index
+        table = table.drop("group", "index", strict=False)
+    empty = [
+        name
+        for name, kind in table.schema.items()
+        if kind == pl.String and (table[name].fill_null("") == "").all()
+    ]
+    digits = pl.selectors.float().map_elements(lambda value: f"{value:.4g}", pl.String)
     with pl.Config(
         tbl_rows=-1,
+        tbl_cols=-1,  # no column is left out
+        tbl_width_chars=shutil.get_terminal_size((160, 24)).columns,
         tbl_hide_dataframe_shape=True,
         tbl_hide_column_data_types=True,
-        float_precision=4,
         fmt_str_lengths=60,
     ):
-        print(table)
+        print(table.head(_ROWS).drop(empty).with_columns(digits))
+    if table.height > _ROWS:
+        print(f"the first {_ROWS} of {table.height:,} rows; --json gives all")
+
+
+def _several(summary: dict[str, Any], as_json: bool) -> None:
+    """Show what is no table as lines, then every list of rows as a table under its name."""
+    if as_json:
+        _show(summary, True)
+        return
+    import polars as pl
+
+    from assay.charts import show
+
+    _show({key: entry for key, entry in summary.items() if not isinstance(entry, list)}, False)
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=200,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        fmt_str_lengths=110,
+    ):
+        for key, rows in summary.items():
+            if isinstance(rows, list):
+                cells = [{name: show(value) for name, value in row.items()} for row in rows]
+                print(f"\n{key.replace('_', ' ')}\n{pl.DataFrame(cells)}")
 
 
 def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:

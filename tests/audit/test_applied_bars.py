@@ -110,6 +110,26 @@ def test_bars_that_do_not_fit_are_refused():
     for broken in ({}, {**saved, "tails": 3}, {**saved, "scale": {"name": "x"}}):
         with pytest.raises(InputError, match="saved bars cannot be read"):
             bars_from_json(broken)
+    group = next(iter(saved["axes"]))
+    tail = saved["tails"]["largest"]
+    for key, value in (
+        ("alpha", 1.5),
+        ("alpha", float("nan")),
+        ("distinct", 0),
+        ("tuned", -1),
+        ("caps", {"largest": -1}),
+        ("scale", {**saved["scale"], "floor": -1.0}),
+        ("scale", {**saved["scale"], "factors": {group: {"places": [1, 0], "factors": [1, 1]}}}),
+        ("scale", {**saved["scale"], "factors": {group: {"places": [0], "factors": [-1]}}}),
+        ("selections", {**saved["selections"], "level": float("nan")}),
+        ("tails", {**saved["tails"], "largest": {**tail, "weight": float("nan")}}),
+        ("tails", {**saved["tails"], "largest": {**tail, "residuals": [1.0, 2.0]}}),
+        ("together", {"other": tail}),
+    ):
+        with pytest.raises(InputError, match="of no calibration"):
+            bars_from_json({**saved, key: value})
+    with pytest.raises(InputError, match="true or false"):
+        bars_from_json({**saved, "shared": "no"})
 
 
 def everything(mechanisms, against: bool = True):

@@ -55,6 +55,22 @@ def test_audit_reports_true_effects_and_valid_bars(kind):
     assert summary["metric"].startswith("squared_logit: higher is right")
 
 
+def test_results_show_themselves_in_a_terminal():
+    mechanisms = dictionary(40)
+    scores = attribute(mechanisms, IntegratedGradients())
+    for shown in (repr(scores), repr(scores.audit(exact=3))):
+        assert shown.startswith("dictionary: integrated" if shown == repr(scores) else "integrated")
+        assert "tensor(" not in shown
+        assert "Linear(" not in shown
+    assert "share of F(all gates at one)" in scores.signs["score"]
+    with pytest.raises(InputError, match="example must lie between 0 and 39, got 40"):
+        scores.audit(exact=3).largest_of(40)
+    for method in ("ig", IntegratedGradients):
+        with pytest.raises(InputError, match="method takes a method object"):
+            attribute(mechanisms, method)
+    assert "tensor(" not in repr(mechanisms.batch) + repr(mechanisms.target)
+
+
 def test_parts_shared_over_the_batch_have_bars_where_they_were_ablated():
     mechanisms = displacements(60)
     found = attribute(mechanisms).audit(exact=3)

@@ -44,6 +44,17 @@ def test_parts_without_a_score_are_left_out_and_nothing_is_not_stable():
     assert found.summary()["above_0.9"] is None
 
 
+def test_parts_with_a_score_in_too_few_examples_say_nothing():
+    scores = attribute(two_sites(30))
+    values = scores.values["reader"].clone().reshape(30, -1)
+    values[2:, :2] = 0
+    rare = replace(scores, values={"reader": values.reshape(scores.values["reader"].shape)})
+    found = compare(rare, rare)
+    assert found.table.height == 4
+    assert (found.table["first"] == found.table["second"]).all()
+    assert found.summary()["left_out"] == 2
+
+
 def test_scores_of_other_groups_or_examples_are_refused():
     with pytest.raises(InputError, match="cannot be compared"):
         compare(attribute(dictionary(5)), attribute(displacements(5)))

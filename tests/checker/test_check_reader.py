@@ -75,6 +75,7 @@ BROKEN: dict[str, bytes] = {
         + json.dumps({**ENTRY, "shape": [4, 1]}).encode()
         + b"}"
     ),
+    "a span beyond its shape": raw({"a": {**ENTRY, "data_offsets": [0, 20]}}, bytes(20)),
     "a wrong shape": raw({"a": {**ENTRY, "shape": [2, 3]}}),
     "a negative shape": raw({"a": {**ENTRY, "shape": [-2, -2]}}),
     "a true shape": raw({"a": {**ENTRY, "shape": [True, 4]}}),

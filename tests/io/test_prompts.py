@@ -177,6 +177,20 @@ def test_files_without_pairs_are_refused(tmp_path: Path) -> None:
         prompts.read_pairs(tmp_path / "a.jsonl", words(), format="greater")  # type: ignore[arg-type]
 
 
+def test_a_csv_with_the_columns_of_a_pair_is_read_as_pairs(tmp_path: Path) -> None:
+    head = "case,clean_prefix,patch_prefix,clean_answer,patch_answer"
+    row = [GOOD.case, GOOD.clean_prefix, GOOD.patch_prefix, GOOD.clean_answer, GOOD.patch_answer]
+    path = tmp_path / "pairs.csv"
+    path.write_text(f"{head}\n{','.join(row)}\n")
+    for format in (None, "pairs"):
+        assert prompts.read_pairs(path, words(), format=format).texts == (GOOD,)  # type: ignore[arg-type]
+    path.write_text("clean_prefix,clean_answer\na,b\n")
+    with pytest.raises(InputError, match="no column 'patch_prefix'"):
+        prompts.read_pairs(path, words(), format="pairs")
+    with pytest.raises(InputError, match=r"no column .clean.*may also be clean_prefix, patch_p"):
+        prompts.read_pairs(path, words())
+
+
 def names() -> Any:
     vocabulary = [*WORDS, "When", "Ann", "and", "Bob", "Cy", "met", "gave", "it", "to"]
     tokenizer = Tokenizer(

@@ -334,7 +334,7 @@ def test_a_record_cannot_name_files_outside_of_its_folder(tmp_path):
     (tmp_path / "precious").write_text("keep")
     with runs.start(tmp_path / "run", CONFIG) as run:
         for name in ("../precious", "/precious", "a/../../precious", NAME):
-            run._record._append({name: runs.Record(tmp_path)._state.files.get(name)})
+            run._record._append({name: runs.FolderRecord(tmp_path)._state.files.get(name)})
     with pytest.raises(InputError, match="this is not what Assay wrote"):
         runs.start(tmp_path / "run", CONFIG, force=True)
     assert (tmp_path / "precious").read_text() == "keep"

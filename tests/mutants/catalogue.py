@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import catalogue_bounds
 import catalogue_checker
+import catalogue_components
 import catalogue_networks
 import catalogue_proofs
 from run_mutants import Mutant
@@ -34,6 +35,7 @@ CATALOGUE = [
     *catalogue_bounds.MUTANTS,
     *catalogue_proofs.MUTANTS,
     *catalogue_checker.MUTANTS,
+    *catalogue_components.MUTANTS,
     *catalogue_networks.MUTANTS,
     # core
     Mutant(

@@ -37,7 +37,7 @@ def test_a_loss_is_proved_and_checked(level: str, weights: Path, tmp_path: Path)
     found = prove_task("max-of-k", weights, level=level, loss=True, certificate=path)
     assert found["proved"]
     assert found["quantity"].startswith("mean cross-entropy")
-    verdict = check_certificate(path, weights)
+    verdict, _ = check_certificate(path, weights)
     assert verdict["accepted"]
     assert verdict["measure"] == "the mean cross-entropy, all 6^3 = 216 inputs alike"
     assert verdict["level"] == level
@@ -65,6 +65,9 @@ def test_commands_print_what_a_verdict_is_about(weights: Path, tmp_path: Path) -
     assert (done.returncode, done.stderr) == (0, "")
     for word in ("accepted", "measure", "level", "assumptions", "216 inputs alike", "none"):
         assert word in done.stdout
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        *("accepted", "measure", "level", "assumptions")
+    ]
     done = command("check", path, "--weights", weights, "--json")
     verdict: dict[str, Any] = json.loads(done.stdout)
     assert verdict["accepted"] is True
@@ -74,6 +77,7 @@ def test_commands_print_what_a_verdict_is_about(weights: Path, tmp_path: Path) -
     path.write_text(json.dumps(entry))
     done = command("check", path, "--weights", weights)
     assert done.returncode == 1
+    assert done.stdout.startswith("rejected: ")
     assert "measure" in done.stdout
     done = command("prove", "max-of-k", weights, "--loss", "-o", weights)
     assert done.returncode == 2

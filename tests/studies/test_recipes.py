@@ -23,6 +23,8 @@ OWN = {
     "attribution": ["target.path=model", f"data.pairs={__file__}"],
     "channels": [f"data.path={__file__}"],
     "directions": ["target.path=model", f"data.path={__file__}"],
+    "components": ["target.path=model", f"data.path={__file__}"],
+    "llama-components": ["target.path=model", f"data.path={__file__}"],
 }
 BAD = {
     "a negative number": "-5",

@@ -8,6 +8,7 @@ import json
 import sys
 import types
 
+import polars as pl
 import pytest
 
 from assay import cli
@@ -150,3 +151,23 @@ def test_every_shipped_recipe_is_valid_in_both_forms():
             recipe = runner.load(name, short=short)
             assert recipe.about
             assert recipe.study in runner.STUDIES
+
+
+def test_tables_in_a_terminal_show_every_column_and_small_numbers(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    names = [f"column_{number}" for number in range(12)]
+    frame = pl.DataFrame({"group": ["g"], "part": ["g[pos 1]"], "index": [[1]], "reason": [""]})
+    cli._table({}, frame.with_columns(*(pl.lit(-1.9e-5).alias(name) for name in names)), False)
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("part", "g[pos 1]", *names))
+    assert text.count("-1.9e-05") == 12
+    assert not any(name in text for name in ("group", "index", "reason"))
+    cli._table({}, pl.DataFrame({"n": list(range(250))}), False)
+    assert "the first 100 of 250 rows; --json gives all" in capsys.readouterr().out
+
+
+def test_help_keeps_the_brackets_of_a_part(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["assay", "explain", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "group[index]" in capsys.readouterr().out

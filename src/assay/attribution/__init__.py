@@ -12,6 +12,7 @@ from assay.attribution.second import SecondOrder, curvature
 from assay.attribution.transformer.atp_star import AtPStar
 from assay.attribution.transformer.relp import RelP
 from assay.core.mechanisms import Mechanisms
+from assay.errors import InputError, shown
 
 __all__ = [
     "AtPStar",
@@ -34,6 +35,11 @@ __all__ = [
 
 def attribute(mechanisms: Mechanisms, method: Method | None = None) -> Scores:
     """Return how much each part matters to the metric, per example, by a method (default: the
-    gradient in the gates).
+    gradient in the gates). Raises InputError when `method` is no method object.
     """
+    if method is not None and not isinstance(method, Method):
+        raise InputError(
+            "method takes a method object, such as assay.IntegratedGradients(), got"
+            f" {shown(getattr(method, '__name__', method))}"
+        )
     return (method or Gradient()).scores(mechanisms)

@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from torch import Tensor
 
-from assay.charts.tables import notebook_html
+from assay.charts.tables import notebook_html, text_table
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import at, columns, data, mean, unravel
 from assay.errors import AssayError, InputError
@@ -82,12 +82,14 @@ class Scores:
         right = "higher" if target.higher_is_right else "lower"
         name = getattr(target.metric, "name", getattr(target.metric, "__name__", "the metric"))
         formula = getattr(target.metric, "formula", "") or f"{right} is right"
-        score = "F(all gates at one) - F(one gate at zero)"
-        meaning = (
-            f"|{score}|: the size of the change, without its sign"
-            if self.unsigned
-            else f"{score}: positive where removing the part lowers the metric"
-        )
+        meaning = {
+            "single removal": "F(all gates at one) - F(one gate at zero): positive where removing"
+            " the part lowers the metric",
+            "size of single removal": "|F(all gates at one) - F(one gate at zero)|: the size of the"
+            " change, without its sign",
+            "share of joint removal": "the part's share of F(all gates at one) - F(all gates of the"
+            " path at zero): positive where its removal together with the others lowers the metric",
+        }[self.estimand]
         return {"metric": f"{name}: {formula}", "score": f"A score is {meaning}."}
 
     def mean(self) -> dict[str, Tensor]:
@@ -153,12 +155,20 @@ class Scores:
         """
         return {name: -values for name, values in self.values.items()}
 
+    def __repr__(self) -> str:
+        return f"{self.mechanisms.kind}: {self._head()}\n{text_table(self._shown())}"
+
     def _repr_html_(self) -> str:
-        head = (
-            f"<p><b>{self.mechanisms.kind}</b>: {self.method}, {self.estimand}, reference"
-            f" {self.reference}</p>"
+        return f"<p><b>{self.mechanisms.kind}</b>: {self._head()}</p>" + notebook_html(
+            self._shown()
         )
-        return head + notebook_html(self.top(20).select("part", "score", "sd", "n"))
+
+    def _head(self) -> str:
+        return f"{self.method}, {self.estimand}, reference {self.reference}"
+
+    def _shown(self) -> pl.DataFrame:
+        top = self.top(20)
+        return top.select("part", "score", "sd", "n") if top.width else top
 
 
 def require_scores(values: Mapping[str, Tensor]) -> None:

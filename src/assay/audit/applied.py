@@ -31,12 +31,14 @@ class Applied:
     """Bars on new inputs: `table` has the largest |scores| of each input, see `largest_table`.
 
     `promises` is the coverage that was measured on them: it falls short where the new inputs are
-    unlike those that calibrated, of which there were `calibrated`."""
+    unlike those that calibrated, of which there were `calibrated`. For the selections `unpromised`
+    it is measured and nothing was promised."""
 
     table: pl.DataFrame
     promises: Mapping[str, Coverage]
     guarantee: str
     calibrated: int
+    unpromised: frozenset[str] = frozenset({BY_EXACT})
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers that `--json` shows."""
@@ -56,7 +58,7 @@ class Applied:
         tested = {
             name: (found.share, found.high, found)
             for name, found in self.promises.items()
-            if name != BY_EXACT and found.share is not None and found.high is not None
+            if name not in self.unpromised and found.share is not None and found.high is not None
         }
         strict = norm.isf(TAIL / max(len(tested), 1)) / norm.isf(TAIL)
         return [
@@ -95,6 +97,7 @@ def apply_bars(
     there. Raises InputError when the groups differ, or a scale of the bars is not given."""
     parts = population(scores, scales)
     wanted = {name.removeprefix("site ") for name in bars.tails if name.startswith("site ")}
+    wanted |= {name for name, _ in bars.selections.listed} | set(bars.scale.factors)
     if missing := wanted - set(parts.names):
         raise InputError(f"the bars are for groups {', '.join(sorted(missing))}, which are absent")
     if bars.shared:
@@ -119,4 +122,6 @@ def apply_bars(
         promises = held_out(Ablated(parts, plan, rows, truth[rows]), bars, everyone)[1]
     shown = np.flatnonzero(parts.rank < max(bars.selections.count, 1))
     table = largest_table(parts, shown, half, together, truth)
-    return Applied(table, promises, bars.guarantee, bars.distinct)
+    kept = {"all", *bars.tails, *(f"{name}, together" for name in bars.together)}
+    unpromised = frozenset({BY_EXACT, *promises}) - kept
+    return Applied(table, promises, bars.guarantee, bars.distinct, unpromised)

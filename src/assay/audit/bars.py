@@ -167,10 +167,14 @@ def promised(
     found = {}
     for name, mask in selections.masks(parts, names).items():
         if name in caps:
-            rank = parts.rank if name == TOP_BY_SCORE else parts.rank_in_group
-            mask = mask & (rank < caps[name])
+            mask = mask & (ranks(parts, name) < caps[name])
         found[name] = mask
     return found
+
+
+def ranks(parts: Population, name: str) -> np.ndarray:
+    """Return the ranks that the cap of a selection counts by."""
+    return parts.rank if name == TOP_BY_SCORE else parts.rank_in_group
 
 
 def conformal_quantile(residuals: np.ndarray, alpha: float) -> float:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from assay.audit.bars import LISTS, Bars, Tail, promised, split, tail
+from assay.audit.bars import LISTS, Bars, Tail, promised, ranks, split, tail
 from assay.audit.population import Population
 from assay.audit.sampling import Design
 from assay.audit.scale import Scale, Tuning, choose_scale
@@ -84,7 +84,7 @@ def calibrate(
     every = selections.masks(parts, None if promises is None else {*strata, *promises})
     names = list(every)
     caps = {
-        name: _cap(parts, every[name], ablated.design, fold, alpha)
+        name: _cap(parts, every[name], ranks(parts, name), ablated.design, fold, alpha)
         for name in names
         if not _stratum(name) and name not in LISTS
     }
@@ -143,23 +143,39 @@ def _stratum(name: str) -> bool:
     return name == "all" or name.startswith("site ")
 
 
-def _cap(parts: Population, mask: np.ndarray, plan: Design, fold: np.ndarray, alpha: float) -> int:
-    """Return how many rows of a selection an input may have for the calibration inputs to give them
-    finite bars: `alpha (weight + rows) >= reach`, as far as the scores of the tuning inputs tell.
+def _cap(
+    parts: Population,
+    mask: np.ndarray,
+    rank: np.ndarray,
+    plan: Design,
+    fold: np.ndarray,
+    alpha: float,
+) -> int:
+    """Return how many rows of a selection, the first by `rank`, an input may have for the
+    calibration inputs to give them finite bars: `alpha (weight + rows) >= reach` of the rows that
+    are left, as far as the scores of the tuning inputs tell; 0 where no number will do.
 
     The weight of the calibration rows is taken two standard errors below its estimate."""
-    tuning, count = fold == 0, parts.per_input(mask.astype(float))
+    tuning = np.flatnonzero(mask & (fold == 0)[parts.example])
     copies = np.bincount(parts.unit)[parts.unit]
-    units, calibrating = (len(np.unique(parts.unit[fold == place])) for place in (0, 1))
-    if units < 2 or not count[tuning].any():
+    known = np.unique(parts.unit[fold == 0])
+    units, calibrating = len(known), len(np.unique(parts.unit[fold == 1]))
+    if units < 2 or not len(tuning):
         return 0
-    each = np.bincount(parts.unit[tuning], weights=(count / copies)[tuning])
-    each = each[np.unique(parts.unit[tuning])]
-    spread = each.std(ddof=1) * math.sqrt(calibrating + calibrating**2 / units)
-    weight = calibrating * each.mean() - 2 * spread
-    present = tuning & (count > 0)
-    ratio = float((plan.reach(parts, mask)[present] / count[present]).max())
-    return max(math.floor(alpha * weight / (ratio - alpha) + 1e-9), 0)
+    most = cap = int(rank[tuning].max()) + 1
+    while cap > 0:
+        rows = tuning[rank[tuning] < cap]
+        count = np.bincount(parts.example[rows], minlength=parts.examples)
+        each = np.bincount(parts.unit, weights=count / copies)[known]
+        spread = each.std(ddof=1) * math.sqrt(calibrating + calibrating**2 / units)
+        weight = calibrating * each.mean() - 2 * spread
+        present = count > 0
+        count, reach = count[present], plan.reach(parts, rows)[present]
+        if (alpha * (weight + count) - reach).min() >= -1e-9:
+            beyond = math.floor(alpha * weight / (float((reach / count).max()) - alpha) + 1e-9)
+            return max(cap, beyond) if cap == most else cap
+        cap = min(cap - 1, cap - cap // 8)
+    return 0
 
 
 def _tuning(ablated: Ablated, chosen: np.ndarray, masks: Mapping[str, np.ndarray]) -> Tuning:

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from assay.audit.intervals import binomial_interval
+from assay.audit.intervals import LEAST, binomial_interval
 
-LEAST = 5
-"""The least number of held-out inputs that a measured share is given for."""
 LEVEL = 0.95
 
 
@@ -102,7 +100,7 @@ def measure(
     if inputs < LEAST:
         lost = int((~finite).sum())
         reason = (
-            f"{lost:,} held-out rows have no bar"
+            f"{lost:,} held-out rows have no bar: too few inputs calibrate it"
             if lost and not rows
             else f"{inputs} held-out inputs, and at least {LEAST} are needed"
         )

@@ -20,13 +20,15 @@ def held_out(
 ) -> tuple[np.ndarray, dict[str, Coverage]]:
     """Return the half-width of every row's bar, and the coverage by selection on the `chosen`
     examples: all, and without `only_all` every selection, the largest exact effects, and both lists
-    as wholes ("largest, together" and "listed, together").
+    as wholes ("largest, together" and "listed, together"). A promised selection is measured on the
+    rows that the promise is made for.
 
     Groups in which every score is exact up to rounding are left out: covering proves nothing there.
     """
     parts, rows = ablated.parts, ablated.rows
-    masks = {} if only_all else bars.selections.masks(parts)
-    half = bars.half_widths(parts, reaches(parts, ablated.design, bars.masks(parts)))
+    promised = bars.masks(parts)
+    masks = {} if only_all else bars.selections.masks(parts) | promised
+    half = bars.half_widths(parts, reaches(parts, ablated.design, promised))
     error, drawn = ablated.error, half[rows]
     wrong = np.unique(parts.group[rows][error > 1e-12 * np.abs(ablated.exact).max(initial=0.0)])
     held = chosen[parts.example[rows]] & np.isin(parts.group[rows], wrong)

@@ -10,11 +10,14 @@ from scipy import stats
 
 from assay.errors import InputError
 
+LEAST = 5
+"""The least number of inputs that a measured share, or a mean of values with ties, is given for."""
+
 
 @dataclass(frozen=True)
 class ConfidenceInterval:
     """An estimate with an interval that holds with probability at least 1 - alpha as the number of
-    inputs grows.
+    inputs grows, for values of finite variance.
 
     `sampled_only` is the width that the sampled exact effects give alone, without any estimate (NaN
     where it is not defined). Where the inputs do not support an interval, the estimate, `low` and
@@ -53,6 +56,9 @@ def mean_interval(
     with the weight w that makes the variance `var(values - w predicted) / n + w^2 var(more) / N`
     smallest (arXiv 2311.01453).
 
+    The variance of a value that nearly all inputs share cannot be seen in them: where fewer than
+    five of the inputs differ from the commonest value there is no interval.
+
     Raises InputError with fewer than two values, or predictions without further ones.
     """
     values = np.asarray(values, float)
@@ -65,6 +71,8 @@ def mean_interval(
         raise InputError(
             "predictions of the measured values and of further ones go together: give both or none"
         )
+    if reason := _unsupported(values):
+        return ConfidenceInterval(None, None, None, alpha, n, reason=reason)
     reach = float(stats.t.ppf(1 - alpha / 2, n - 1))
     alone = 2 * reach * float(values.std(ddof=1)) / math.sqrt(n)
     if predicted is None or more is None or len(more) < 2 or np.ptp(predicted) == 0:
@@ -81,6 +89,19 @@ def mean_interval(
     ) / len(more)
     half = reach * math.sqrt(variance)
     return ConfidenceInterval(middle, middle - half, middle + half, alpha, n, alone)
+
+
+def _unsupported(values: np.ndarray) -> str:
+    """Return why values show nothing of their variance; empty where they do."""
+    common = int(np.unique(values, return_counts=True)[1].max())
+    other = len(values) - common
+    if common == 1 or other >= LEAST:
+        return ""
+    if not other:
+        return f"all {common} inputs have the same value, which says nothing of its error"
+    return (
+        f"{other} of {len(values)} inputs differ from the others, and at least {LEAST} are needed"
+    )
 
 
 def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> ConfidenceInterval:

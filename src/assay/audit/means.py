@@ -9,7 +9,7 @@ import torch
 from assay.attribution.scores import Scores
 from assay.audit.calibration import folds
 from assay.audit.effects import ExactEffects
-from assay.audit.intervals import mean_interval
+from assay.audit.intervals import LEAST, mean_interval
 from assay.audit.population import Population, population
 from assay.audit.selections import largest_parts
 from assay.core.values import unravel
@@ -73,9 +73,11 @@ def mean_effects(
             row["reason"] = "too few inputs to choose the list on some and estimate on others"
         elif len(truth) < 2:
             row["reason"] = f"an interval needs at least two inputs, got {len(truth)}"
+        elif ablated < min(LEAST, len(here)):
+            row["reason"] = f"{ablated} inputs have the part ablated, at least {LEAST} are needed"
         else:
             found = mean_interval(truth, alpha)
-            row |= {"low": found.low, "high": found.high, "reason": ""}
+            row |= {"low": found.low, "high": found.high, "reason": found.reason}
         rows.append(row)
     return pl.DataFrame(rows, schema=SCHEMA)
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from assay.audit.lists import largest_table
 from assay.audit.means import mean_effects
 from assay.audit.population import Population
 from assay.audit.selections import Selections
-from assay.charts.tables import notebook_html
+from assay.charts.tables import notebook_html, text_table
+from assay.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,10 @@ class Audit:
     def at_level(self, alpha: float, *, seed: int | None = None) -> Audit:
         """Return the audit with bars of another level, or with other random folds of the inputs,
         from the same ablations and with the same lists.
-        """
+
+        With other folds the inputs that fixed the lists can calibrate: what is measured on all
+        parts is comparable, and the promise for lists and largest scores is that of the first
+        folds."""
         options = replace(self.options, alpha=alpha)
         options = options if seed is None else replace(options, seed=seed)
         return replace(self, options=options, **barred(self, options))
@@ -122,8 +127,12 @@ class Audit:
 
     def largest_of(self, example: int) -> pl.DataFrame:
         """Return the largest |scores| of one input, as many as the lists have; see
-        `largest_table`.
+        `largest_table`. A part's own bar holds on average over the list, and its simultaneous bar
+        for each of its places. Raises InputError when there is no such input.
         """
+        size = len(self.scores.mechanisms.batch)
+        if not 0 <= example < size:
+            raise InputError(f"example must lie between 0 and {size - 1}, got {example}")
         parts = self.parts
         rows = np.flatnonzero(
             (parts.example == example) & (parts.rank < max(self.selections.count, 1))
@@ -201,15 +210,23 @@ class Audit:
 
         return scatter_identity(self.table, "exact", "estimate", colour="group")
 
+    def __repr__(self) -> str:
+        return f"{self.scores.method} {self._words()}\n{text_table(self._shown())}"
+
     def _repr_html_(self) -> str:
-        line = (
-            f"<p><b>{self.scores.method}</b> against {self.table.height} exact ablations: r"
+        words = f"<p><b>{self.scores.method}</b> {escape(self._words())}</p>"
+        return words + notebook_html(self._shown())
+
+    def _words(self) -> str:
+        return (
+            f"against {self.table.height} exact ablations: r"
             f" {self.pooled.pearson:.3f}, slope {self.pooled.slope:.3f}, sign"
             f" {self.pooled.sign:.3f}. {self.promises['all'].sentence}."
-            f" Promise: {self.bars.guarantee}. {self.scores.signs['score']}</p>"
+            f" Promise: {self.bars.guarantee}. {self.scores.signs['score']}"
         )
-        shown = self.top(20, exact=False).drop("group", "index", "reason")
-        return line + notebook_html(shown)
+
+    def _shown(self) -> pl.DataFrame:
+        return self.top(20, exact=False).drop("group", "index", "reason")
 
 
 def barred(found: Audit, options: Options) -> dict[str, Any]:

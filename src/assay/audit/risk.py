@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.stats import binom
 
-from assay.errors import InputError, unknown
+from assay.errors import InputError, shown, unknown
 
 Promise = Literal["input", "channel"]
 
@@ -71,9 +71,20 @@ class SelectiveRisk:
     def from_dict(saved: Mapping[str, Any]) -> SelectiveRisk:
         """Return what `to_dict` saved; InputError for anything else."""
         try:
-            return SelectiveRisk(**saved)
+            found = SelectiveRisk(**saved)
+            right = (
+                (found.threshold is None or 0 <= found.threshold < math.inf)
+                and found.promise in get_args(Promise)
+                and 0 < found.tolerance < math.inf
+                and 0 < found.alpha < 1
+                and 0 < found.eta < 1
+                and isinstance(found.reason, str)
+            )
         except TypeError as error:
-            raise InputError(f"no calibrated threshold in {dict(saved)}") from error
+            raise InputError(f"no calibrated threshold in {shown(saved)}") from error
+        if not right:
+            raise InputError(f"no calibrated threshold in {shown(saved)}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,12 @@ class ListBars:
     alpha: float
     quantile: float
     inputs: int
+
+    @property
+    def rank(self) -> int:
+        """Which calibration residual the quantile is, in ascending order from 1."""
+        # The product is rounded first: (n + 1)(1 - alpha) = 9.000000000000002 must not cost a rank.
+        return math.ceil(round((self.inputs + 1) * (1 - self.alpha), 9))
 
     @property
     def guarantee(self) -> str:
@@ -207,10 +224,10 @@ def calibrate_list_bars(
     inputs, place = np.unique(group, return_inverse=True)
     largest = np.zeros(len(inputs))
     np.maximum.at(largest, place, residual)
-    # The product is rounded first: (n + 1)(1 - alpha) = 9.000000000000002 must not cost a rank.
-    rank = math.ceil(round((len(inputs) + 1) * (1 - alpha), 9))
-    quantile = float(np.sort(largest)[rank - 1]) if rank <= len(inputs) else math.inf
-    return ListBars(alpha, quantile, len(inputs))
+    found = ListBars(alpha, math.inf, len(inputs))
+    if found.rank > found.inputs:
+        return found
+    return replace(found, quantile=float(np.sort(largest)[found.rank - 1]))
 
 
 def _grid(scores: np.ndarray, steps: int) -> np.ndarray:

@@ -30,13 +30,13 @@ class Design:
         place = parts.example, self.stratum
         return self.taken[place] / self.size[place]
 
-    def reach(self, parts: Population, mask: np.ndarray) -> np.ndarray:
-        """Return the largest sum of 1 / inclusion probability that rows of a selection can have in
-        a sample of each input, (examples,).
+    def reach(self, parts: Population, chosen: np.ndarray) -> np.ndarray:
+        """Return the largest sum of 1 / inclusion probability that `chosen` rows (a mask, or their
+        places) can have in a sample of each input, (examples,).
         """
         strata = self.size.shape[1]
         inside = np.bincount(
-            (parts.example * strata + self.stratum)[mask], minlength=self.size.size
+            (parts.example * strata + self.stratum)[chosen], minlength=self.size.size
         ).reshape(self.size.shape)
         drawn = np.minimum(self.taken, inside)
         return (drawn * self.size / np.maximum(self.taken, 1)).sum(1)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from assay.audit.audit import Audit
-from assay.audit.bars import Bars, Tail
+from assay.audit.bars import LISTS, Bars, Tail
 from assay.audit.scale import Scale
-from assay.audit.selections import Selections
-from assay.errors import InputError
+from assay.audit.selections import TOP_BY_SCORE, Selections
+from assay.errors import InputError, shown
 
 
 def bars_to_json(audit: Audit) -> dict[str, Any]:
@@ -51,10 +51,12 @@ def bars_to_json(audit: Audit) -> dict[str, Any]:
 
 
 def bars_from_json(saved: Mapping[str, Any]) -> Bars:
-    """Return the bars that `bars_to_json` wrote; InputError when something is missing."""
+    """Return the bars that `bars_to_json` wrote; InputError when something is missing, of another
+    type, or a number that no calibration gives.
+    """
     try:
         scale, kept = saved["scale"], saved["selections"]
-        return Bars(
+        bars = Bars(
             float(saved["alpha"]),
             Scale(
                 str(scale["name"]),
@@ -72,17 +74,70 @@ def bars_from_json(saved: Mapping[str, Any]) -> Bars:
                 tuple((str(group), int(place)) for group, place in kept["listed"]),
                 _from_number(kept["level"]),
                 {name: float(level) for name, level in kept["levels"].items()},
-                bool(kept["merged"]),
+                _truth(kept["merged"]),
             ),
             {name: _from_tail(entry) for name, entry in saved["tails"].items()},
             {name: _from_tail(entry) for name, entry in saved["together"].items()},
             {name: int(cap) for name, cap in saved["caps"].items()},
             int(saved["distinct"]),
             int(saved["tuned"]),
-            bool(saved["shared"]),
+            _truth(saved["shared"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"the saved bars cannot be read: {error!r}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise InputError(
+            f"the saved bars cannot be read ({error!r}); were they made by another version? Run the"
+            " study again"
+        ) from error
+    if wrong := [what for what, right in _conditions(bars) if not right]:
+        raise InputError(f"the saved bars are of no calibration, where {'; '.join(wrong)}")
+    return bars
+
+
+def _conditions(bars: Bars) -> Iterator[tuple[str, bool]]:
+    """Yield what every calibration gives, and whether the bars have it; NaN has nothing."""
+    kept, scale = bars.selections, bars.scale
+    yield "alpha lies between 0 and 1", 0 < bars.alpha < 1
+    yield "at least one input calibrated", bars.distinct >= 1
+    yield "counts are not negative", min(bars.tuned, kept.count, *bars.caps.values(), 0) >= 0
+    yield (
+        "every level is at least 0",
+        all(entry >= 0 for entry in (kept.level, *kept.levels.values())),
+    )
+    yield (
+        "a cap is kept for the largest by score",
+        TOP_BY_SCORE not in bars.tails or TOP_BY_SCORE in bars.caps,
+    )
+    lists = {*LISTS} & bars.tails.keys()
+    yield "bars that hold at once are of lists that have bars", bars.together.keys() <= lists
+    yield "the floor is finite and at least 0", 0 <= scale.floor < math.inf
+    for name, (places, factors) in scale.factors.items():
+        yield (
+            f"places of {name!r} ascend, with one positive finite factor each",
+            places.shape == factors.shape
+            and places.ndim == 1
+            and bool((np.diff(places) > 0).all())
+            and bool(((factors > 0) & (factors < math.inf)).all()),
+        )
+    for name, tail in (*bars.tails.items(), *bars.together.items()):
+        yield (
+            f"residuals of {name!r} descend to at least 0, with ascending weights above them",
+            tail.residuals.shape == tail.above.shape
+            and tail.residuals.ndim == 1
+            and bool((tail.residuals >= 0).all())
+            and bool((tail.residuals[1:] <= tail.residuals[:-1]).all())
+            and bool((tail.above >= 0).all())
+            and bool((np.diff(tail.above) >= 0).all()),
+        )
+        yield (
+            f"weight and inputs of {name!r} are finite and at least 0",
+            0 <= tail.weight < math.inf and tail.inputs >= 0,
+        )
+
+
+def _truth(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"true or false expected, got {shown(value)}")
+    return value
 
 
 def _tail(tail: Tail) -> dict[str, Any]:

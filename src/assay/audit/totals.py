@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import chi2
 
 from assay.attribution.scores import Scores
 from assay.audit.audit import Audit
 from assay.audit.calibration import Ablated
-from assay.audit.coverage import LEAST
 from assay.audit.intervals import (
+    LEAST,
     ConfidenceInterval,
     binomial_interval,
     mean_interval,
@@ -70,7 +71,9 @@ def top_recall(audit: Audit, k: int, alpha: float | None = None) -> ConfidenceIn
     for all parts, and corrected by the random sample. Where the corrections show no variance over
     inputs they say nothing of their own error; the interval is then the exact binomial one, each
     input with a sampled large effect counted once, and never reaches certainty. With fewer than
-    five such inputs there is none.
+    five such inputs there is none. Where fewer than five inputs have a sampled large effect that
+    the scores miss, the lower end also allows for those that the sample can have passed over: the
+    upper Poisson limit of their number (Garwood 1936) over the smallest inclusion probability.
 
     Raises InputError for k below 1 or above the number of active parts of an input, and for gates
     that are shared over the batch."""
@@ -103,10 +106,21 @@ def top_recall(audit: Audit, k: int, alpha: float | None = None) -> ConfidenceIn
 
     above, below = corrected(found & large), corrected(large)
     interval = ratio_interval(above, below, chance)
-    share = interval.estimate
-    if share is None or np.ptp(above - share * below) > 1e-12 * max(1.0, np.abs(below).max()):
+    share, low, high = interval.estimate, interval.low, interval.high
+    if share is None or low is None:
         return interval
-    low, high = binomial_interval(share, trials, chance)
+    if np.ptp(above - share * below) <= 1e-12 * max(1.0, np.abs(below).max()):
+        low, high = binomial_interval(share, trials, chance)
+    inclusion = ablated.design.inclusion(parts)
+    hidden = (size < limit) & (inclusion < 1)
+    seen = large & hidden[rows]
+    if hidden.any() and (times := len(np.unique(ablated.unit[seen]))) < LEAST:
+        least = np.full(len(above), np.inf)
+        np.minimum.at(least, parts.unit[parts.example[hidden]], inclusion[hidden])
+        least = least[np.isfinite(least)]
+        expected = float(chi2.ppf(1 - chance / 2, 2 * (times + 1))) / 2
+        most = expected / least.mean() / len(above)
+        low = min(low, above.mean() / (corrected(large & ~seen).mean() + most))
     return replace(interval, low=low, high=high)
 
 

@@ -106,6 +106,19 @@ def table_html(frame: pl.DataFrame, *, title: str = "", limit: int = 200) -> str
     return table
 
 
+def text_table(frame: pl.DataFrame) -> str:
+    """Return a table as text with every row and column, and with names whole."""
+    with pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        fmt_str_lengths=100,
+        tbl_width_chars=160,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+    ):
+        return str(frame)
+
+
 def notebook_html(frame: pl.DataFrame, *, title: str = "", limit: int = 20) -> str:
     """Return what a result's `_repr_html_` gives: a small escaped table with its title."""
     return (

@@ -48,6 +48,9 @@ class Batch:
             if isinstance(leaf, Tensor):
                 require_finite(leaf, "the batch's input")
 
+    def __repr__(self) -> str:
+        return f"Batch({len(self)} examples)"
+
     def __len__(self) -> int:
         return next(
             leaf.shape[0]
@@ -82,7 +85,7 @@ class Target:
     Raises InputError when a parameter is NaN or infinite.
     """
 
-    model: nn.Module
+    model: nn.Module = field(repr=False)
     metric: Metric
     name: str = "model"
     higher_is_right: bool | None = None

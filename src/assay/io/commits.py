@@ -13,6 +13,7 @@ new content or the one before. An empty commit says that none is.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -51,6 +52,8 @@ class Entry:
             with path.open("rb") as stream:
                 return digest(stream.read(self.size)) == self.sha256
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # no file can have this name
+                return False
             raise InputError(f"{path} cannot be read: {error}") from error
 
 

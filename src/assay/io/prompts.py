@@ -1,9 +1,9 @@
 """Prompt files: pairs of a clean and a patched prompt with one-token answers, and plain text, as
 token ids.
 
-Pairs come as one JSON object per line, or as the CSV files of the indirect-object (arXiv
-2211.00593) and greater-than (arXiv 2305.00586) tasks. Prompts are left-aligned: padding stands on
-the right, where a causal model does not see it."""
+Pairs come as one JSON object per line, as a CSV file with the same fields as columns, or as the
+CSV files of the indirect-object (arXiv 2211.00593) and greater-than (arXiv 2305.00586) tasks.
+Prompts are left-aligned: padding stands on the right, where a causal model does not see it."""
 
 from __future__ import annotations
 
@@ -115,9 +115,10 @@ def read_pairs(
     """Read a file of pairs and encode it; `limit` keeps the first ones that pass, `patch` names the
     patched column of a CSV.
 
-    The format follows from the suffix (.jsonl: pairs) and, for a CSV, from its columns (label:
-    greater-than). The answers of an indirect-object CSV are found in its text: the name said once
-    against the name said twice. Those of a greater-than CSV are the neighbouring years.
+    The format follows from the suffix (.jsonl: pairs) and, for a CSV, from its columns
+    (clean_prefix and the other fields: pairs, label: greater-than). The answers of an
+    indirect-object CSV are found in its text: the name said once against the name said twice.
+    Those of a greater-than CSV are the neighbouring years.
 
     Raises InputError with file and line for a malformed line, and when the file is empty or no pair
     passes."""
@@ -125,7 +126,7 @@ def read_pairs(
     if format is not None and format not in get_args(Format):
         raise unknown("pair format", format, get_args(Format))
     lines = read_file(path)
-    if format == "pairs" or (format is None and path.suffix != ".csv"):
+    if format in (None, "pairs") and path.suffix != ".csv":
         found, dropped = list(_jsonl(path, lines)), Counter[str]()
     else:
         found, dropped = _csv(path, lines, format, patch)
@@ -332,10 +333,14 @@ def _csv(
         columns = list(reader.fieldnames or [])
     except csv.Error as error:
         raise InputError(f"{path}, line 1: {error}") from error
-    for column in ("clean", patch, *(["label"] if format == "greater_than" else [])):
+    plain = format == "pairs" or (format is None and set(_FIELDS) <= set(columns))
+    task = ("clean", patch, *(["label"] if format == "greater_than" else []))
+    for column in _FIELDS if plain else task:
         if columns and column not in columns:
+            other = "" if format else f"; the columns may also be {', '.join(_FIELDS)}"
             raise InputError(
                 f"{path}, line 1: no column {column!r}; there are {', '.join(map(repr, columns))}"
+                f"{other}"
             )
     years = format == "greater_than" or (format is None and "label" in columns)
     pairs, dropped = [], Counter[str]()
@@ -343,11 +348,14 @@ def _csv(
         for row in reader:
             if None in row or None in row.values():
                 raise InputError(f"{path}, line {reader.line_num}: {len(columns)} fields expected")
-            pair = (
-                _greater_than(row, patch, f"{path}, line {reader.line_num}")
-                if years
-                else _indirect_object(row, patch)
-            )
+            pair: TextPair | str
+            if plain:
+                clean, patched, right, wrong = (row[name] for name in _FIELDS)
+                pair = TextPair(clean, patched, right, wrong, row.get("case", ""))
+            elif years:
+                pair = _greater_than(row, patch, f"{path}, line {reader.line_num}")
+            else:
+                pair = _indirect_object(row, patch)
             if isinstance(pair, TextPair):
                 pairs.append(pair)
             else:

@@ -14,15 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from assay.errors import AssayError, InputError
+from assay.errors import AssayError, InputError, shown
 from assay.io import commits, files, locks
 from assay.io.commits import NAME, Changes, Commits, Entry, digest
 
 _PATIENCE = 10.0  # seconds that a single write waits for another one
+_LONGEST = 255  # bytes in the name of a file
 _ATTEMPTS = 3  # reads of a file that another process may be writing
 
 
-class Record:
+class FolderRecord:
     """The record of one folder; reading needs no lock, writing takes it."""
 
     def __init__(self, folder: Path):
@@ -384,7 +385,11 @@ class Record:
             files.write_atomic(path, lambda new, data=data: files.put(new, data))  # type: ignore[misc]
 
     def _require_ours(self, name: str, path: Path) -> None:
-        """Refuse to replace what Assay did not write, or what was changed since."""
+        """Refuse to replace what Assay did not write, or what was changed since, and names that no
+        file can have: the commit comes before the file.
+        """
+        if len(os.fsencode(path.name)) > _LONGEST:
+            raise InputError(f"{shown(path.name)} is too long for the name of a file")
         if os.path.lexists(path):
             entry = self._state.files.get(name)
             if entry is None:

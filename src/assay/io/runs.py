@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from assay.errors import InputError
 from assay.io import files
 from assay.io.commits import NAME
-from assay.io.record import Record
+from assay.io.record import FolderRecord
 
 if TYPE_CHECKING:
     import polars as pl
@@ -42,7 +42,7 @@ class Run:
 
     def __init__(self, folder: Path | str):
         self.folder = Path(folder)
-        self._record, self._prefix = Record(self.folder), ""
+        self._record, self._prefix = FolderRecord(self.folder), ""
         self._holding = ExitStack()
 
     def child(self, name: str) -> Run:
@@ -87,7 +87,7 @@ class Run:
         """Remove the folder when it holds no more than a new run does: input refused at the
         start leaves nothing behind.
         """
-        if set(self._record.names()) <= {"config.json", "versions.json"}:
+        if set(self._record.names()) <= {"config.json", "inputs.json", "versions.json"}:
             self._record.remove_all()
             self._record.remove()
 
@@ -227,7 +227,7 @@ def require_startable(folder: Path | str, *, resume: bool = False, force: bool =
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file, not a run folder")
         occupied = folder.is_dir() and any(entry.name != NAME for entry in folder.iterdir())
-        is_run = Record(folder).is_there()
+        is_run = FolderRecord(folder).is_there()
     except OSError as error:
         raise InputError(f"{folder} cannot be opened as a folder: {error}") from error
     if occupied and not is_run:
@@ -280,7 +280,7 @@ def require_undamaged(path: Path | str) -> None:
     whole = Path(path).absolute()
     for folder in (whole, *whole.parents):
         if (folder / NAME).is_file():
-            record, name = Record(folder), whole.relative_to(folder).as_posix()
+            record, name = FolderRecord(folder), whole.relative_to(folder).as_posix()
             written = record.names()
             inner = written if whole == folder else [name]
             for one in inner:

@@ -5,7 +5,7 @@ logs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -30,19 +30,21 @@ def fit(
     name: str = "training",
     log_every: int = 50,
     save_every: int = 500,
+    before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
 ) -> None:
     """Minimise `objective` for `steps` steps, in place.
 
     `objective(step)` draws its batch with `generator` and returns the loss and the quantities to
     log (scalar tensors, read only on logged steps). The learning rate of each parameter group is
-    its initial one times `schedule(step / steps)`. `after_step` runs after each update (a
-    projection, say). With `run`, a checkpoint `<name>.pt` holds the model, the optimizer and the
-    state of `generator`; a later call with the same run goes on from it and ends with the same
-    bits.
+    its initial one times `schedule(step / steps)`. `before_step` runs between the backward pass and
+    each update (a sum of gradients over processes, say), `after_step` after it (a projection). With
+    `run`, a checkpoint `<name>.pt` holds the model, the optimizer and the state of `generator`; a
+    later call with the same run goes on from it and ends with the same bits.
 
-    Raises AssayError when the loss is not finite (the last checkpoint stays), InputError when the
-    checkpoint is damaged or of another training, or when another process trains in the folder."""
+    Raises AssayError, with the terms, when the loss or a parameter is not finite (the last
+    checkpoint stays: no other is written), InputError when the checkpoint is damaged or of another
+    training, or when another process trains in the folder."""
     for what, count in (("steps", steps), ("log_every", log_every), ("save_every", save_every)):
         if count < 1:
             raise InputError(f"{what} must be at least 1, got {count}")
@@ -53,6 +55,7 @@ def fit(
             first = _restore(run, name, steps, model, optimizer, generator)
             run.forget_after(name, first - 1)
         was_training = model.training
+        unread: list[tuple[int, Tensor, Mapping[str, Tensor]]] = []
         model.train()
         for step in progress(range(first, steps), name, total=steps, initial=first):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -60,13 +63,21 @@ def fit(
             optimizer.zero_grad(set_to_none=True)
             loss, metrics = objective(step)
             loss.backward()
+            metrics = {key: entry.detach() for key, entry in metrics.items()}
+            unread.append((step, loss.detach(), metrics))
+            if before_step is not None:
+                before_step()
             optimizer.step()
             if after_step is not None:
                 after_step()
             last = step + 1 == steps
-            if step % log_every == 0 or last:
+            saves = run is not None and ((step + 1) % save_every == 0 or last)
+            if saves or step % log_every == 0 or last:
+                _require_finite(name, unread, model if saves or last else None)
+                unread.clear()
+            if run is not None and (step % log_every == 0 or last):
                 _log(run, name, step, loss, metrics)
-            if run is not None and ((step + 1) % save_every == 0 or last):
+            if run is not None and saves:
                 _save(run, name, step + 1, model, optimizer, generator)
         model.train(was_training)
 
@@ -85,18 +96,40 @@ def ramp(done: float, begin: float, end: float) -> float:
     return min(max((done - begin) / (end - begin), 0.0), 1.0)
 
 
-def _log(
-    run: Run | None, name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor]
+def _log(run: Run, name: str, step: int, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+    others = {key: float(entry.detach()) for key, entry in metrics.items()}
+    run.log(name, step, {"losses/total": float(loss.detach()), **others})
+
+
+def _require_finite(
+    name: str,
+    steps: Sequence[tuple[int, Tensor, Mapping[str, Tensor]]],
+    model: nn.Module | None,
 ) -> None:
-    value = float(loss.detach())
-    if not math.isfinite(value):
+    """Look at the last step and, where its loss is not finite, for the first such step since the
+    last look: it names the cause, and spoils the terms of all later ones.
+    """
+    for step, loss, metrics in () if bool(steps[-1][1].isfinite()) else steps:
+        value = float(loss)
+        if math.isfinite(value):
+            continue
+        wrong = [
+            f"{key} is {float(entry)}"
+            for key, entry in metrics.items()
+            if not bool(entry.isfinite().all())
+        ]
+        terms = f" ({', '.join(wrong)})" if wrong else ""
         raise AssayError(
-            f"{name}: the loss is {value} at step {step}; lower the learning rate or look at the"
-            " data"
+            f"{name}: the loss is {value} at step {step}{terms}; lower the learning rate or look at"
+            " the data"
         )
-    if run is not None:
-        others = {key: float(entry.detach()) for key, entry in metrics.items()}
-        run.log(name, step, {"losses/total": value, **others})
+    step = steps[-1][0]
+    for key, parameter in () if model is None else model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise AssayError(
+                f"{name}: {key} is not finite after step {step}; lower the learning rate or look at"
+                " the data"
+            )
 
 
 def _save(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
+from assay.targets.residual import ResidualMLP
 from assay.targets.toys import MLP, Autoencoder, Bottleneck, Toy, draw_sparse, load_autoencoder
 
 
@@ -97,6 +98,44 @@ def superposed_circuits(
         f"{'groups' if group > 1 else 'circuits'} in superposition {features}-{hidden}-{features}"
     )
     return Toy(name, model, inputs, labels, "mse", circuits, coefficients, loss)
+
+
+def residual_mlp(
+    features: int = 100,
+    width: int = 128,
+    hidden: int = 50,
+    layers: int = 1,
+    *,
+    seed: int = 0,
+    steps: int = 2000,
+    probability: float = 0.01,
+    samples: int = 1000,
+    run: Run | None = None,
+) -> Toy:
+    """Train a residual MLP for `y = x + relu(x)` on sparse inputs in (-1, 1), more features than
+    neurons (arXiv 2501.14926); `loss` is the squared error as a share of relu(x)'s square.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    model = ResidualMLP(features, width, hidden, layers, generator)
+
+    def draw(count: int = 1024) -> tuple[Tensor, Tensor]:
+        x = draw_sparse(count, features, probability, generator)
+        x = x * (2 * torch.randint(2, x.shape, generator=generator) - 1)
+        return x, x + x.relu()
+
+    _train(model, draw, steps, 3e-3, generator, run, "residual")
+    inputs, labels = draw(samples)
+    with torch.no_grad():
+        loss = float((model(inputs) - labels).square().mean() / inputs.relu().square().mean())
+    return Toy(
+        f"residual MLP {features}-{width}-{hidden} x {layers}",
+        model,
+        inputs,
+        labels,
+        "mse",
+        {},
+        loss=loss,
+    )
 
 
 def squares(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 KINDS = {
     "channels": "assay.mechanisms.channels:Channels",
+    "components": "assay.mechanisms.components:Decomposition",
     "directions": "assay.mechanisms.directions:Directions",
     "nodes": "assay.mechanisms.nodes:NodeSites",
 }

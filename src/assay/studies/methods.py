@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from assay.errors import InputError, unknown
 
@@ -11,14 +11,23 @@ if TYPE_CHECKING:
     from assay.core.mechanisms import Mechanisms
 
 AUTO = "auto"
-METHODS = {
+CLASSES = {
     "gradient": "Gradient",
     "ig": "IntegratedGradients",
     "second-order": "SecondOrder",
     "exact": "Exact",
-    AUTO: "",
+    "atp-star": "AtPStar",
+    "relp": "RelP",
+    "probes": "ProbedSecondOrder",
 }
-"""The class in `assay.attribution` by name; auto is the cheaper of exact and ig, by a probe."""
+"""The class in `assay.attribution` by the name that commands, configs and tables use."""
+
+METHODS = ("gradient", "ig", "second-order", "exact", AUTO)
+"""What commands take, for mechanisms of every kind; auto is the cheaper of exact and ig, by a
+probe."""
+
+ESTIMATES = ("gradient", "ig", "atp-star", "relp", "probes")
+"""What the attribution study compares with exact effects, for nodes of language models."""
 
 
 def require_method(name: str) -> str:
@@ -28,13 +37,17 @@ def require_method(name: str) -> str:
     return name
 
 
-def method(name: str) -> Method:
-    """Return an attribution method by its command-line name."""
+def method(name: str, **options: Any) -> Method:
+    """Return an attribution method by its name, with options of its class; InputError for a name
+    without a class.
+    """
     import assay.attribution as attribution
 
-    if require_method(name) == AUTO:
+    if name == AUTO:
         raise InputError("auto needs mechanisms to probe: use method_for")
-    chosen: Method = getattr(attribution, METHODS[name])()
+    if name not in CLASSES:
+        raise unknown("method", name, CLASSES)
+    chosen: Method = getattr(attribution, CLASSES[name])(**options)
     return chosen
 
 

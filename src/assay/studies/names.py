@@ -4,10 +4,15 @@ answered at once.
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from pathlib import Path
 
 from assay.errors import InputError, unknown
 from assay.io.files import existing
+
+_STEM = 50  # letters, at most 4 bytes each, of the 255 bytes that a name may have
 
 TASKS = ("max-of-k",)
 """What `assay prove` can prove about."""
@@ -26,6 +31,18 @@ STRATEGIES = (
 
 METRICS = ("logit_difference", "probability", "answer_loss", "kl", "greater_than", "loss")
 """The metrics of `assay.targets.metrics`."""
+
+
+def applied_table(path: Path | str) -> str:
+    """Return the name of the table in which a run keeps what was applied to a file: its stem, and
+    where that holds more than letters, digits, dots, dashes and underscores, or is long, what is
+    left of it with a digest of the whole name.
+    """
+    path = Path(path)
+    plain = re.sub(r"[^\w.-]", "_", path.stem)[:_STEM]
+    if plain != path.stem:
+        plain += f"-{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}"
+    return f"verb-on-{plain}.parquet"
 
 
 def require_strategy(name: str) -> None:

@@ -50,12 +50,15 @@ def prove_task(
     }
 
 
-def check_certificate(certificate: Path | str, weights: Path | str) -> dict[str, Any]:
+def check_certificate(
+    certificate: Path | str, weights: Path | str
+) -> tuple[dict[str, Any], list[str]]:
     """Return the verdict of the independent checker, with what it is about: measure, level and
-    assumptions; InputError for files that are not what they should be.
+    assumptions, and the same in words; InputError for files that are not what they should be.
     """
     try:
         verdict = assay_check.check(existing(certificate), existing(weights))
     except (assay_check.InputError, OSError) as error:
         raise InputError(str(error)) from error
-    return {**verdict.plain(), "assumptions": "; ".join(verdict.assumptions) or "none"}
+    plain = {**verdict.plain(), "assumptions": "; ".join(verdict.assumptions) or "none"}
+    return plain, verdict.lines()

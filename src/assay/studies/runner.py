@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from polars.exceptions import PolarsError
+
 from assay.core.mechanisms import Mechanisms
-from assay.errors import InputError
+from assay.errors import InputError, shown
 from assay.io import runs
+from assay.io.files import sha256
 from assay.io.runs import Run
 from assay.report import page
 from assay.report.page import Fact, Section
@@ -40,6 +44,7 @@ __all__ = [
     "mechanisms_of",
     "provenance",
     "report",
+    "require_same_inputs",
     "shipped",
     "study",
     "study_of",
@@ -86,6 +91,10 @@ def execute(
     recipe.config.require()
     study(recipe.study).check(recipe.config)
     with runs.start(folder, recipe.saved(), resume=resume, force=force, inputs=inputs) as run:
+        if run.has("inputs.json"):
+            require_same_inputs(run)
+        elif not run.has("summary.json"):
+            run.save_json("inputs.json", _digests(recipe.config))
         if not run.has("summary.json"):
             began = time.process_time()
             try:
@@ -99,15 +108,27 @@ def execute(
         return finished_summary(run)
 
 
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Return what a recipe would take, before anything is loaded; InputError for a study that
+    cannot say.
+    """
+    found = getattr(study(recipe.study), "plan", None)
+    if found is None:
+        raise InputError(f"the study {recipe.study!r} has no dry run; it runs on small inputs")
+    planned: dict[str, Any] = found(recipe.config)
+    return planned
+
+
 def report(run: Run) -> Path:
     """Build `report.html` of a finished run from what it saved; InputError when it is not
     finished.
     """
     finished_summary(run)
     kind = study_of(run)
-    facts, sections = kind.sections(run)
-    title, lead = kind.headline(run)
-    html = page.render(title, lead, facts, [*sections, provenance(run)])
+    with _readable(run):
+        facts, sections = kind.sections(run)
+        title, lead = kind.headline(run)
+        html = page.render(title, lead, facts, [*sections, provenance(run)])
     return run.save_text("report.html", html)
 
 
@@ -115,7 +136,8 @@ def facts(folder: Path | str) -> list[Fact]:
     """Return the headline numbers of a finished run."""
     run = runs.opened(folder)
     finished_summary(run)
-    return study_of(run).sections(run)[0]
+    with _readable(run):
+        return study_of(run).sections(run)[0]
 
 
 def provenance(run: Run) -> Section:
@@ -153,6 +175,7 @@ def config_of(run: Run) -> Any:
 def mechanisms_of(run: Run) -> Mechanisms:
     """Bind the mechanisms of a finished run again; InputError when its study has none."""
     finished_summary(run)
+    require_same_inputs(run)
     found = getattr(study_of(run), "load", None)
     if found is None:
         raise InputError(
@@ -170,7 +193,57 @@ def finished_summary(run: Run) -> dict[str, Any]:
             f"the run in {run.folder} is not finished; go on with: assay run {name} -o {run.folder}"
             " --resume"
         )
-    return run.json("summary.json")
+    found = run.json("summary.json")
+    if not isinstance(found, dict):
+        raise InputError(f"{run.path('summary.json')}: a JSON object expected")
+    return found
+
+
+def require_same_inputs(run: Run) -> None:
+    """Raise InputError when a file that a run read has changed since the run was started, or is
+    gone; a run of an earlier version, which kept no digests, passes.
+    """
+    if not run.has("inputs.json"):
+        return
+    written = run.json("inputs.json")
+    now = _digests(config_of(run))
+    if not isinstance(written, dict):
+        raise InputError(f"{run.path('inputs.json')}: a JSON object expected")
+    for path in sorted({*written, *now}):
+        if written.get(path) != now.get(path):
+            what = "changed" if path in written and path in now else "gone"
+            what = what if path in written else "new"
+            raise InputError(
+                f"{path} is {what} since the run in {run.folder} read it, so its results are not"
+                " about what lies there now; restore it from a copy, or run again"
+            )
+
+
+def _digests(config: StudyConfig) -> dict[str, str]:
+    """Return the SHA-256 of every file that a config names, and of the files that lie directly in
+    folders that it names; hidden ones are left out.
+    """
+    found = {}
+    try:
+        for path in map(Path, input_paths(config)):
+            for one in sorted(path.iterdir()) if path.is_dir() else [path]:
+                if one.is_file() and not one.name.startswith("."):
+                    found[str(one)] = sha256(one)
+    except OSError as error:
+        raise InputError(f"an input cannot be read: {error}") from error
+    return found
+
+
+@contextmanager
+def _readable(run: Run) -> Iterator[None]:
+    """Raise InputError where what a run saved is not what this version's report reads."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, PolarsError) as error:
+        raise InputError(
+            f"the run in {run.folder} does not hold what the report of this version shows"
+            f" ({shown(str(error))}); was it made by another version? Run it again"
+        ) from error
 
 
 def _inputs(recipe: Recipe, folder: Path) -> list[Path]:

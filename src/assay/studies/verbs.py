@@ -20,7 +20,7 @@ from assay.io.files import existing
 from assay.io.runs import Run, opened
 from assay.proofs.gates import certify
 from assay.studies.methods import method_for
-from assay.studies.runner import mechanisms_of, study_of
+from assay.studies.runner import finished_summary, mechanisms_of, require_same_inputs, study_of
 
 
 def attribute_run(
@@ -112,12 +112,14 @@ def audit_run(
 def apply_run(folder: Path | str, on: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     """Apply what a finished run calibrated to a file of new inputs; see `Study.apply`."""
     run = opened(folder)
+    finished_summary(run)
     found = getattr(study_of(run), "apply", None)
     if found is None:
         raise InputError(
             f"a run of {run.json('config.json')['study']!r} calibrates nothing that could be"
             " applied to new inputs"
         )
+    require_same_inputs(run)
     summary, table = found(run, existing(on))
     return summary, table
 
@@ -176,9 +178,11 @@ def explain_run(
     active = float((norms > 0).double().mean())
     summary = {
         "part": mechanisms.describe(name, index),
+        "method": scores.method,
         "mean": float(values.mean()),
         "active_share": active,
         **scores.signs,
+        "step": "A step is the norm of the part: how far the value at its site moves without it.",
     }
     return summary, table
 
@@ -196,7 +200,7 @@ def compare_runs(
         found = compare(left, right)
     except InputError as error:
         raise InputError(f"{first} and {second}: {error}") from error
-    return found.summary(), found.table
+    return {"method": left.method, **found.summary()}, found.table
 
 
 def _open(folder: Path | str) -> tuple[Run, Mechanisms]:
@@ -220,15 +224,18 @@ def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
     # A table names the axis before each entry: "pos 3, head 1".
     entries = re.findall(r"(?:^|,)(?:[^,]*\s)?\s*([0-9]{1,9})\s*(?=,|$)", match[2]) if match else []
     if match is None or len(entries) != match[2].count(",") + 1:
+        name, first = next(iter(mechanisms.groups.items()))
+        example = mechanisms.describe(name, (0,) * len(first.axes))
         raise InputError(
-            f"a part is written group[index], for example {next(iter(mechanisms.groups))}[0]; got"
-            f" {shown(text)}"
+            f"a part is written group[index], for example {example!r}; got {shown(text)}"
         )
     group, index = mechanisms.group(match[1]), tuple(map(int, entries))
     if len(index) != len(group.axes) or any(
         place >= size for place, size in zip(index, group.axes, strict=True)
     ):
+        count = len(group.axes)
         raise InputError(
-            f"{shown(text)}: the index must have {len(group.axes)} entries within {group.axes}"
+            f"{shown(text)}: the index takes {count} {'number' if count == 1 else 'numbers'}, below"
+            f" {' and '.join(map(str, group.axes))}{'' if count == 1 else ' in turn'}"
         )
     return match[1], index

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 class LanguageTarget(Target):
     """A target that carries its tokenizer, so that prompts can be given as text."""
 
-    tokenizer: Any = None
+    tokenizer: Any = field(default=None, repr=False)
 
 
 def load(

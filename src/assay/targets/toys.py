@@ -89,14 +89,17 @@ class MLP(nn.Module):
         return self.layers[-1](x)
 
 
-def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """Make a linear layer with an explicit generator: normal weights of variance 2 / inputs,
-    zero bias.
+def draw_linear(
+    inputs: int, outputs: int, generator: torch.Generator, *, bias: bool = True
+) -> nn.Linear:
+    """Make a linear layer with an explicit generator: normal weights of variance 2 / inputs, and a
+    bias of zero or none.
     """
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
     with torch.no_grad():
         layer.weight.copy_(torch.randn(outputs, inputs, generator=generator) * (2 / inputs) ** 0.5)
-        layer.bias.zero_()
+        if bias:
+            layer.bias.zero_()
     return layer
 
 

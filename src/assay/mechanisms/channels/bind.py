@@ -23,7 +23,7 @@ from assay.mechanisms.channels.ablation import Ablation, ablate_channels
 from assay.mechanisms.channels.attribution import attribute_channels
 from assay.mechanisms.channels.clean import Clean, Functional, run_clean
 from assay.mechanisms.channels.second_order import half_curvatures
-from assay.mechanisms.channels.weights import Weights, read_weights
+from assay.mechanisms.channels.weights import ChannelWeights, read_weights
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ChannelMechanisms(Mechanisms):
     kind = "channels"
 
     @cached_property
-    def weights(self) -> Weights:
+    def weights(self) -> ChannelWeights:
         return read_weights(self.target.model, torch.float64)
 
     @cached_property

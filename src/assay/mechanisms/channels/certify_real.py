@@ -13,11 +13,11 @@ from torch import Tensor
 from assay.bounds.rounding import ball_interval
 from assay.errors import InputError
 from assay.mechanisms.channels.certify import Certificates
-from assay.mechanisms.channels.weights import Weights
+from assay.mechanisms.channels.weights import ChannelWeights
 
 
 def certify_channels_real(
-    weights: Weights, inputs: Tensor, labels: Tensor, *, bits: int = 128
+    weights: ChannelWeights, inputs: Tensor, labels: Tensor, *, bits: int = 128
 ) -> Certificates:
     """Return certificates that hold for the network over the real numbers, with the given float
     weights and inputs.

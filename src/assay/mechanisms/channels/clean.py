@@ -13,7 +13,7 @@ from torch import Tensor
 
 from assay.errors import InputError, unknown
 from assay.io.files import require_finite
-from assay.mechanisms.channels.weights import Layer, Weights
+from assay.mechanisms.channels.weights import ChannelWeights, Layer
 from assay.targets.bilinear import GATES
 
 Functional = Literal["logit", "cross_entropy"]
@@ -32,7 +32,7 @@ class Clean:
     mean squares of the norms are constants: gradients, effects and certificates are those of a
     network that keeps them under ablation."""
 
-    weights: Weights
+    weights: ChannelWeights
     functional: Functional
     labels: Int[Tensor, " examples"]
     frozen: bool
@@ -83,7 +83,7 @@ class Clean:
 
 
 def run_clean(
-    weights: Weights,
+    weights: ChannelWeights,
     inputs: Tensor,
     labels: Tensor,
     functional: Functional = "logit",
@@ -133,7 +133,7 @@ def run_clean(
     return replace(clean, gradients=_gradients(clean))
 
 
-def logits(weights: Weights, states: Tensor) -> Tensor:
+def logits(weights: ChannelWeights, states: Tensor) -> Tensor:
     """Return the head's output on the last states, averaged over positions."""
     if weights.positions > 1:
         states = states.reshape(-1, weights.positions, weights.width).mean(1)
@@ -202,7 +202,7 @@ def _gradients(clean: Clean) -> tuple[Tensor, ...]:
     return tuple(reversed(found))
 
 
-def _check(weights: Weights, inputs: Tensor, labels: Tensor) -> None:
+def _check(weights: ChannelWeights, inputs: Tensor, labels: Tensor) -> None:
     if not isinstance(inputs, Tensor) or inputs.ndim < 2 or not len(inputs):
         raise InputError("inputs must be a tensor (examples, entries) with at least one example")
     if labels.shape != (len(inputs),) or labels.is_floating_point():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from assay.errors import InputError
 from assay.mechanisms.channels.forms import quadratic_form
-from assay.mechanisms.channels.weights import Weights, read_weights
+from assay.mechanisms.channels.weights import ChannelWeights, read_weights
 
 # Relative slack for the rounding of the eigendecomposition in float64.
 _SLACK = 1e-10
@@ -55,7 +55,7 @@ class Interaction:
 
 
 def interaction_matrix(
-    model: nn.Module | Weights, block: int, direction: Float[Tensor, " width"]
+    model: nn.Module | ChannelWeights, block: int, direction: Float[Tensor, " width"]
 ) -> Interaction:
     """Return the form `Q = 1/2 sum_j (D^T u)_j (L_j R_j^T + R_j L_j^T)` of a block in the output
     direction `u`.
@@ -66,7 +66,7 @@ def interaction_matrix(
 
     Raises InputError for a gate nonlinearity, a block that does not exist, or a direction of
     another width or not finite."""
-    weights = model if isinstance(model, Weights) else read_weights(model)
+    weights = model if isinstance(model, ChannelWeights) else read_weights(model)
     weights.require_polynomial("the interaction matrix of a block")
     count = len(weights.layers)
     if not -count <= block < count:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay.errors import InputError
-from assay.mechanisms.channels.weights import Weights
+from assay.mechanisms.channels.weights import ChannelWeights
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tables:
     right: Float[Tensor, "hidden hidden"]
 
 
-def build_tables(weights: Weights) -> Tables:
+def build_tables(weights: ChannelWeights) -> Tables:
     """Return the tables of a network with at least two blocks.
 
     Raises InputError for one block, norms, or a gate nonlinearity: the tables would depend on the

@@ -29,7 +29,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Weights:
+class ChannelWeights:
     """A residual bilinear network as plain tensors, in one dtype; the functions of this package
     read nothing else.
     """
@@ -83,7 +83,7 @@ class Weights:
 
 def read_weights(
     model: nn.Module, dtype: torch.dtype | None = None, *, check: bool = True
-) -> Weights:
+) -> ChannelWeights:
     """Return the weights of a module with `embed`, `blocks.{i}.left/right/down` (and `norm`),
     `head`; nn.Linear without biases.
 
@@ -125,7 +125,7 @@ def read_weights(
     if gate is not None and gate not in GATES:
         raise unknown("gate", str(gate), GATES)
     position = getattr(model, "position", None)
-    weights = Weights(
+    weights = ChannelWeights(
         embed,
         tuple(layers),
         head,

@@ -37,7 +37,7 @@ def headline(run: Run) -> tuple[str, str]:
     beside = f"{estimates} cheap {'method was' if estimates == 1 else 'methods were'} audited against exact effects"
     return (
         "Attribution on a language model",
-        f"Which heads, MLPs and positions of {name} ({summary['model']['family']}) carry the metric {config['metric']}? {shown}, on "
+        f"Which heads, MLPs and positions of {name} (family {summary['model']['family']}) carry the metric {config['metric']}? {shown}, on "
         f"{summary['pairs']['kept']} pairs of prompts; {beside}.",
     )
 
@@ -105,11 +105,12 @@ def _heat(run: Run, summary: dict[str, Any]) -> Section:
     bars = (
         ""
         if taken == "exact"
-        else " Each cell's tooltip has the half-width of its error bar (heads' bars added up)."
+        else " Each cell's tooltip has the mean half-width of the bars behind it (heads' bars added up): the cell is no further from the exact effect where all of them hold."
     )
     text = (
         f"The indirect effect is m(clean, with the node from the patch run) - m(clean), by {_NAMES[taken]}, averaged over the pairs; heads of a "
-        f"layer are added up. It is positive where patching the node raises the metric.{bars} The metric is {summary['signs']['metric']}.\n\n"
+        f"layer are added up. It is positive where patching the node raises the metric.{bars} The metric is {summary['signs']['metric']}. "
+        f"Its mean over the clean runs is {number(summary['model']['metric_mean'])}.\n\n"
         f"Why {_NAMES[taken]}: {summary['method']['reason']}."
     )
     return Section("Where it happens", text, charts=[picture])
@@ -140,8 +141,9 @@ def _listed(run: Run, summary: dict[str, Any]) -> Section:
         f"{top['inputs'][0] if top.height else 0} pairs, and [low, high] a {percent(level)} confidence interval for it. List and means come from different pairs, "
         f"so being chosen does not make a mean too large. {summary['signs']['score']}"
     )
-    if top.height and top["reason"][0]:
-        text += f" There are no intervals: {top['reason'][0]}."
+    missing = top.filter(pl.col("reason") != "")
+    if missing.height:
+        text += f" No interval for {missing.height} of {top.height} nodes: {'; '.join(missing['reason'].unique(maintain_order=True))}."
     columns = [
         "part",
         "effect",

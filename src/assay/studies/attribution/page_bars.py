@@ -17,11 +17,16 @@ def bars_section(run: Run, summary: dict[str, Any], name: str) -> Section:
     bars = summary["methods"][summary["coverage"]["method"]]["bars"]
     promises = bars["promises"]
     text = (
-        f"Bars around {name}. The promise: {bars['guarantee']}.\n\n"
-        f"{promises['all']['sentence']}. Their mean width is {number(bars['mean_width'])}; a"
-        " constant bar around attribution patching needs"
-        f" {number(bars['constant_first_order_width'])}."
+        f"Bars around {name}. The promise: {bars['guarantee']}.\n\n{promises['all']['sentence']}."
     )
+    if bars["mean_width"] is not None:
+        text += f" Their mean width is {number(bars['mean_width'])}"
+        constant = bars["constant_first_order_width"]
+        text += (
+            "."
+            if constant is None
+            else f"; a constant bar around attribution patching needs {number(constant)}."
+        )
     pictures = []
     largest = run.table("input.parquet")
     drawn = largest.filter(pl.col("together_low").is_finite() & pl.col("together_high").is_finite())
@@ -78,14 +83,17 @@ def bars_section(run: Run, summary: dict[str, Any], name: str) -> Section:
         )
     ]
     sums = [
-        {"site": site, **{key: entry[key] for key in ("estimate", "low", "high")}}
+        {
+            "site": site,
+            **{key: entry[key] for key in ("estimate", "low", "high")},
+            "not given because": entry.get("reason", ""),
+        }
         for site, entry in summary["totals"].items()
-        if entry["estimate"] is not None
     ]
     if sums:
         tables.append(
             Table(
-                pl.DataFrame(sums),
+                pl.DataFrame(sums, infer_schema_length=None),
                 "Sum of all single effects, mean over pairs, with intervals",
             )
         )

@@ -11,16 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from assay.attribution import (
-    AtPStar,
-    Exact,
-    Gradient,
-    IntegratedGradients,
-    Method,
-    ProbedSecondOrder,
-    RelP,
-    attribute,
-)
+from assay.attribution import Exact, Method, attribute
 from assay.audit import (
     Audit,
     ConfidenceInterval,
@@ -38,7 +29,7 @@ from assay.audit import (
 )
 from assay.audit.agreement import agreement_table
 from assay.audit.selections import TOP_BY_SCORE
-from assay.errors import InputError
+from assay.errors import InputError, unknown
 from assay.io.runs import Run
 from assay.mechanisms.nodes import Nodes
 from assay.studies import runner
@@ -54,18 +45,14 @@ from assay.studies.attribution.inputs import (
 )
 from assay.studies.attribution.page import headline, sections
 from assay.studies.brackets import save_brackets
+from assay.studies.methods import ESTIMATES
+from assay.studies.methods import method as method_of
+from assay.studies.names import applied_table
 from assay.targets.language import LanguageModel
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]
 
 
-ESTIMATES = {
-    "gradient": Gradient,
-    "ig": IntegratedGradients,
-    "atp-star": AtPStar,
-    "relp": RelP,
-    "probes": ProbedSecondOrder,
-}
 PROMISED = ("all", TOP_BY_SCORE, "listed")
 LISTED = 24
 
@@ -120,7 +107,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     chosen = circuit_nodes(model, mechanisms)
     found, steps = circuit(chosen, method, config, pairs)
     if chosen is not None and config.target.path is None:  # the agreement model is small
-        sizes = attribute(chosen, Gradient()).values
+        sizes = attribute(chosen).values
         save_brackets(run, chosen, sizes, (3, 6), examples=1, low=0.5)
     run.save_table("faithfulness.parquet", steps)
     ig = methods.get("ig")
@@ -164,7 +151,8 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
 
     Pairs that the run has seen are left out. The largest scores of every pair, with the bars that
     hold at once, are saved as `verb-on-FILE.parquet`; the first of each are returned."""
-    config, saved = runner.config_of(run), run.json("bars.json")
+    config, saved = runner.config_of(run), _saved_bars(run)
+    bars = bars_from_json(saved)
     model = load_model(config, run)
     pairs = read_all(path, model)
     # A pair is its words: a label of its case makes no new one.
@@ -174,16 +162,17 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     if not fresh:
         raise InputError(f"all {len(pairs)} pairs of {path} were there when the run was made")
     mechanisms = bind(config, model, pairs.take(fresh))
+    if saved["axes"].keys() != mechanisms.groups.keys():
+        raise InputError(f"the bars are for other groups: {', '.join(saved['axes'])}")
     for name, axes in saved["axes"].items():
         if axes != list(mechanisms.group(name).axes[1:]):
             raise InputError(f"the bars are for other parts of {name!r}: {axes} per position")
     scores = attribute(mechanisms, _estimate(saved["estimate"], config))
-    bars = bars_from_json(saved)
     scales = {}
     if bars.scale.name == "disagreement":
         scales["disagreement"] = disagreement(scores, attribute(mechanisms))
     found = apply_bars(bars, scores, exact=saved["exact"], scales=scales, seed=config.seed)
-    run.save_table(f"verb-on-{Path(path).stem}.parquet", found.table)
+    run.save_table(applied_table(path), found.table)
     summary = {
         "pairs": {
             "kept": len(fresh),
@@ -193,9 +182,23 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
         "method": saved["method"],
         **scores.signs,
         **found.summary(),
-        "saved_as": f"verb-on-{Path(path).stem}.parquet",
+        "saved_as": applied_table(path),
     }
     return summary, found.table.group_by("example", maintain_order=True).head(3)
+
+
+def _saved_bars(run: Run) -> dict[str, Any]:
+    """Return what the run saved of its bars; InputError where a key is missing or wrong."""
+    saved = run.json("bars.json")
+    kinds = {"estimate": str, "method": str, "axes": dict, "exact": int | None}
+    for key, kind in kinds.items():
+        if not isinstance(saved, dict) or key not in saved or not isinstance(saved[key], kind):
+            raise InputError(f"{run.path('bars.json')} has no {key!r} that can be read")
+    if saved["estimate"] not in ESTIMATES:
+        raise unknown("estimate", saved["estimate"], ESTIMATES)
+    if saved["exact"] is not None and saved["exact"] < 1:
+        raise InputError(f"{run.path('bars.json')}: 'exact' must be positive")
+    return saved
 
 
 def load(run: Run) -> Nodes:
@@ -244,10 +247,7 @@ def _method(config: Config, run: Run, mechanisms: Nodes) -> dict[str, Any]:
 
 
 def _estimate(name: str, config: Config) -> Method:
-    if name == "ig":
-        return IntegratedGradients(tolerance=config.audit.tolerance)
-    found: Method = ESTIMATES[name]()
-    return found
+    return method_of(name, **({"tolerance": config.audit.tolerance} if name == "ig" else {}))
 
 
 def _example(audit: Audit) -> int:

@@ -108,7 +108,7 @@ def _certificates(
     text = (
         "The error of a channel's attribution is bounded from the weights and the clean pass alone, without switching anything off. "
         "The first-order bound follows the size of the step through the later blocks. The second-order bound is about the second-order "
-        "estimate. The bound by second order plus remainder carries the step's linear part exactly and bounds only the rest. Shares are of "
+        "estimate. The bound of second order plus remainder carries the step's linear part exactly and bounds only the rest. Shares are of "
         "the largest channels outside the last block; those of the last block need no certificate."
     )
     known = {name: share for name, share in certified.items() if share is not None}

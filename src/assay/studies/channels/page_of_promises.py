@@ -23,7 +23,7 @@ def calibration(run: Run, summary: dict[str, Any]) -> Section:
             low="low",
             high="high",
             colour="estimate",
-            title="Coverage of the bars against the promise (dashed), over 20 resplits",
+            title="Coverage of the bars against the promise (dashed): 20 resplits, two deviations",
         ),
         charts.line(
             coverage.filter(pl.col("width").is_finite()),
@@ -44,9 +44,9 @@ def calibration(run: Run, summary: dict[str, Any]) -> Section:
         )
     else:
         text += (
-            f"On {bars['held_out']:,} held-out rows the bars cover {bars['coverage']:.1%} at a mean"
-            f" width of {bars['mean_width']:.3g}; a constant bar around the first-order estimate"
-            f" needs {bars['constant_first_order_width']:.3g}."
+            f"On inputs that did not calibrate them, {bars['promises']['all']['sentence']}. Their"
+            f" mean width is {bars['mean_width']:.3g}; a constant bar around the first-order"
+            f" estimate needs {bars['constant_first_order_width']:.3g}."
         )
     promises, splits = summary["promises"], summary["over_resplits"]
     text += (

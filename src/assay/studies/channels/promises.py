@@ -4,19 +4,23 @@ right, and bars that hold for all of them at once.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 from assay.audit.risk import ListBars, SelectiveRisk, calibrate_list_bars, calibrate_risk
 from assay.errors import InputError
 from assay.studies.channels.config import AuditConfig
 
 RESPLITS = 100
+LEVEL = 0.025
+"""The probability with which chance makes one promise look broken on new inputs."""
 _ERRORS = {"attribution": "error", "second_order": "second_error"}
+_SCALES = ("second_order_bound", "first_order_bound", "squared_step")
 
 
 @dataclass(frozen=True)
@@ -43,17 +47,24 @@ class Promises:
     def from_dict(saved: dict[str, Any]) -> Promises:
         """Return what `to_dict` saved; InputError for anything else."""
         try:
-            threshold = saved["threshold"]
-            return Promises(
+            threshold, bars = saved["threshold"], ListBars(**saved["bars"])
+            if bars.quantile is None:  # JSON has no infinity
+                bars = replace(bars, quantile=math.inf)
+            found = Promises(
                 None if threshold is None else SelectiveRisk.from_dict(threshold),
-                ListBars(**saved["bars"]),
+                bars,
                 saved["estimate"],
                 saved["scale"],
             )
+            right = 0 < bars.alpha < 1 and bars.quantile >= 0 and bars.inputs >= 0
+            right &= found.estimate in _ERRORS and found.scale in _SCALES
         except (KeyError, TypeError) as error:
             raise InputError(
                 "the run's promises.json does not hold a threshold and bars"
             ) from error
+        if not right:
+            raise InputError("the run's promises.json does not hold a threshold and bars")
+        return found
 
 
 def calibrate_promises(table: pl.DataFrame, audit: AuditConfig, seed: int) -> Promises:
@@ -176,12 +187,21 @@ def describe_promises(promises: Promises) -> dict[str, str]:
 
 
 def judge_promises(measured: dict[str, Any], promises: Promises) -> str:
-    """Say whether what was measured on new inputs speaks against the promises."""
+    """Say whether what was measured on new inputs speaks against the promises.
+
+    The bars' promise is about a random calibration. Of m new inputs the bars miss as many as, with
+    a share drawn from the beta distribution of the calibration's k-th order statistic, the
+    beta-binomial law of (m, n + 1 - k, k) says (arXiv 2107.07511), or fewer where there are
+    ties."""
     broken = []
     missed = measured["inputs"] - measured["inputs_with_all_effects_in_bars"]
-    if np.isfinite(promises.bars.quantile) and _above(
-        missed, measured["inputs"], promises.bars.alpha
-    ):
+    bars = promises.bars
+    if np.isfinite(bars.quantile) and missed:
+        law = betabinom(measured["inputs"], bars.inputs + 1 - bars.rank, bars.rank)
+        unlucky = float(law.sf(missed - 1)) < LEVEL
+    else:
+        unlucky = False
+    if unlucky:
         broken.append("more inputs than promised have an effect outside their bars")
     threshold = promises.threshold
     if threshold is not None and _above(
@@ -213,8 +233,8 @@ def summarise_resplits(splits: pl.DataFrame, risk: float) -> dict[str, Any]:
 
 
 def _above(failures: int, trials: int, level: float) -> bool:
-    """Return whether the 95 % lower bound of a share lies above a level."""
-    return bool(failures) and float(binom.sf(failures - 1, trials, level)) < 0.05
+    """Return whether the lower confidence bound of a share lies above a level."""
+    return bool(failures) and float(binom.sf(failures - 1, trials, level)) < LEVEL
 
 
 def compare_rules(table: pl.DataFrame, promises: Promises) -> pl.DataFrame:

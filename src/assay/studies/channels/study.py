@@ -36,6 +36,7 @@ from assay.studies.channels.promises import (
     resplit,
     summarise_resplits,
 )
+from assay.studies.names import applied_table
 from assay.targets.bilinear import BilinearNetwork
 from assay.targets.data import Data, group_inputs, load_new
 
@@ -138,7 +139,7 @@ def apply(run: Run, path: Path | str) -> tuple[dict[str, Any], pl.DataFrame]:
     found = evaluate(bound.clean, new[fresh], top=audit.top, tolerance=audit.tolerance)
     place = pl.Series("example", fresh.tolist())
     table = put_on(found.table.with_columns(place[found.table["example"]]), promises)
-    saved_as = f"verb-on-{Path(path).stem}.parquet"
+    saved_as = applied_table(path)
     run.save_table(saved_as, table)
     measured = measure_promises(table, promises)
     summary = {
@@ -214,8 +215,8 @@ def _bind(config: Config, model: BilinearNetwork, data: Data) -> ChannelMechanis
 
 
 def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
-    """Return coverage and width of the bars by level, means over random resplits of the inputs
-    with their spread.
+    """Return coverage and width of the bars by level, means over random resplits of the inputs,
+    and the coverage two standard deviations of the resplits either way: these share their inputs.
     """
     rows = []
     for name, audit in audits.items():
@@ -225,9 +226,9 @@ def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
                 torch.tensor([getattr(entry, key) for entry in again])
                 for key in ("coverage", "width")
             )
-            error = 2 * float(coverage.std()) / resplits**0.5
+            spread = 2 * float(coverage.std())
             mean = float(coverage.mean())
-            bounds = {"low": mean - error, "high": mean + error}
+            bounds = {"low": max(mean - spread, 0.0), "high": min(mean + spread, 1.0)}
             rows.append(
                 {
                     "estimate": name,

@@ -3,5 +3,5 @@
 BOUNDS = {
     "first_order_bound": "first-order bound",
     "second_order_bound": "second-order bound",
-    "second_order_plus_remainder_bound": "bound by second order plus remainder",
+    "second_order_plus_remainder_bound": "bound of second order plus remainder",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from assay import charts
@@ -52,7 +54,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Section(
             "Which directions are there?",
             "Each context's gradients point from the model's own prediction towards those in other contexts. A direction's score is the mean "
-            "squared share of such gradients along it; the words are those that a step raises and lowers most on its strongest context.",
+            "squared share of such gradients along it; the words are those that a step raises and lowers most on its strongest context. "
+            + _clear(summary),
             charts=[
                 charts.bars(scores, "direction", "score", title="Scores, sorted", horizontal=False)
             ],
@@ -69,3 +72,20 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             tables=[Table(run.table("contexts.parquet"), "Strongest contexts")],
         ),
     ]
+
+
+def _clear(summary: dict[str, Any]) -> str:
+    """Say how many of the listed directions count, so that the others are not taken for found."""
+    chosen, asked = summary["k_chosen"], summary["k"]
+    if chosen == asked:
+        return f"All {asked} are clear."
+    if not chosen:
+        return (
+            f"None of the {asked} is clear: none comes back in fits to resampled contexts and stands"
+            " out from independent gradients, so the table shows where the search ended and no"
+            " finding."
+        )
+    return (
+        f"{chosen} of the {asked} are clear: they come back in fits to resampled contexts and stand"
+        " out from independent gradients. The others are listed and do not count."
+    )

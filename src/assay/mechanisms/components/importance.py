@@ -1,0 +1,200 @@
+"""Importance functions: from what the frozen network computes to one logit per site, position and
+component."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as f
+from torch.utils.checkpoint import checkpoint
+
+from assay.errors import InputError, unknown
+from assay.mechanisms.components.scalar import SLICE, scalar_nets
+from assay.mechanisms.components.sites import WeightSite
+from assay.mechanisms.components.transformer import Bidirectional
+
+Named = Mapping[str, Tensor]
+
+
+class Importance(nn.Module, ABC):
+    """A function from every site's input and inner activations to logits of causal importance.
+
+    `inputs` maps a site to what its module read, (*positions, inputs), or indices (*positions) for
+    an embedding; `inner` to h = x V, (*positions, components), where it is read. The answer has
+    those shapes. Where an embedding has no input vector, its inner activations stand in for one."""
+
+    reads_inner = False
+    """Whether the inner activations of every site are read, and not only those of embeddings."""
+
+    def __init__(self, sites: Sequence[WeightSite]):
+        super().__init__()
+        self.sites = tuple(sites)
+
+    @abstractmethod
+    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+        """Return the logits of every site."""
+
+    def vectors(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+        """Return one vector a position for every site: its input, or an embedding's inner
+        activations.
+        """
+        return {
+            site.name: inner[site.name] if site.lookup else inputs[site.name] for site in self.sites
+        }
+
+
+class ScalarMLPs(Importance):
+    """One net of one input per component, its own inner activation; fused over components."""
+
+    reads_inner = True
+
+    def __init__(
+        self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 16
+    ) -> None:
+        super().__init__(sites)
+        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
+        for site in self.sites:
+            shape = (site.components, hidden)
+            self.w1.append(torch.randn(shape, generator=generator))
+            self.b1.append(torch.zeros(shape))
+            self.w2.append(torch.randn(shape, generator=generator) / hidden**0.5)
+            self.b2.append(torch.zeros(site.components))
+
+    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+        nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
+        return {site.name: scalar_nets(inner[site.name], *weights) for site, *weights in nets}
+
+
+class VectorMLPs(Importance):
+    """One net per component that reads the whole input of its site; hidden layers in chunks."""
+
+    def __init__(
+        self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 16
+    ) -> None:
+        super().__init__(sites)
+        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
+        for site in self.sites:
+            width = _width(site)
+            shape = (site.components, hidden)
+            self.w1.append(torch.randn(*shape, width, generator=generator) * (2 / width) ** 0.5)
+            self.b1.append(torch.zeros(shape))
+            self.w2.append(torch.randn(shape, generator=generator) / hidden**0.5)
+            self.b2.append(torch.zeros(site.components))
+
+    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+        vectors = self.vectors(inputs, inner)
+        nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
+        return {site.name: self._logits(vectors[site.name], *weights) for site, *weights in nets}
+
+    def _logits(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        step = max(1, 16 * SLICE // max(1, len(rows) * w1.shape[1]))
+        parts = []
+        for first in range(0, len(w1), step):
+            own = [entry[first : first + step] for entry in (w1, b1, w2)]
+            if step < len(w1) and torch.is_grad_enabled():
+                parts.append(checkpoint(_vector_nets, rows, *own, use_reentrant=False))
+            else:
+                parts.append(_vector_nets(rows, *own))
+        return (torch.cat(parts).T + b2).reshape(*x.shape[:-1], len(w1))
+
+
+class SharedMLP(Importance):
+    """One net per site that reads its input and gives the logits of all components."""
+
+    def __init__(
+        self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 128
+    ) -> None:
+        super().__init__(sites)
+        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
+        for site in self.sites:
+            width = _width(site)
+            self.w1.append(torch.randn(width, hidden, generator=generator) * (2 / width) ** 0.5)
+            self.b1.append(torch.zeros(hidden))
+            self.w2.append(torch.randn(hidden, site.components, generator=generator) / hidden**0.5)
+            self.b2.append(torch.zeros(site.components))
+
+    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+        vectors = self.vectors(inputs, inner)
+        nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
+        return {
+            site.name: f.gelu(vectors[site.name] @ w1 + b1) @ w2 + b2
+            for site, w1, b1, w2, b2 in nets
+        }
+
+
+class TransformerOverSites(Importance):
+    """A bidirectional transformer over the positions that reads the inputs of all sites together.
+
+    Every site's input is divided by its root mean square and projected; the projections are summed,
+    pass through the blocks, and are read out for every site. Inputs without a position axis are
+    sequences of one."""
+
+    def __init__(
+        self,
+        sites: Sequence[WeightSite],
+        generator: torch.Generator,
+        hidden: int = 256,
+        *,
+        width: int = 128,
+        blocks: int = 2,
+        heads: int = 4,
+    ) -> None:
+        super().__init__(sites)
+        self.read, self.write, self.bias = (nn.ParameterList() for _ in range(3))
+        total = sum(_width(site) for site in self.sites)
+        for site in self.sites:
+            rows = torch.randn(_width(site), width, generator=generator)
+            self.read.append(rows / total**0.5)
+            self.write.append(torch.randn(width, site.components, generator=generator) / width**0.5)
+            self.bias.append(torch.zeros(site.components))
+        self.body = Bidirectional(width, blocks, heads, hidden, generator)
+
+    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+        vectors = self.vectors(inputs, inner)
+        streams = [
+            f.rms_norm(vectors[site.name], vectors[site.name].shape[-1:]) @ read
+            for site, read in zip(self.sites, self.read, strict=True)
+        ]
+        stream = torch.stack(streams).sum(0)
+        alone = stream.ndim == 2
+        stream = self.body(stream.unsqueeze(1) if alone else stream)
+        stream = stream.squeeze(1) if alone else stream
+        return {
+            site.name: stream @ write + bias
+            for site, write, bias in zip(self.sites, self.write, self.bias, strict=True)
+        }
+
+
+IMPORTANCES: dict[str, Callable[..., Importance]] = {
+    "scalar": ScalarMLPs,
+    "vector": VectorMLPs,
+    "shared": SharedMLP,
+    "transformer": TransformerOverSites,
+}
+
+
+def make_importance(
+    name: str, sites: Sequence[WeightSite], generator: torch.Generator, **options: int
+) -> Importance:
+    """Return an importance function by name; InputError for an unknown name and for sizes below
+    one.
+    """
+    if name not in IMPORTANCES:
+        raise unknown("importance function", name, IMPORTANCES)
+    for key, value in options.items():
+        if value < 1:
+            raise InputError(f"{key} of the importance function must be at least 1, got {value}")
+    return IMPORTANCES[name](sites, generator, **options)
+
+
+def _width(site: WeightSite) -> int:
+    return site.components if site.lookup else site.inputs
+
+
+def _vector_nets(rows: Tensor, w1: Tensor, b1: Tensor, w2: Tensor) -> Tensor:
+    hidden = f.gelu(w1 @ rows.T + b1.unsqueeze(-1))
+    return (w2.unsqueeze(1) @ hidden).squeeze(1)

@@ -1,0 +1,159 @@
+"""Weight sites: the matrices of a model that are taken apart, found by patterns over module
+paths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from assay.core.sites import Seen
+from assay.errors import InputError, unknown
+
+LAYERS = (nn.Linear, Conv1D, nn.Embedding)
+
+
+@dataclass(frozen=True)
+class Use:
+    """One module that applies a site's matrix: by look-up (an embedding), and transposed where it
+    is tied to a module that applies it the other way round.
+    """
+
+    path: str
+    lookup: bool = False
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
+class WeightSite:
+    """One weight matrix W (inputs, outputs), y = x W, and the number of its components.
+
+    Modules that share the matrix are one site with several uses; it is named after the first, and
+    its importances are read there."""
+
+    name: str
+    uses: tuple[Use, ...]
+    inputs: int
+    outputs: int
+    components: int
+
+    @property
+    def lookup(self) -> bool:
+        """Whether the first use is an embedding, whose input is an index and not a vector."""
+        return self.uses[0].lookup
+
+    @property
+    def tied(self) -> tuple[str, ...]:
+        """The paths of the further modules that share the matrix."""
+        return tuple(use.path for use in self.uses[1:])
+
+    def matrix(self, model: nn.Module) -> Float[Tensor, "inputs outputs"]:
+        """Return W of the model, a view."""
+        return matrix_of(model.get_submodule(self.name))
+
+
+def matrix_of(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
+    """Return the matrix W with y = x W of a Linear, a Conv1D or an Embedding (rows looked up)."""
+    weight: Tensor = module.weight  # type: ignore[assignment]
+    return weight.T if isinstance(module, nn.Linear) else weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """Return the bias of a layer, which is not taken apart; None where it has none."""
+    return getattr(module, "bias", None)
+
+
+def read_inner(use: Use, seen: Seen, factor: Tensor) -> Float[Tensor, "*positions components"]:
+    """Return x V, by look-up of rows for an embedding."""
+    if use.lookup:
+        return factor[seen.input]
+    wide = torch.promote_types(seen.input.dtype, factor.dtype)
+    return seen.input.to(wide) @ factor.to(wide)
+
+
+def match_sites(
+    model: nn.Module,
+    patterns: str | Sequence[str] | Mapping[str, int],
+    components: int | None = None,
+) -> tuple[WeightSite, ...]:
+    """Return the weight sites whose module paths match patterns such as `layers.*.mlp_in`, in the
+    order of the model.
+
+    `components` is the number of each site's components; a mapping gives it by pattern. Modules
+    that share their weight become one site with all their uses.
+
+    Raises InputError when a pattern matches no Linear, Conv1D or Embedding (with the nearest
+    paths), for fewer than one component, and for two patterns that give one site two numbers."""
+    counts = _counts(patterns, components)
+    layers = {
+        path: module
+        for path, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, LAYERS)
+    }
+    found: dict[str, int] = {}
+    for pattern, count in counts.items():
+        paths = [path for path in layers if fnmatchcase(path, pattern)]
+        if not paths:
+            raise unknown("module path of a Linear, Conv1D or Embedding", pattern, layers)
+        for path in paths:
+            if found.setdefault(path, count) != count:
+                raise InputError(
+                    f"{path!r} matches patterns that give it {found[path]} and {count} components;"
+                    " give one number"
+                )
+    return _joined({path: layers[path] for path in layers if path in found}, found)
+
+
+def _counts(
+    patterns: str | Sequence[str] | Mapping[str, int], components: int | None
+) -> dict[str, int]:
+    if isinstance(patterns, Mapping):
+        counts = dict(patterns)
+    else:
+        if components is None:
+            raise InputError("components is missing; give the number of components of a site")
+        names = [patterns] if isinstance(patterns, str) else list(patterns)
+        counts = dict.fromkeys(names, components)
+    if not counts:
+        raise InputError("no patterns were given; name at least one module path")
+    for pattern, count in counts.items():
+        if count < 1:
+            raise InputError(
+                f"components of {pattern!r} is {count}; a site needs at least 1 component"
+            )
+    return counts
+
+
+def _joined(layers: Mapping[str, nn.Module], counts: Mapping[str, int]) -> tuple[WeightSite, ...]:
+    owners: dict[int, list[str]] = {}
+    for path, layer in layers.items():
+        if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
+            raise InputError(
+                f"the embedding {path!r} rescales its rows (max_norm); it is not one fixed matrix"
+            )
+        owners.setdefault(id(layer.weight), []).append(path)
+    sites = []
+    for paths in owners.values():
+        first = layers[paths[0]]
+        wrong = {counts[path] for path in paths}
+        if len(wrong) > 1:
+            raise InputError(
+                f"{', '.join(paths)} share one matrix and so are one site; give them one number of"
+                f" components, not {sorted(wrong)}"
+            )
+        uses = tuple(
+            Use(
+                path,
+                lookup=isinstance(layers[path], nn.Embedding),
+                transposed=isinstance(layers[path], nn.Linear) != isinstance(first, nn.Linear),
+            )
+            for path in paths
+        )
+        inputs, outputs = matrix_of(first).shape
+        sites.append(WeightSite(paths[0], uses, inputs, outputs, counts[paths[0]]))
+    return tuple(sites)
