@@ -260,8 +260,8 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/audit/risk.py",
-        "math.ceil(round((len(inputs) + 1) * (1 - alpha), 9))",
-        "math.ceil(round(len(inputs) * (1 - alpha), 9))",
+        "math.ceil(round((self.inputs + 1) * (1 - self.alpha), 9))",
+        "math.ceil(round(self.inputs * (1 - self.alpha), 9))",
         RISK,
     ),
     Mutant(
@@ -349,8 +349,8 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/audit/bars.py",
-        "mask = mask & (rank < caps[name])",
-        "mask = mask & (rank <= caps[name])",
+        "mask = mask & (ranks(parts, name) < caps[name])",
+        "mask = mask & (ranks(parts, name) <= caps[name])",
         BARS,
     ),
     Mutant(
@@ -415,8 +415,8 @@ CATALOGUE = [
     ),
     Mutant(
         "assay/audit/totals.py",
-        "if share is None or np.ptp(above - share * below) > 1e-12",
-        "if share is None or np.ptp(above - share * below) > -1e-12",
+        "if np.ptp(above - share * below) <= 1e-12",
+        "if np.ptp(above - share * below) <= -1e-12",
         TOTALS,
     ),
     Mutant(
