@@ -18,7 +18,13 @@ from assay.proofs.boxed import boxed
 from assay.proofs.gates import Certified, certify
 
 QUICK = Budget(seconds=0.3, whole=0, steps=(5, 3))
-SLOW = {"nodes, general rule", "nodes, zero", "nodes, residual", "nodes, neurons"}
+SLOW = {
+    "components, tied",
+    "nodes, general rule",
+    "nodes, zero",
+    "nodes, residual",
+    "nodes, neurons",
+}
 
 
 @functools.cache
