@@ -129,7 +129,7 @@ def test_audit_table_and_compare(runs, monkeypatch, capsys):
         (["attribute", "{run}", "--method", "gradiant"], "did you mean gradient"),
         (["explain", "{run}", "blocks.0"], "a part is written group"),
         (["explain", "{run}", "blocks.9[0]"], "unknown gate group"),
-        (["explain", "{run}", "blocks.0[64]"], "within"),
+        (["explain", "{run}", "blocks.0[64]"], "the index takes 1 number, below 64"),
         (["audit", "{run}", "--exact", "1"], "give at least 4"),
         (["attribute", "{run}/nothing"], "no run in"),
         (["run", "digits-channels", "-o", "{run}"], "already exists"),
