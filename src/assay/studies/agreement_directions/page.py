@@ -12,8 +12,9 @@ def headline(run: Run) -> tuple[str, str]:
     summary = run.json("summary.json")
     return (
         "The direction of agreement",
-        f"A small language model that makes verbs agree with their subjects was searched, in the {summary['parameters']:,} weights of "
-        f"{summary['block']}, for directions that change its prediction at few positions each. One of them moves the number of the verb.",
+        "A small language model that makes verbs agree with their subjects was searched, in the "
+        f"{summary['parameters']:,} weights of {summary['block']}, for directions that change its "
+        "prediction at few positions each. One of them moves the number of the verb.",
     )
 
 
@@ -50,9 +51,10 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     return facts, [
         Section(
             "What does each direction move?",
-            f"Steps along every direction are sized to the same KL, {summary['kl']} nats per sentence over all positions, on prompts that the "
-            f"directions were not found on. Direction {number} was chosen because the same step moves the logit difference most on the prompts "
-            f"that the directions were found on.",
+            f"Steps along every direction are sized to the same KL, {summary['kl']} nats per "
+            "sentence over all positions, on prompts that the directions were not found on. "
+            f"Direction {number} was chosen because the same step moves the logit difference most "
+            "on the prompts that the directions were found on.",
             charts=[
                 charts.bars(
                     best,
@@ -73,8 +75,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         ),
         Section(
             "Where do they act?",
-            "Mean share of the gradient that each direction holds, by position in the prompt, and the contexts where it holds most. The contexts "
-            "are its label.",
+            "Mean share of the gradient that each direction holds, by position in the prompt, "
+            "and the contexts where it holds most. The contexts are its label.",
             charts=[
                 charts.heatmap(
                     run.table("activity.parquet"),

@@ -37,8 +37,9 @@ def headline(run: Run) -> tuple[str, str]:
     beside = f"{estimates} cheap {'method was' if estimates == 1 else 'methods were'} audited against exact effects"
     return (
         "Attribution on a language model",
-        f"Which heads, MLPs and positions of {name} (family {summary['model']['family']}) carry the metric {config['metric']}? {shown}, on "
-        f"{summary['pairs']['kept']} pairs of prompts; {beside}.",
+        f"Which heads, MLPs and positions of {name} (family {summary['model']['family']}) carry "
+        f"the metric {config['metric']}? {shown}, on {summary['pairs']['kept']} pairs of prompts; "
+        f"{beside}.",
     )
 
 
@@ -108,10 +109,12 @@ def _heat(run: Run, summary: dict[str, Any]) -> Section:
         else " Each cell's tooltip has the mean half-width of the bars behind it (heads' bars added up): the cell is no further from the exact effect where all of them hold."
     )
     text = (
-        f"The indirect effect is m(clean, with the node from the patch run) - m(clean), by {_NAMES[taken]}, averaged over the pairs; heads of a "
-        f"layer are added up. It is positive where patching the node raises the metric.{bars} The metric is {summary['signs']['metric']}. "
-        f"Its mean over the clean runs is {number(summary['model']['metric_mean'])}.\n\n"
-        f"Why {_NAMES[taken]}: {summary['method']['reason']}."
+        "The indirect effect is m(clean, with the node from the patch run) - m(clean), by "
+        f"{_NAMES[taken]}, averaged over the pairs; heads of a layer are added up. It is positive "
+        f"where patching the node raises the metric.{bars} The metric is "
+        f"{summary['signs']['metric']}. Its mean over the clean runs is "
+        f"{number(summary['model']['metric_mean'])}.\n\nWhy {_NAMES[taken]}: "
+        f"{summary['method']['reason']}."
     )
     return Section("Where it happens", text, charts=[picture])
 
@@ -137,9 +140,11 @@ def _listed(run: Run, summary: dict[str, Any]) -> Section:
     )
     level = 1 - summary["methods"][summary["coverage"]["method"]]["bars"]["alpha"]
     text = (
-        f"The nodes with the largest mean |score| on a quarter of the pairs, patched exactly on all the others: `effect` is the mean over those "
-        f"{top['inputs'][0] if top.height else 0} pairs, and [low, high] a {percent(level)} confidence interval for it. List and means come from different pairs, "
-        f"so being chosen does not make a mean too large. {summary['signs']['score']}"
+        "The nodes with the largest mean |score| on a quarter of the pairs, patched exactly on "
+        f"all the others: `effect` is the mean over those {top['inputs'][0] if top.height else 0} "
+        f"pairs, and [low, high] a {percent(level)} confidence interval for it. List and means "
+        "come from different pairs, so being chosen does not make a mean too large. "
+        f"{summary['signs']['score']}"
     )
     missing = top.filter(pl.col("reason") != "")
     if missing.height:
@@ -183,8 +188,9 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
         for kind, found in [("pooled", method["agreement"]), *method["by_kind"].items()]
     ]
     text = (
-        "Each point is one node of one pair: what the cheap score says (up) against what patching it exactly does (across). Correlation says "
-        "nothing of scale, so the slope is beside it; a slope below one means that effects are under-estimated. "
+        "Each point is one node of one pair: what the cheap score says (up) against what patching "
+        "it exactly does (across). Correlation says nothing of scale, so the slope is beside it; "
+        "a slope below one means that effects are under-estimated. "
         + (
             "Every node of every pair was patched."
             if summary["method"]["taken"] == "exact"
@@ -227,9 +233,11 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         else f"cannot be measured: {found['scrubbed_reason']}"
     )
     text = (
-        f"With {percent(found['kept_share'])} of the nodes kept on each pair, some combination of the others still moves the metric against the right answer by "
-        f"{number(found['worst_damage_at_least'])} on average (found in {found['worst_evaluations']} runs: a lower bound of the worst case). "
-        f"Swapping the kept nodes between pairs of the same case, and all others between any pairs, {scrubbed}."
+        f"With {percent(found['kept_share'])} of the nodes kept on each pair, some combination of "
+        "the others still moves the metric against the right answer by "
+        f"{number(found['worst_damage_at_least'])} on average (found in "
+        f"{found['worst_evaluations']} runs: a lower bound of the worst case). Swapping the kept "
+        f"nodes between pairs of the same case, and all others between any pairs, {scrubbed}."
     )
     if found["faithfulness_reason"]:
         text = f"Faithfulness is not given: {found['faithfulness_reason']}. {text}"
@@ -246,7 +254,8 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         tables.append(
             Table(
                 largest,
-                f"Largest edges ({summary['edges']['method']}); circuit.json and circuit.graphml hold the circuit",
+                f"Largest edges ({summary['edges']['method']}); circuit.json and circuit.graphml "
+                "hold the circuit",
             )
         )
     return Section("The circuit, and its worst case", text, charts=[picture], tables=tables)

@@ -20,9 +20,10 @@ def headline(run: Run) -> tuple[str, str]:
     model, source = config["model"], config["data"]["path"] or "scikit-learn's handwritten digits"
     return (
         "Channels of a bilinear network",
-        f"A residual bilinear network with {model['blocks']} blocks of {model['hidden']} channels was trained on {source} so that "
-        "switching a channel off does what its attribution says. Every channel was then attributed, switched off exactly on "
-        f"{summary['examples']} held-out inputs, and the error of the cheap answer measured, bounded and calibrated.",
+        f"A residual bilinear network with {model['blocks']} blocks of {model['hidden']} channels "
+        f"was trained on {source} so that switching a channel off does what its attribution says. "
+        f"Every channel was then attributed, switched off exactly on {summary['examples']} "
+        "held-out inputs, and the error of the cheap answer measured, bounded and calibrated.",
     )
 
 
@@ -43,7 +44,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Fact(
             f"attribution within {tolerance:.0%} of the exact effect",
             f"{within:,} of {needing:,}",
-            f"of the {top} largest channels of each input; {measured['exact_by_construction']:,} more are in the last block and exact",
+            f"of the {top} largest channels of each input; {measured['exact_by_construction']:,} "
+            "more are in the last block and exact",
         ),
         Fact(
             f"proved to be within {tolerance:.0%}",
@@ -92,8 +94,9 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     first = summary["agreement"]["first"]
     return Section(
         "Is the attribution right?",
-        "Each point is one channel on one input: what attribution says (up) against what happens when the channel is switched off "
-        f"(across). On the line the two agree. Over {first['n']:,} exact ablations the first-order slope is {first['slope']:.3f} and "
+        "Each point is one channel on one input: what attribution says (up) against what happens "
+        "when the channel is switched off (across). On the line the two agree. Over "
+        f"{first['n']:,} exact ablations the first-order slope is {first['slope']:.3f} and "
         f"{first['sign']:.1%} of the signs are right.",
         charts=pictures,
     )
@@ -106,10 +109,12 @@ def _certificates(
     pictures: list[Any] = []
     tables: list[Table] = []
     text = (
-        "The error of a channel's attribution is bounded from the weights and the clean pass alone, without switching anything off. "
-        "The first-order bound follows the size of the step through the later blocks. The second-order bound is about the second-order "
-        "estimate. The bound of second order plus remainder carries the step's linear part exactly and bounds only the rest. Shares are of "
-        "the largest channels outside the last block; those of the last block need no certificate."
+        "The error of a channel's attribution is bounded from the weights and the clean pass "
+        "alone, without switching anything off. The first-order bound follows the size of the "
+        "step through the later blocks. The second-order bound is about the second-order "
+        "estimate. The bound of second order plus remainder carries the step's linear part "
+        "exactly and bounds only the rest. Shares are of the largest channels outside the last "
+        "block; those of the last block need no certificate."
     )
     known = {name: share for name, share in certified.items() if share is not None}
     if known:
@@ -169,7 +174,8 @@ def _certificates(
             tables.append(
                 Table(
                     run.table("constants.parquet"),
-                    "|error| / step squared: realised, certified, and the product of norms it is often taken for",
+                    "|error| / step squared: realised, certified, and the product of norms it is "
+                    "often taken for",
                 )
             )
     if refused:
@@ -197,9 +203,10 @@ def _faces(run: Run) -> list[Section]:
         for (name,), part in table.group_by(["class"], maintain_order=True)
     ]
     text = (
-        "A block of a bilinear network is a quadratic form in each output direction, so its weights can be read without any data. Shown is the first "
-        "block's strongest eigenvector towards a class's logit, in pixels: a positive eigenvalue means that images like it, or like its negative, "
-        "raise the logit; a negative one that they lower it."
+        "A block of a bilinear network is a quadratic form in each output direction, so its "
+        "weights can be read without any data. Shown is the first block's strongest eigenvector "
+        "towards a class's logit, in pixels: a positive eigenvalue means that images like it, or "
+        "like its negative, raise the logit; a negative one that they lower it."
     )
     return [Section("What the weights look for", text, charts=pictures)]
 
@@ -209,10 +216,12 @@ def _networks(run: Run, config: dict[str, Any]) -> list[Section]:
     if not table.height:
         return []
     text = (
-        "Networks trained on the same data, with other objectives or another number of blocks. The relative error of an attribution is "
-        "C delta / (||g|| |cos|): delta is the step that switching a channel off takes, |cos| the alignment of what the channel writes with the "
-        "gradient g, and C the constant of the error. Medians are over the largest channels outside the last block; "
-        f"an attribution is right within a tolerance of {config['audit']['tolerance']:.0%}."
+        "Networks trained on the same data, with other objectives or another number of blocks. "
+        "The relative error of an attribution is C delta / (||g|| |cos|): delta is the step that "
+        "switching a channel off takes, |cos| the alignment of what the channel writes with the "
+        "gradient g, and C the constant of the error. Medians are over the largest channels "
+        "outside the last block; an attribution is right within a tolerance of "
+        f"{config['audit']['tolerance']:.0%}."
     )
     caption = "Objectives and depths, factor by factor"
     return [Section("What makes attributions right", text, tables=[Table(table, caption)])]
@@ -237,9 +246,11 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         reference=1.0,
     )
     text = (
-        "Faithfulness keeps only the channels with the largest attribution on each input; completeness removes exactly those. "
-        f"With {worst['kept_share']:.0%} of the channels kept, the others can still be switched off in a combination that costs at least "
-        f"{worst['mean_damage_at_least']:.3g} logits on average (found in {worst['evaluations']} runs: a lower bound of the worst case)."
+        "Faithfulness keeps only the channels with the largest attribution on each input; "
+        f"completeness removes exactly those. With {worst['kept_share']:.0%} of the channels kept, "
+        "the others can still be switched off in a combination that costs at least "
+        f"{worst['mean_damage_at_least']:.3g} logits on average (found in {worst['evaluations']} "
+        "runs: a lower bound of the worst case)."
     )
     return Section("A circuit, and its worst case", text, charts=[picture])
 
@@ -256,8 +267,9 @@ def _training(run: Run) -> Section:
     ]
     keys = [name for name in wanted if name in metrics.columns]
     text = (
-        "Cross-entropy falls while channels become sparse and their steps small enough for the attribution to be right. Accuracy, agreement and "
-        "sparsity are those on training inputs: the test part is read once, after training."
+        "Cross-entropy falls while channels become sparse and their steps small enough for the "
+        "attribution to be right. Accuracy, agreement and sparsity are those on training inputs: "
+        "the test part is read once, after training."
     )
     return Section("Training", text, charts=[charts.training_curves(metrics, keys=keys)])
 

@@ -16,9 +16,11 @@ def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
     summary = run.json("summary.json")
     return (
-        f"Components of {len(summary['sites'])} matrices of your {summary['family'] or 'own'} model",
-        f"{summary['components']} rank-one components were trained so that few matter at any position and the rest can be removed in any "
-        "combination. Everything below was measured on windows that training did not see.",
+        f"Components of {len(summary['sites'])} matrices of your {summary['family'] or 'own'} "
+        "model",
+        f"{summary['components']} rank-one components were trained so that few matter at any "
+        "position and the rest can be removed in any combination. Everything below was measured "
+        "on windows that training did not see.",
     )
 
 
@@ -47,8 +49,9 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
 def _masks(run: Run) -> Section:
     return Section(
         "What do the important components explain?",
-        "KL from the clean network, and cross-entropy on the next token, with the masks at the importances (ci), at 0 or 1 (rounded), with "
-        "everything (unmasked) or nothing (zero), and with drawn masks between importance and one (stochastic).",
+        "KL from the clean network, and cross-entropy on the next token, with the masks at the "
+        "importances (ci), at 0 or 1 (rounded), with everything (unmasked) or nothing (zero), "
+        "and with drawn masks between importance and one (stochastic).",
         tables=[
             Table(run.table("reconstruction.parquet"), "Masks"),
             Table(run.table("importance.parquet"), "Components above a threshold per position"),
@@ -61,9 +64,10 @@ def _attack(run: Run) -> Section:
     level = run.table("reconstruction.parquet").filter(pl.col("masks") == "ci")["divergence"].item()
     return Section(
         "Can the unimportant ones be removed in any combination?",
-        "An adversary ascends the KL by projected gradient, one number per component for the whole batch, with steps times rate at 2. Its KL is "
-        "an estimate of the worst case from below; a decomposition is robust only as far as the ladder was climbed. The dashed line is the KL "
-        "at the importances.",
+        "An adversary ascends the KL by projected gradient, one number per component for the "
+        "whole batch, with steps times rate at 2. Its KL is an estimate of the worst case from "
+        "below; a decomposition is robust only as far as the ladder was climbed. The dashed line "
+        "is the KL at the importances.",
         charts=[
             charts.line(
                 ladder,
@@ -98,8 +102,8 @@ def _spectrum(run: Run) -> Section:
     ]
     return Section(
         "How many are alive?",
-        "Mean importance over the held-out positions, sorted, with the cut between alive and dead components; the first twelve matrices. "
-        f"What is below {FLOOR:g} is drawn there.",
+        "Mean importance over the held-out positions, sorted, with the cut between alive and "
+        f"dead components; the first twelve matrices. What is below {FLOOR:g} is drawn there.",
         charts=pictures,
     )
 
@@ -107,6 +111,7 @@ def _spectrum(run: Run) -> Section:
 def _tokens(run: Run) -> Section:
     return Section(
         "Where do they matter?",
-        "For the components with the largest mean importance, the tokens at which importance times inner activation is largest.",
+        "For the components with the largest mean importance, the tokens at which importance "
+        "times inner activation is largest.",
         tables=[Table(run.table("top.parquet"), "Strongest tokens")],
     )

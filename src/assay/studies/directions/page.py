@@ -18,8 +18,9 @@ def headline(run: Run) -> tuple[str, str]:
     where = names[0] if len(names) == 1 else f"{len(names)} parameters ({names[0]} and others)"
     return (
         "Directions of a language model",
-        f"{summary['parameters']['count']:,} weights of a model of the {summary['family']} family, {where}, were searched for directions that "
-        f"change what the model says in a few of {summary['windows']} contexts each.",
+        f"{summary['parameters']['count']:,} weights of a model of the {summary['family']} "
+        f"family, {where}, were searched for directions that change what the model says in a few "
+        f"of {summary['windows']} contexts each.",
     )
 
 
@@ -53,22 +54,25 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     return facts, [
         Section(
             "Which directions are there?",
-            "Each context's gradients point from the model's own prediction towards those in other contexts. A direction's score is the mean "
-            "squared share of such gradients along it; the words are those that a step raises and lowers most on its strongest context. "
-            + _clear(summary),
+            "Each context's gradients point from the model's own prediction towards those in "
+            "other contexts. A direction's score is the mean squared share of such gradients "
+            "along it; the words are those that a step raises and lowers most on its strongest "
+            "context. " + _clear(summary),
             charts=[
                 charts.bars(scores, "direction", "score", title="Scores, sorted", horizontal=False)
             ],
             tables=[
                 Table(
                     table,
-                    f"Directions; steps are sized to change predictions by {config['kl']} nats on average",
+                    f"Directions; steps are sized to change predictions by {config['kl']} nats on "
+                    "average",
                 )
             ],
         ),
         Section(
             "Where do they act?",
-            "The contexts on which each direction holds the largest share of the gradient, with the word that follows.",
+            "The contexts on which each direction holds the largest share of the gradient, with "
+            "the word that follows.",
             tables=[Table(run.table("contexts.parquet"), "Strongest contexts")],
         ),
     ]
@@ -81,9 +85,9 @@ def _clear(summary: dict[str, Any]) -> str:
         return f"All {asked} are clear."
     if not chosen:
         return (
-            f"None of the {asked} is clear: none comes back in fits to resampled contexts and stands"
-            " out from independent gradients, so the table shows where the search ended and no"
-            " finding."
+            f"None of the {asked} is clear: none comes back in fits to resampled contexts and "
+            "stands out from independent gradients, so the table shows where the search ended and "
+            "no finding."
         )
     return (
         f"{chosen} of the {asked} are clear: they come back in fits to resampled contexts and stand"

@@ -19,8 +19,9 @@ def headline(run: Run) -> tuple[str, str]:
     sites = ", ".join(summary["sites"])
     return (
         f"Components of {NAMES[summary['network']]}",
-        f"The matrices {sites} were split into {summary['components_per_site']} rank-one components each, of which few matter on any input "
-        "and the rest can be removed in any combination. Nothing but the network and its inputs was used.",
+        f"The matrices {sites} were split into {summary['components_per_site']} rank-one "
+        "components each, of which few matter on any input and the rest can be removed in any "
+        "combination. Nothing but the network and its inputs was used.",
     )
 
 
@@ -95,8 +96,9 @@ def _importances(run: Run) -> Section:
     ]
     return Section(
         "Which components matter where?",
-        "Each row is a probe with one feature at 0.75, each column a component, in the order in which the matrix is nearest to the identity "
-        "(Hungarian matching). One component per feature is the identity; an identity layer of the network has as many components as "
+        "Each row is a probe with one feature at 0.75, each column a component, in the order in "
+        "which the matrix is nearest to the identity (Hungarian matching). One component per "
+        "feature is the identity; an identity layer of the network has as many components as "
         "dimensions and they matter for every feature.",
         charts=pictures,
         tables=[Table(run.table("runs.parquet"), "All networks and decompositions")],
@@ -117,8 +119,9 @@ def _factors(run: Run) -> Section:
                 )
     return Section(
         "What do they read and write?",
-        "The factors V and U of the alive components, both at the same length; sides of a residual stream are shown feature by feature. "
-        "A component is alive when its largest importance over the probes is above 0.1.",
+        "The factors V and U of the alive components, both at the same length; sides of a "
+        "residual stream are shown feature by feature. A component is alive when its largest "
+        "importance over the probes is above 0.1.",
         charts=pictures,
     )
 
@@ -154,10 +157,12 @@ def _reconstruction(run: Run) -> Section:
     level = first.filter(pl.col("masks") == "ci")["divergence"].item()
     return Section(
         "What if the unimportant ones are removed?",
-        "The squared error of the masked network: with the masks at the importances (ci), at 0 or 1 (rounded), with everything (unmasked) or "
-        "nothing (zero), with drawn masks between importance and one (stochastic). An adversary ascends the error by projected gradient, one "
-        "number per component for the whole batch, with steps times rate at 2; its error is an estimate of the worst case from below, and "
-        "more steps may find more. The dashed line is the error at the importances.",
+        "The squared error of the masked network: with the masks at the importances (ci), at 0 "
+        "or 1 (rounded), with everything (unmasked) or nothing (zero), with drawn masks between "
+        "importance and one (stochastic). An adversary ascends the error by projected gradient, "
+        "one number per component for the whole batch, with steps times rate at 2; its error is "
+        "an estimate of the worst case from below, and more steps may find more. The dashed line "
+        "is the error at the importances.",
         charts=[
             charts.line(
                 ladder,
@@ -176,8 +181,9 @@ def _clusters(run: Run) -> Section:
     table = run.table("clusters.parquet")
     return Section(
         "Which components go together?",
-        "Components of all sites, merged as long as the description of what is active gets shorter (description length). In these networks a "
-        "mechanism is one component at every matrix.",
+        "Components of all sites, merged as long as the description of what is active gets "
+        "shorter (description length). In these networks a mechanism is one component at every "
+        "matrix.",
         tables=[Table(table, "Clusters and the share of inputs where they are active")],
     )
 
@@ -186,8 +192,8 @@ def _comparison(run: Run, summary: dict[str, Any]) -> Section:
     agreement = summary["agreement_of_seeds"]
     return Section(
         "Does another seed find the same?",
-        f"The first network was decomposed again from another seed. Of {agreement['components']} alive components of either, "
-        f"{agreement['matched_above_0.9']} have a partner whose rank-one matrix has a cosine above 0.9; components without a partner have no "
-        "cosine.",
+        f"The first network was decomposed again from another seed. Of {agreement['components']} "
+        f"alive components of either, {agreement['matched_above_0.9']} have a partner whose "
+        "rank-one matrix has a cosine above 0.9; components without a partner have no cosine.",
         tables=[Table(run.table("comparison.parquet"), "Matched components")],
     )

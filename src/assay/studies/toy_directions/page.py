@@ -28,8 +28,9 @@ def headline(run: Run) -> tuple[str, str]:
     )
     return (
         f"Directions of {summary['network']}",
-        f"A small network with {summary['parameters']} parameters was taken apart into directions in parameter space by "
-        f"{METHODS[method['name']]}.{known} Nothing but the network, its inputs and the gradients was used.",
+        f"A small network with {summary['parameters']} parameters was taken apart into directions "
+        f"in parameter space by {METHODS[method['name']]}.{known} Nothing but the network, its "
+        "inputs and the gradients was used.",
     )
 
 
@@ -82,8 +83,8 @@ def _found(run: Run, summary: dict[str, Any]) -> Section:
             )
         )
     text = (
-        "A direction is clean when more than nine tenths of its squared length lie on the parameters of one circuit. Rows are directions, "
-        "strongest first."
+        "A direction is clean when more than nine tenths of its squared length lie on the "
+        "parameters of one circuit. Rows are directions, strongest first."
         if "circuits" in summary
         else "No circuits are known here; the table says how much of the gradients the directions hold and how many are active at once."
     )
@@ -105,10 +106,11 @@ def _number(run: Run, summary: dict[str, Any]) -> Section:
     interval = f"{most} {last['low'] if last['high'] is None else last['high']}"
     return Section(
         "How many are there?",
-        "A direction's score is the mean squared share of a sample's curvature along it. A direction counts when it comes back in fits to "
-        "resampled inputs, and holds a larger share of an input's curvature, where it is active, than any direction of independent gradients "
-        f"with the same covariance. {last['k chosen']} of the {last['k']} directions count (95 % over refits: {interval}). "
-        f"{summary['factors']}",
+        "A direction's score is the mean squared share of a sample's curvature along it. A "
+        "direction counts when it comes back in fits to resampled inputs, and holds a larger "
+        "share of an input's curvature, where it is active, than any direction of independent "
+        f"gradients with the same covariance. {last['k chosen']} of the {last['k']} directions "
+        f"count (95 % over refits: {interval}). {summary['factors']}",
         charts=[charts.bars(frame, "direction", "score", title="Scores, sorted", horizontal=False)],
     )
 
@@ -127,8 +129,9 @@ def _curves(run: Run) -> Section:
     ]
     return Section(
         "What does moving along one do?",
-        "The weights are moved along a direction and the change of the outputs measured, on the inputs where the direction holds more than "
-        "half of the curvature and on all others. A circuit of its own changes the first and leaves the second alone.",
+        "The weights are moved along a direction and the change of the outputs measured, on the "
+        "inputs where the direction holds more than half of the curvature and on all others. A "
+        "circuit of its own changes the first and leaves the second alone.",
         charts=pictures,
     )
 
@@ -149,7 +152,8 @@ def _steepness(values: dict[str, float]) -> Section:
     ]
     return Section(
         "Why not simply the steepest directions?",
-        "Without normalising each sample, the mean squared curvature (the objective of the bi-level method) is dominated by inputs with several "
-        f"active circuits. Here it is {more} at the steepest orthogonal directions than at the circuits.",
+        "Without normalising each sample, the mean squared curvature (the objective of the "
+        f"bi-level method) is dominated by inputs with several active circuits. Here it is {more} "
+        "at the steepest orthogonal directions than at the circuits.",
         tables=[Table(pl.DataFrame(rows), "What the bi-level method maximises")],
     )
