@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from typing import Any
 
@@ -16,7 +17,14 @@ def join() -> tuple[int, int]:
     """
     if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         dist.init_process_group("gloo")
+        atexit.register(_leave)
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def _leave() -> None:
+    # Gloo's threads must end before the interpreter does, or the process aborts.
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def sum_over_processes(values: Tensor) -> Tensor:
