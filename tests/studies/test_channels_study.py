@@ -273,6 +273,7 @@ def test_forty_rows_are_enough_or_refused_in_one_line(tmp_path):
     assert "No threshold is returned" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_other_objectives_and_depths_are_a_row_each(tmp_path):
     x, y = images(120, 4, 4)
     compared = ("compare.objectives=true", "compare.depths=[1, 3]", "audit.alpha=0.2")
@@ -296,6 +297,7 @@ def test_copies_of_an_input_are_measured_once(tmp_path):
     assert summary["repeated_inputs"] == 400
 
 
+@pytest.mark.slow
 def test_images_with_their_channels_last_are_the_same_images(tmp_path):
     from assay.errors import InputError
 

@@ -76,6 +76,7 @@ def test_a_finished_run_is_resumed_at_once(finished: Path, weights: Path) -> Non
     assert runner.execute(recipe, finished, resume=True) == runner.finished_summary(Run(finished))
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path, weights: Path) -> None:
     sets = ["training.steps=400", "training.batch=256", "training.warmup_steps=20"]
     sets += ["components.decompositions=1", "evaluation.pgd=[5]", f"target.weights={weights}"]
