@@ -527,17 +527,24 @@ def _table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
         if kind == pl.String and (table[name].fill_null("") == "").all()
     ]
     digits = pl.selectors.float().map_elements(lambda value: f"{value:.4g}", pl.String)
-    with pl.Config(
-        tbl_rows=-1,
-        tbl_cols=-1,  # no column is left out
-        tbl_width_chars=shutil.get_terminal_size((160, 24)).columns,
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        fmt_str_lengths=60,
-    ):
+    with _unshortened(shutil.get_terminal_size((160, 24)).columns, 60):
         print(table.head(_ROWS).drop(empty).with_columns(digits))
     if table.height > _ROWS:
         print(f"the first {_ROWS} of {table.height:,} rows; --json gives all")
+
+
+def _unshortened(width: int, words: int) -> Any:
+    """Print tables with every row and column, texts up to a length, and no header of types."""
+    import polars as pl
+
+    return pl.Config(
+        tbl_rows=-1,
+        tbl_cols=-1,
+        tbl_width_chars=width,
+        tbl_hide_dataframe_shape=True,
+        tbl_hide_column_data_types=True,
+        fmt_str_lengths=words,
+    )
 
 
 def _several(summary: dict[str, Any], as_json: bool) -> None:
@@ -550,14 +557,7 @@ def _several(summary: dict[str, Any], as_json: bool) -> None:
     from assay.charts import show
 
     _show({key: entry for key, entry in summary.items() if not isinstance(entry, list)}, False)
-    with pl.Config(
-        tbl_rows=-1,
-        tbl_cols=-1,
-        tbl_width_chars=200,
-        tbl_hide_dataframe_shape=True,
-        tbl_hide_column_data_types=True,
-        fmt_str_lengths=110,
-    ):
+    with _unshortened(200, 110):
         for key, rows in summary.items():
             if isinstance(rows, list):
                 cells = [{name: show(value) for name, value in row.items()} for row in rows]

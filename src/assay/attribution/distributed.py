@@ -4,7 +4,6 @@ the scores.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,15 +16,9 @@ from assay.attribution.gradient import Gradient
 from assay.attribution.scores import Gap, Scores
 from assay.core.mechanisms import Mechanisms
 from assay.errors import AssayError, InputError
+from assay.learn.processes import join as start
 
-
-def start() -> tuple[int, int]:
-    """Join the processes that `torchrun` started, over gloo, and return this one's rank and
-    their number: (0, 1) without it.
-    """
-    if not dist.is_initialized() and "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        dist.init_process_group("gloo")
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+__all__ = ["attribute_distributed", "start"]
 
 
 def attribute_distributed(mechanisms: Mechanisms, method: Any = None) -> Scores:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.bounds.graph import Graph, Ref
+from assay.bounds.graph import Graph, Node, Ref
 from assay.bounds.levels import Arithmetic, check_range
 from assay.bounds.regions import Ball, least
 from assay.bounds.rounding import Array, Interval, add_down, add_up, mul_up, sub_down
@@ -56,23 +56,10 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
     wanted = _undecided(graph, given) if refine else {}
     known = Known([], [], {})
     for ref, node in enumerate(progress(graph.nodes, "operations")):
-        error: Array | float = 0.0
-        if node.operation is None:
-            value = given[ref]
-        else:
-            xs = [known.values[p] for p in node.parents]
-            value = node.operation.interval(xs, ar)
-            if ar.executed and not node.virtual:
-                error = node.operation.error(xs, value)
-                value = (
-                    Interval(sub_down(value.lo, error), add_up(value.hi, error))
-                    if np.any(error)
-                    else value
-                )
-        if not (np.all(np.isfinite(value.lo)) and np.all(np.isfinite(value.hi))):
-            raise AssayError(OVERFLOW.format(f"node {ref} ({type(node.operation).__name__})"))
-        if ar.executed and node.limited:
-            check_range(value.magnitude())
+        value, error = (
+            (given[ref], 0.0) if node.operation is None else enclose(node, known.values, ar)
+        )
+        require_range(ref, node, value, ar)
         known.values.append(value)
         known.errors.append(error)
         if ref in wanted:
@@ -83,6 +70,31 @@ def propagate(graph: Graph, boxes: Sequence[Interval], ar: Arithmetic, *, refine
             if len(units):
                 known.values[ref] = tighten(graph, known, ref, units, ar)
     return known
+
+
+def enclose(
+    node: Node, values: Sequence[Interval], ar: Arithmetic
+) -> tuple[Interval, Array | float]:
+    """Enclose the (executed) value of an operation, given those of its parents, and its execution
+    error.
+    """
+    assert node.operation is not None
+    xs = [values[p] for p in node.parents]
+    value = node.operation.interval(xs, ar)
+    if not ar.executed or node.virtual:
+        return value, 0.0
+    error = node.operation.error(xs, value)
+    if not np.any(error):
+        return value, error
+    return Interval(sub_down(value.lo, error), add_up(value.hi, error)), error
+
+
+def require_range(ref: Ref, node: Node, value: Interval, ar: Arithmetic) -> None:
+    """Raise `AssayError` where the value of a node overflows."""
+    if not (np.all(np.isfinite(value.lo)) and np.all(np.isfinite(value.hi))):
+        raise AssayError(OVERFLOW.format(f"node {ref} ({type(node.operation).__name__})"))
+    if ar.executed and node.limited:
+        check_range(value.magnitude())
 
 
 def _undecided(graph: Graph, boxes: Mapping[Ref, Interval]) -> dict[Ref, list[Ref]]:

@@ -6,12 +6,13 @@ from assay.charts.general import bars, heatmap, line, scatter_identity
 from assay.charts.spread import ecdf, histogram
 from assay.charts.tables import notebook_html, show, table_html
 from assay.charts.theme import layer, png, themed
-from assay.charts.trust import calibration, intervals, tradeoff, training_curves
+from assay.charts.trust import calibration, faithfulness, intervals, tradeoff, training_curves
 
 __all__ = [
     "bars",
     "calibration",
     "ecdf",
+    "faithfulness",
     "heatmap",
     "histogram",
     "intervals",

@@ -25,6 +25,7 @@ from assay.charts.encodings import (
     tip,
     word,
 )
+from assay.charts.general import line
 from assay.charts.theme import hue
 from assay.errors import unknown
 
@@ -240,6 +241,26 @@ def intervals(
             ).encode(y=rows, x=alt.X("truth:Q", title=said), tooltip=tips)
         )
     return finish(data, alt.layer(*layers), title, max(100, 22 * len(names)), note)
+
+
+def faithfulness(frame: pl.DataFrame, parts: str, title: str) -> Any:
+    """Draw faithfulness and completeness over the share of parts; `parts` names them."""
+    long = frame.unpivot(
+        index="share",
+        on=["faithfulness", "completeness"],
+        variable_name="measure",
+        value_name="value",
+    )
+    return line(
+        long,
+        "share",
+        "value",
+        colour="measure",
+        reference=1.0,
+        title=title,
+        x_title=f"share of {parts} kept (or, for completeness, removed)",
+        y_title="share of the effect",
+    )
 
 
 def tradeoff(

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from assay.bounds.levels import Arithmetic, executed_sum
+from assay.bounds.levels import Arithmetic
 from assay.bounds.nonlinear import MatMul, Multiply
-from assay.bounds.operations import Carried, Shape, largest
+from assay.bounds.operations import Carried, Shape
 from assay.bounds.rounding import Array, Interval, add_up, mul_up, sub_down
 from assay.errors import InputError
 
@@ -175,9 +175,3 @@ class Contract(MatMul):
         wobble = add_up(error, mul_up(ar.gamma(terms), grown))
         tail = ar.tail(terms, xs[0].magnitude(), xs[1].magnitude())
         return [of_x, of_y], sub_down(ar.lower(rows, rest.lo, rest.hi, wobble), tail)
-
-    def error(self, xs: list[Interval], value: Interval) -> Array | float:
-        x, y = (v.magnitude() for v in xs)
-        return executed_sum(
-            x.shape[-1], Arithmetic("real").dot_up(x, y), max(largest(x), largest(y))
-        )

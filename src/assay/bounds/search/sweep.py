@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from assay.bounds.engine import OVERFLOW, Known, lower, ordered, tighten
+from assay.bounds.engine import Known, enclose, lower, ordered, require_range, tighten
 from assay.bounds.graph import Graph, Ref
-from assay.bounds.levels import Arithmetic, arithmetic, check_range
+from assay.bounds.levels import Arithmetic, arithmetic
 from assay.bounds.nonlinear import Relu, Square
-from assay.bounds.rounding import Array, Interval, add_up, sub_down
+from assay.bounds.rounding import Array, Interval
 from assay.bounds.rules import Pick, Smooth
 from assay.bounds.search.slopes import Slopes, relax
 from assay.bounds.trace.traced import LevelGraph
-from assay.errors import AssayError
 
 NARROW = 1e-7
 """An interval narrower than this, relative to its size, is not worth a linear bound."""
@@ -57,23 +56,14 @@ def sweep(
     known = SlopedKnown([], [], {}, slopes or {})
     given = dict(zip(graph.inputs, boxes, strict=True))
     for ref, node in enumerate(graph.nodes):
-        error: Array | float = 0.0
-        if node.operation is None:
-            value = given[ref]
-        else:
-            xs = [known.values[p] for p in node.parents]
-            value = node.operation.interval(xs, ar)
-            if ar.executed and not node.virtual:
-                error = node.operation.error(xs, value)
-                value = Interval(sub_down(value.lo, error), add_up(value.hi, error))
+        value, error = (
+            (given[ref], 0.0) if node.operation is None else enclose(node, known.values, ar)
+        )
         if ref in at.limits:
             value = _meet(value, at.limits[ref])
         if before is not None and ref in before:
             value = _meet(value, before[ref])
-        if not (np.all(np.isfinite(value.lo)) and np.all(np.isfinite(value.hi))):
-            raise AssayError(OVERFLOW.format(f"node {ref} ({type(node.operation).__name__})"))
-        if ar.executed and node.limited:
-            check_range(value.magnitude())
+        require_range(ref, node, value, ar)
         known.values.append(value)
         known.errors.append(error)
         if ref in wanted:

@@ -4,7 +4,7 @@ component."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,19 @@ class Importance(nn.Module, ABC):
         }
 
 
-class ScalarMLPs(Importance):
+class _TwoLayers(Importance):
+    """Nets of one hidden layer, with weights and biases for every site."""
+
+    def __init__(self, sites: Sequence[WeightSite]):
+        super().__init__(sites)
+        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
+
+    def nets(self) -> Iterator[tuple[WeightSite, Tensor, Tensor, Tensor, Tensor]]:
+        """Return every site with its weights and biases."""
+        return zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
+
+
+class ScalarMLPs(_TwoLayers):
     """One net of one input per component, its own inner activation; fused over components."""
 
     reads_inner = True
@@ -55,7 +67,6 @@ class ScalarMLPs(Importance):
         self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 16
     ) -> None:
         super().__init__(sites)
-        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
         for site in self.sites:
             shape = (site.components, hidden)
             self.w1.append(torch.randn(shape, generator=generator))
@@ -64,18 +75,18 @@ class ScalarMLPs(Importance):
             self.b2.append(torch.zeros(site.components))
 
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
-        nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
-        return {site.name: scalar_nets(inner[site.name], *weights) for site, *weights in nets}
+        return {
+            site.name: scalar_nets(inner[site.name], *weights) for site, *weights in self.nets()
+        }
 
 
-class VectorMLPs(Importance):
+class VectorMLPs(_TwoLayers):
     """One net per component that reads the whole input of its site; hidden layers in chunks."""
 
     def __init__(
         self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 16
     ) -> None:
         super().__init__(sites)
-        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
         for site in self.sites:
             width = _width(site)
             shape = (site.components, hidden)
@@ -86,8 +97,9 @@ class VectorMLPs(Importance):
 
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         vectors = self.vectors(inputs, inner)
-        nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
-        return {site.name: self._logits(vectors[site.name], *weights) for site, *weights in nets}
+        return {
+            site.name: self._logits(vectors[site.name], *weights) for site, *weights in self.nets()
+        }
 
     def _logits(self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
@@ -102,14 +114,13 @@ class VectorMLPs(Importance):
         return (torch.cat(parts).T + b2).reshape(*x.shape[:-1], len(w1))
 
 
-class SharedMLP(Importance):
+class SharedMLP(_TwoLayers):
     """One net per site that reads its input and gives the logits of all components."""
 
     def __init__(
         self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 128
     ) -> None:
         super().__init__(sites)
-        self.w1, self.b1, self.w2, self.b2 = (nn.ParameterList() for _ in range(4))
         for site in self.sites:
             width = _width(site)
             self.w1.append(torch.randn(width, hidden, generator=generator) * (2 / width) ** 0.5)
@@ -119,10 +130,9 @@ class SharedMLP(Importance):
 
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         vectors = self.vectors(inputs, inner)
-        nets = zip(self.sites, self.w1, self.b1, self.w2, self.b2, strict=True)
         return {
             site.name: f.gelu(vectors[site.name] @ w1 + b1) @ w2 + b2
-            for site, w1, b1, w2, b2 in nets
+            for site, w1, b1, w2, b2 in self.nets()
         }
 
 

@@ -211,22 +211,7 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
         return Section(
             "The circuit", "No heads or MLPs among the sites: there is no circuit to keep."
         )
-    long = table.unpivot(
-        index="share",
-        on=["faithfulness", "completeness"],
-        variable_name="measure",
-        value_name="value",
-    )
-    picture = charts.line(
-        long,
-        "share",
-        "value",
-        colour="measure",
-        reference=1.0,
-        title="How many nodes carry the metric",
-        x_title="share of nodes kept (or, for completeness, removed)",
-        y_title="share of the effect",
-    )
+    picture = charts.faithfulness(table, "nodes", "How many nodes carry the metric")
     scrubbed = (
         f"keeps {number(found['scrubbed_share_kept'])} of the metric (causal scrubbing)"
         if found["scrubbed_share_kept"] is not None

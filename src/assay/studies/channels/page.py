@@ -229,22 +229,7 @@ def _networks(run: Run, config: dict[str, Any]) -> list[Section]:
 
 def _circuit(run: Run, summary: dict[str, Any]) -> Section:
     table, worst = run.table("faithfulness.parquet"), summary["worst_case"]
-    long = table.unpivot(
-        index="share",
-        on=["faithfulness", "completeness"],
-        variable_name="measure",
-        value_name="value",
-    )
-    picture = charts.line(
-        long,
-        "share",
-        "value",
-        colour="measure",
-        title="How few channels carry the logit",
-        x_title="share of channels kept (or, for completeness, removed)",
-        y_title="share of the effect",
-        reference=1.0,
-    )
+    picture = charts.faithfulness(table, "channels", "How few channels carry the logit")
     text = (
         "Faithfulness keeps only the channels with the largest attribution on each input; "
         f"completeness removes exactly those. With {worst['kept_share']:.0%} of the channels kept, "

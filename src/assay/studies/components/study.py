@@ -37,6 +37,7 @@ from assay.mechanisms.components.recovery import ALIVE
 from assay.mechanisms.components.scene import Scene
 from assay.studies import runner
 from assay.studies.component_penalty import make_penalty
+from assay.studies.component_tables import spectrum
 from assay.studies.components.config import Config
 from assay.studies.components.page import headline, sections
 from assay.studies.components.plan import importance_options, plan
@@ -96,8 +97,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("reconstruction.parquet", masks)
     run.save_table("ladder.parquet", climb_ladder(scene, config.pgd))
     run.save_table("importance.parquet", count_important(scene.importance))
-    spectrum = _spectrum(scene)
-    run.save_table("spectrum.parquet", spectrum)
+    rows = {name: entry.flatten(0, -2).double() for name, entry in scene.importance.items()}
+    ranked = spectrum(scene, rows)
+    run.save_table("spectrum.parquet", ranked)
     run.save_table("top.parquet", _top(scene, model, held))
     ci = masks.filter(pl.col("masks") == "ci").to_dicts()[0]
     return {
@@ -105,7 +107,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "sites": [site.name for site in found.sites],
         "tied": {site.name: list(site.tied) for site in found.sites if site.tied},
         "components": sum(site.components for site in found.sites),
-        "alive": int((spectrum["state"] == "alive").sum()),
+        "alive": int((ranked["state"] == "alive").sum()),
         "alive_definition": f"largest importance on the held-out windows above {ALIVE}",
         "l0": float(
             torch.stack(
@@ -172,27 +174,6 @@ def _undecomposed(
         generator=generator,
         **importance_options(config),
     )
-
-
-def _spectrum(scene: Scene) -> pl.DataFrame:
-    frames = []
-    for name, importance in scene.importance.items():
-        flat = importance.flatten(0, -2).double()
-        means = flat.mean(0)
-        order = means.argsort(descending=True)
-        living = (flat.amax(0) > ALIVE)[order]
-        frames.append(
-            pl.DataFrame(
-                {
-                    "site": name,
-                    "rank": range(1, len(order) + 1),
-                    "component": order.tolist(),
-                    "mean importance": means[order].tolist(),
-                    "state": ["alive" if flag else "dead" for flag in living.tolist()],
-                }
-            )
-        )
-    return pl.concat(frames)
 
 
 def _top(scene: Scene, model: LanguageModel, held: Tensor, most: int = 3) -> pl.DataFrame:

@@ -29,6 +29,7 @@ from assay.mechanisms.components.recovery import (
     recover,
 )
 from assay.mechanisms.components.scene import Scene
+from assay.studies.component_tables import spectrum
 from assay.studies.toy_components.config import Config
 from assay.targets.residual import ResidualMLP
 from assay.targets.tms import TMS
@@ -123,7 +124,7 @@ def keep(
     run.save_table("ladder.parquet", climb_ladder(scene, config.evaluation.pgd))
     at_probes = found.importances(model, probes(features))
     run.save_table("importance.parquet", _importance_table(at_probes))
-    run.save_table("spectrum.parquet", _spectrum(scene, at_probes))
+    run.save_table("spectrum.parquet", spectrum(scene, at_probes))
     run.save_table("factors.parquet", _factors(model, found, at_probes))
     run.save_table("clusters.parquet", _clusters(found, scene))
     frames = [
@@ -203,28 +204,6 @@ def _importance_table(at_probes: dict[str, Tensor]) -> pl.DataFrame:
                     "feature": [str(row) for row in range(rows) for _ in range(columns)],
                     "component": [str(c) for _ in range(rows) for c in order[:SHOWN]],
                     "importance": shown.flatten().tolist(),
-                }
-            )
-        )
-    return pl.concat(frames)
-
-
-def _spectrum(scene: Scene, at_probes: dict[str, Tensor]) -> pl.DataFrame:
-    """Return the mean importance of every component on the evaluation batch, sorted, and which
-    components are alive on the probes."""
-    frames = []
-    for name, importance in scene.importance.items():
-        means = importance.flatten(0, -2).double().mean(0)
-        order = means.argsort(descending=True)
-        living = alive(at_probes[name])[order]
-        frames.append(
-            pl.DataFrame(
-                {
-                    "site": name,
-                    "rank": range(1, len(order) + 1),
-                    "component": order.tolist(),
-                    "mean importance": means[order].tolist(),
-                    "state": ["alive" if flag else "dead" for flag in living.tolist()],
                 }
             )
         )
