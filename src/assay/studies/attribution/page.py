@@ -32,9 +32,11 @@ def headline(run: Run) -> tuple[str, str]:
     shown = (
         "Every node was patched exactly"
         if method["taken"] == "exact"
-        else f"Every node was scored by {_NAMES[method['taken']]}, and the nodes that are read and a random sample of the others were patched exactly"
+        else f"Every node was scored by {_NAMES[method['taken']]}, and the nodes that are read and"
+        " a random sample of the others were patched exactly"
     )
-    beside = f"{estimates} cheap {'method was' if estimates == 1 else 'methods were'} audited against exact effects"
+    were = "method was" if estimates == 1 else "methods were"
+    beside = f"{estimates} cheap {were} audited against exact effects"
     return (
         "Attribution on a language model",
         f"Which heads, MLPs and positions of {name} (family {summary['model']['family']}) carry "
@@ -106,7 +108,8 @@ def _heat(run: Run, summary: dict[str, Any]) -> Section:
     bars = (
         ""
         if taken == "exact"
-        else " Each cell's tooltip has the mean half-width of the bars behind it (heads' bars added up): the cell is no further from the exact effect where all of them hold."
+        else " Each cell's tooltip has the mean half-width of the bars behind it (heads' bars added"
+        " up): the cell is no further from the exact effect where all of them hold."
     )
     text = (
         "The indirect effect is m(clean, with the node from the patch run) - m(clean), by "
@@ -148,7 +151,8 @@ def _listed(run: Run, summary: dict[str, Any]) -> Section:
     )
     missing = top.filter(pl.col("reason") != "")
     if missing.height:
-        text += f" No interval for {missing.height} of {top.height} nodes: {'; '.join(missing['reason'].unique(maintain_order=True))}."
+        reasons = "; ".join(missing["reason"].unique(maintain_order=True))
+        text += f" No interval for {missing.height} of {top.height} nodes: {reasons}."
     columns = [
         "part",
         "effect",
@@ -194,7 +198,8 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
         + (
             "Every node of every pair was patched."
             if summary["method"]["taken"] == "exact"
-            else "Nodes that are listed were patched for certain and others at random; the table weights each by how rarely such a node is sampled."
+            else "Nodes that are listed were patched for certain and others at random; the table"
+            " weights each by how rarely such a node is sampled."
         )
     )
     return Section(
@@ -227,7 +232,8 @@ def _circuit(run: Run, summary: dict[str, Any]) -> Section:
     if found["faithfulness_reason"]:
         text = f"Faithfulness is not given: {found['faithfulness_reason']}. {text}"
     if found["alone_in_their_case"]:
-        text += f" {found['alone_in_their_case']} pairs are alone in their case and keep their own nodes."
+        alone = found["alone_in_their_case"]
+        text += f" {alone} pairs are alone in their case and keep their own nodes."
     tables = []
     if run.has("edges.parquet"):
         largest = (
@@ -265,5 +271,8 @@ def _patching(words: str) -> str:
         return "Exact patching recomputed only the layers after the patch."
     if words.startswith("suffix only; general for "):
         others = words.removeprefix("suffix only; general for ")
-        return f"Exact patching recomputed only the layers after the patch, except for {others}, where the whole network ran."
+        return (
+            f"Exact patching recomputed only the layers after the patch, except for {others}, where"
+            " the whole network ran."
+        )
     return f"Exact patching ran the whole network ({words.removeprefix('general: ')})."

@@ -148,7 +148,8 @@ def _certificates(
                     "error",
                     "bound",
                     colour="block",
-                    title=f"{kept:,} of {rows.height:,} errors lie within their bound (above the line)",
+                    title=f"{kept:,} of {rows.height:,} errors lie within their bound"
+                    " (above the line)",
                     x_title="log10 of the true error",
                     y_title="log10 of the certified bound",
                 )
@@ -167,7 +168,8 @@ def _certificates(
                     "realised_constant",
                     colour="block",
                     log_x=True,
-                    title=f"Error per squared step: the middle nine tenths span a factor of {high / low:,.0f}",
+                    title="Error per squared step: the middle nine tenths span a factor of"
+                    f" {high / low:,.0f}",
                     x_title="|error| / step squared",
                 )
             )

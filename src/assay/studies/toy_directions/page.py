@@ -86,7 +86,8 @@ def _found(run: Run, summary: dict[str, Any]) -> Section:
         "A direction is clean when more than nine tenths of its squared length lie on the "
         "parameters of one circuit. Rows are directions, strongest first."
         if "circuits" in summary
-        else "No circuits are known here; the table says how much of the gradients the directions hold and how many are active at once."
+        else "No circuits are known here; the table says how much of the gradients the directions"
+        " hold and how many are active at once."
     )
     return Section(
         "Which circuits were found?",
