@@ -132,7 +132,7 @@ MUTANTS = [
     ),
     # mechanisms: nodes
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "dtype=torch.bool).triu(1)",
         "dtype=torch.bool).triu(2)",
         (
@@ -140,7 +140,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "query.columns().to(columns.device)).all()",
         "query.columns().to(columns.device)).any()",
         (
@@ -148,7 +148,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "                    layer.call.mask_at(who, position),",
         "                    layer.call.mask_at(who, self.last[who]),",
         (

@@ -16,8 +16,8 @@ from assay.core.mechanisms import Mechanisms, Projection
 from assay.core.parts import Gates, Group, Parts, Whole
 from assay.core.sites import Record, Seen
 from assay.mechanisms.nodes.parts import Columns
-from assay.mechanisms.nodes.suffix import Suffix, plan
 from assay.targets import families, names
+from assay.targets.suffix import Suffix, pick, plan
 
 
 @dataclass(frozen=True)
@@ -151,10 +151,16 @@ class Nodes(Mechanisms):
         else:
             alive = (difference[..., spot.columns] != 0).any(-1)[who, positions, index[..., 1]]
             columns = spot.columns[index[..., 1][alive]]
+        who, positions = who[alive], positions[alive]
+
+        def part(jobs: Tensor) -> Tensor:
+            whole = pick(difference, who[jobs], positions[jobs])
+            if columns is None:
+                return whole
+            return whole * torch.zeros_like(whole).scatter(1, columns[jobs], 1.0)
+
         found = torch.zeros(alive.shape, dtype=torch.float64, device=index.device)
-        found[alive] = suffix.effects(
-            spot.ref.site, difference, who[alive], positions[alive], columns, budget
-        )
+        found[alive] = suffix.effects(spot.ref.site, part, who, positions, columns, budget)
         return found
 
     def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:
