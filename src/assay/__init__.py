@@ -42,6 +42,7 @@ _HOMES = {
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.components": ("components", "decomposition"),
     "assay.mechanisms.directions": ("directions",),
+    "assay.mechanisms.features": ("features",),
     "assay.mechanisms.nodes": ("nodes",),
     "assay.proofs.gates": ("certify",),
     "assay.targets.load": ("load", "pairs"),
@@ -84,6 +85,7 @@ __all__ = [
     "directions",
     "edges",
     "faithfulness",
+    "features",
     "keep_top",
     "load",
     "nodes",
@@ -120,6 +122,7 @@ if TYPE_CHECKING:
     from assay.mechanisms.channels import channels
     from assay.mechanisms.components import components, decomposition
     from assay.mechanisms.directions import directions
+    from assay.mechanisms.features import features
     from assay.mechanisms.nodes import nodes
     from assay.proofs.gates import certify
     from assay.targets.load import load, pairs

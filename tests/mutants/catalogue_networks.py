@@ -156,9 +156,9 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/bind.py",
-        "active = distance > 8 * torch.finfo(value.dtype).eps * size",
-        "active = distance > 0 * size",
+        "assay/targets/reading.py",
+        "(distance > 8 * torch.finfo(value.dtype).eps * size)",
+        "(distance > 0 * size)",
         (
             "tests/mechanisms/nodes/test_node_kind.py::test_nodes_that_differ_by_rounding_alone_are_inactive",
         ),
@@ -172,7 +172,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/bind.py",
+        "assay/targets/reading.py",
         "            weights = mask.double().reshape(",
         "            weights = torch.ones_like(mask).double().reshape(",
         ("tests/mechanisms/nodes/test_node_kind.py::test_references",),
