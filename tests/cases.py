@@ -398,17 +398,26 @@ def bound_features(
         ("relu", "blocks.1", ("blocks.1",)),
     ),
     reference: str = "counterfactual",
-    **options: Any,
+    seed: int = 0,
+    options: Mapping[str, Any] = {"topk": {"k": 2}},
 ) -> Mechanisms:
     """Dictionaries of a small residual network: their architecture, and where each reads and
     writes.
     """
+
+    def wide(reads: str, writes: tuple[str, ...]) -> dict[str, Any]:
+        return {} if writes == (reads,) else {"d_out": 4 * len(writes), "skip": 4}
+
     model = tiny_target(dtype=dtype)
     dictionaries = {
-        f"{reads} to {writes[-1]}": Placed(
-            random_dictionary(4, 5, seed, name, d_out=4 * len(writes), **options), reads, writes
+        reads if writes == (reads,) else f"{reads} to {writes[-1]}": Placed(
+            random_dictionary(
+                4, 5, number + seed, name, **wide(reads, writes), **options.get(name, {})
+            ),
+            reads,
+            writes,
         )
-        for seed, (name, reads, writes) in enumerate(placed)
+        for number, (name, reads, writes) in enumerate(placed)
     }
     clean, patch = (tiny_batch(4, positions=2, seed=seed, dtype=dtype) for seed in (1, 2))
     found = features(model, dictionaries, clean, patch, reference)  # type: ignore[arg-type]
@@ -423,7 +432,7 @@ def bound_language_features(
     model = Target(node_models.build("gpt2", dtype), logit_difference)
     dictionaries = {
         site: Placed(random_dictionary(16, 6, seed), site, (site,))
-        for seed, site in enumerate(("blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"))
+        for seed, site in enumerate(("blocks.1.hook_mlp_out",))
     }
     found = features(model, dictionaries, clean, patch, reference)  # type: ignore[arg-type]
     return found.take(slice(0, examples))
@@ -458,15 +467,19 @@ CASES: dict[str, Callable[..., Mechanisms]] = {
     "components, tied": bound_tied_components,
     "features": bound_features,
     "features, language": bound_language_features,
-    "features, zero": partial(bound_features, reference="zero"),
-    "features, mean": partial(bound_features, reference="mean"),
+    "features, zero": partial(
+        bound_features,
+        placed=(("gated", "blocks.0", ("blocks.0",)), ("topk", "blocks.1", ("blocks.1",))),
+        reference="zero",
+    ),
     "features, transcoders": partial(
         bound_features,
         placed=(
             ("relu", "blocks.0.up:input", ("blocks.0.down", "blocks.1.down")),
-            ("relu", "blocks.1.up:input", ("blocks.1.down",)),
+            ("jumprelu", "blocks.1.up:input", ("blocks.1.down",)),
         ),
-        subtract=False,
+        reference="mean",
+        seed=1,
     ),
     "features, identity": bound_neurons,
     "directions": bound_directions,

@@ -9,7 +9,7 @@ attention works on a flat list of the tokens that may have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -53,6 +53,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Jobs:
+    """Runs with one changed value each: job j changes the value at `site` of example `who[j]` at
+    position `positions[j]`.
+
+    `part` gives the vectors (some jobs, width) that are taken away there. `columns` (jobs, columns)
+    says which columns of the value can differ, any of them without."""
+
+    site: str
+    part: Callable[[Tensor], Tensor]
+    who: Tensor
+    positions: Tensor
+    columns: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Suffix:
     """The clean run of one batch, from which runs with one changed node start."""
 
@@ -75,30 +90,41 @@ class Suffix:
         everyone = torch.arange(len(self.batch), device=self.end.device)
         return self.metric_of(self.end[everyone, self.last], everyone)
 
-    def effects(
-        self,
-        site: str,
-        part: Callable[[Tensor], Tensor],
-        who: Tensor,
-        positions: Tensor,
-        columns: Tensor | None = None,
-        budget: int | None = None,
-    ) -> Tensor:
-        """Return F - F(one value less its part) for jobs, in float64.
+    def effects(self, jobs: Jobs, budget: int | None = None) -> Tensor:
+        """Return F - F(one value less its part) for jobs, in float64."""
+        stage, found, chunks = self._planned(jobs, budget)
+        for chunk in chunks:
+            x = self.run(stage, jobs.part(chunk), jobs.who[chunk], jobs.positions[chunk])
+            found[chunk] = self.base[jobs.who[chunk]] - self.metric_of(x, jobs.who[chunk])
+        return found
 
-        Job j changes the value at `site` of example `who[j]` at position `positions[j]`: `part`
-        gives the vectors (jobs, width) that are taken away for some of the jobs. `columns` (jobs,
-        columns) says which columns of the value can differ, any of them without."""
-        stage, last = self._stage(site, columns), self.last[who]
-        found = torch.zeros(len(who), dtype=torch.float64, device=who.device)
+    def slopes(self, jobs: Jobs, gate: float, budget: int | None = None) -> Tensor:
+        """Return dF/dgate for jobs, in float64, where the part of each is multiplied by its gate
+        and the gate is at one value.
+        """
+        stage, found, chunks = self._planned(jobs, None if budget is None else budget // 4)
+        for chunk in chunks:
+            part, who = jobs.part(chunk).detach(), jobs.who[chunk]
+            with torch.enable_grad():
+                gates = torch.full((len(chunk), 1), gate, dtype=part.dtype, device=part.device)
+                gates.requires_grad_()
+                x = self.run(stage, (1 - gates) * part, who, jobs.positions[chunk])
+                (slope,) = torch.autograd.grad(self.metric_of(x, who).sum(), gates)
+            found[chunk] = slope[:, 0].double()
+        return found
+
+    def _planned(self, jobs: Jobs, budget: int | None) -> tuple[Stage, Tensor, Iterable[Tensor]]:
+        """Return where jobs start, room for what is found, and the jobs that can change anything,
+        in chunks.
+        """
+        stage, last = self._stage(jobs.site, jobs.columns), self.last[jobs.who]
+        found = torch.zeros(len(jobs.who), dtype=torch.float64, device=last.device)
         # Behind the last block's keys and values nothing moves between positions any more.
         late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")
+        positions = jobs.positions
         alive = (positions == last) if late else (positions <= last)
         chunks = self._chunks(alive.nonzero().flatten(), positions, last, budget)
-        for chunk in progress(chunks, f"patching {site}"):
-            x = self.run(stage, part(chunk), who[chunk], positions[chunk])
-            found[chunk] = self.base[who[chunk]] - self.metric_of(x, who[chunk])
-        return found
+        return stage, found, progress(chunks, f"patching {jobs.site}")
 
     def _stage(self, site: str, columns: Tensor | None) -> Stage:
         # The columns of a fused projection that are queries move their own position only, as a

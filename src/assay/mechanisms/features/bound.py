@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +15,7 @@ from assay.core.sites import Edit, Seen, read_sites
 from assay.core.values import DENSE
 from assay.dictionaries import Dictionary, DictionarySet
 from assay.mechanisms.features.codes import SparseAtoms, sparse_codes
-from assay.targets.suffix import Suffix, pick, plan
+from assay.targets.suffix import Jobs, Suffix, pick, plan
 
 CONVENTIONS = ("pass_through", "detached_error")
 
@@ -206,6 +206,20 @@ class FeatureParts(Mechanisms):
         return "suffix only" + (f"; general for {', '.join(others)}" if others else "")
 
     def ablate_rule(self, name: str, index: Tensor, budget: int | None = None) -> Tensor | None:
+        return self._changed(name, index, lambda suffix, jobs: suffix.effects(jobs, budget))
+
+    def slope_rule(
+        self, name: str, index: Tensor, gate: float, budget: int | None = None
+    ) -> Tensor | None:
+        return self._changed(name, index, lambda suffix, jobs: suffix.slopes(jobs, gate, budget))
+
+    @torch.no_grad()
+    def _changed(
+        self, name: str, index: Tensor, measure: Callable[[Suffix, Jobs], Tensor]
+    ) -> Tensor | None:
+        """Return what is measured of runs x := x - delta W_dec[k] with one changed part each,
+        (rows, examples), None where they cannot start at the site.
+        """
         sites, suffix = self.group(name).sites, self._suffix
         if isinstance(suffix, str) or len(sites) > 1 or sites[0] not in suffix.sites:
             return None
@@ -235,7 +249,7 @@ class FeatureParts(Mechanisms):
                 return (held[jobs] * atoms[which[jobs]]).to(dtype)
 
         found = torch.zeros(alive.shape, dtype=torch.float64, device=index.device)
-        found[alive] = suffix.effects(site, part, *chosen, budget=budget)
+        found[alive] = measure(suffix, Jobs(site, part, *chosen))
         return found
 
     @cached_property

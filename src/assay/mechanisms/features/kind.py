@@ -60,6 +60,10 @@ class Features(Kind):
         values = read_values(target, batch, wanted, "the clean run's")
         for name, spot in spots.items():
             _require_widths(name, self.dictionaries[name], spot, values)
+            some = values[spot.reads][:1].to(dtype)
+            with torch.no_grad():  # a rest with positions depends on what is read
+                skips = dictionaries[name].dictionary.rest(some).ndim > 1
+            spots[name] = replace(spot, skips=skips)
         patch = reference.batch
         others = values if patch is None else read_patched(target, batch, patch, values)
         mask = real_positions(batch if patch is None else patch)
@@ -181,7 +185,7 @@ def _spot(model: nn.Module, placed: Placed, resolved: dict[str, str]) -> Spot:
         tuple(resolved[name] for name in placed.writes),
         dictionary.size,
         placed.width,
-        skips=type(dictionary).rest is not Dictionary.rest,
+        skips=False,
     )
 
 
