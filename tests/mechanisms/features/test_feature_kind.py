@@ -235,7 +235,7 @@ def test_names_say_what_a_part_is():
         "blocks.0.down error",
         "blocks.1.down error",
     ]
-    assert sum(name.endswith(" skip") for name in names) == 2
+    assert sum(name.endswith(" rest") for name in names) == 2
     assert bound.describe(names[0], (1, 3)) == f"{names[0]}[pos 1, feature 3]"
     assert bound.describe("blocks.0.down error", (1,)) == "blocks.0.down error[pos 1]"
     assert bound.groups[names[0]].source == "read at blocks.0.up:input"

@@ -99,7 +99,7 @@ class FeatureParts(Mechanisms):
                     shape = (*self.bases[spot.reads].active.shape, spot.size)
                     found[name] = Group(name, spot.writes, shape, reads=reads)
                     if spot.skips:
-                        skip = f"{name} skip"
+                        skip = f"{name} rest"
                         found[skip] = Group(skip, spot.writes, shape[:-1], reads=reads)
             reads = tuple(dict.fromkeys(spot.reads for spot in here.values() if spot.apart))
             found[error] = Group(error, (site,), places, reads=reads)
@@ -164,7 +164,7 @@ class FeatureParts(Mechanisms):
             else:
                 carried = carried - dictionary.rest(read.value.to(wide))[..., columns]
             carried = carried * read.active.unsqueeze(-1)
-            found[f"{name} skip"] = Whole(carried, shape[:-1], tuple(carried.shape))
+            found[f"{name} rest"] = Whole(carried, shape[:-1], tuple(carried.shape))
             rebuilt = rebuilt + carried
         return found, rebuilt
 

@@ -99,9 +99,9 @@ class Features(Kind):
         if self.convention not in CONVENTIONS:
             raise unknown("convention", str(self.convention), CONVENTIONS)
         for name in self.dictionaries:
-            if name.endswith((" error", " skip")):
+            if name.endswith((" error", " rest")):
                 raise InputError(
-                    f"dictionary {name!r}: names that end in ' error' or ' skip' are those of what"
+                    f"dictionary {name!r}: names that end in ' error' or ' rest' are those of what"
                     " dictionaries leave"
                 )
 
