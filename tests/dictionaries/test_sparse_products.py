@@ -24,7 +24,12 @@ def test_values_and_derivatives_are_those_of_dense_products(positions, width, si
     def drawn(*shape):
         return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
 
-    x, W_enc, b_enc, W_dec = drawn(positions, width), drawn(width, size), drawn(size), drawn(size, 3)
+    x, W_enc, b_enc, W_dec = (
+        drawn(positions, width),
+        drawn(width, size),
+        drawn(size),
+        drawn(size, 3),
+    )
     mask = torch.rand(positions, size, generator=generator) < share
     weights = torch.randn(positions, 3, generator=generator, dtype=torch.float64)
     before = x @ W_enc + b_enc

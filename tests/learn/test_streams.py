@@ -1,4 +1,4 @@
-"""Streams: every position once an epoch, nothing of the padding, the same batch for the same step."""
+"""Streams: every position once an epoch, no padding, the same batch for the same step."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_processes_share_the_batch_of_one(model, rows):
 
 
 def test_bad_input_is_refused(model, rows):
-    with pytest.raises(InputError, match="did you mean blocks.0.hook_resid_post"):
+    with pytest.raises(InputError, match=r"did you mean blocks\.0.hook_resid_post"):
         streams.Reader(model, ["blocks.0.hook_residpost"])
     with pytest.raises(InputError, match="fewer than one batch of 5000"):
         streams.Stream(model, rows, SITES, batch=5000)

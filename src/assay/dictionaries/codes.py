@@ -95,9 +95,7 @@ def _topk(
     assert isinstance(dictionary, TopK)
     with torch.no_grad():
         sizes = before * dictionary.W_dec.norm(dim=1) if dictionary.by_norm else before
-        active = active_at(
-            sizes.topk(dictionary.k, dim=-1, sorted=False).indices, dictionary.size
-        )
+        active = active_at(sizes.topk(dictionary.k, dim=-1, sorted=False).indices, dictionary.size)
     values = torch.relu(take(dictionary, x, before, active))
     return Codes(active, values, before)
 
@@ -181,9 +179,7 @@ RULES: dict[str, Rule] = {
 """How each architecture is trained; adding one adds a line."""
 
 
-def take(
-    dictionary: Linear, x: Tensor, before: Tensor, active: Active | Everything
-) -> Tensor:
+def take(dictionary: Linear, x: Tensor, before: Tensor, active: Active | Everything) -> Tensor:
     """Return the features before their activation function on a pattern, with derivatives."""
     return take_before(dictionary.centred(x), dictionary.W_enc, dictionary.b_enc, before, active)
 

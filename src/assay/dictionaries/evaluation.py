@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from assay.charts.tables import notebook_html, text_table
 from assay.dictionaries.base import DictionarySet, Placed
+from assay.dictionaries.identity import Identity
 from assay.dictionaries.moments import Moments
 from assay.dictionaries.splicing import Rebuild, Splice, logits_of, predicted, splice
 from assay.learn.streams import Reader, Rows, chunks
@@ -106,7 +107,8 @@ def evaluate(model: nn.Module, rows: Rows, placed: DictionarySet) -> Evaluation:
     clean = _loss(model, rows, lambda some: model(**some.inputs(found.device)))
     ranks = {name: math.ceil(sum(found.l0[one] for one in unit)) for name, unit in units.items()}
     principal = _principal(placed, found, units, ranks)
-    whole = splice(model, {site: Placed(_Any(), site, (site,)) for site in found.moments})
+    # What is rebuilt there comes from elsewhere; the dictionary only marks the place.
+    whole = splice(model, {site: Placed(Identity(1), site, (site,)) for site in found.moments})
 
     def loss(names: list[str], what: str) -> float:
         chosen = {name: placed[name] for name in names}
@@ -152,12 +154,6 @@ def evaluate(model: nn.Module, rows: Rows, placed: DictionarySet) -> Evaluation:
         zero, spliced, pca = (loss(every, what) for what in ("zero", "dictionaries", "pca"))
         recovered, pca_recovered = _recovered(zero, spliced, clean), _recovered(zero, pca, clean)
     return Evaluation(tuple(sites), count, clean, zero, spliced, recovered, pca_recovered)
-
-
-class _Any(nn.Module):
-    """Stands for the dictionary of a site at which something else is rebuilt."""
-
-    d_out = 1
 
 
 class _Measured:
@@ -233,9 +229,7 @@ def _projection(mean: Tensor, basis: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _spliced(
-    joints: Splice, rows: Rows, chosen: Mapping[str, Placed], rebuild: Rebuild
-) -> float:
+def _spliced(joints: Splice, rows: Rows, chosen: Mapping[str, Placed], rebuild: Rebuild) -> float:
     return _loss(joints.model, rows, lambda some: joints.run(some, rebuild, chosen=chosen))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,10 +130,8 @@ class Reader:
             return edit
 
         sites = dict.fromkeys(ref.site for ref in self.refs.values())
-        try:
+        with suppress(_ReadAll):
             run_edited(self.model, rows.inputs(self.device), {site: keep(site) for site in sites})
-        except _ReadAll:
-            pass
         missing = [name for name in self.refs if name not in found]
         if missing:
             raise InputError(f"site {missing[0]!r} was not reached in the forward pass")
