@@ -15,6 +15,7 @@ ARCHITECTURES = {
     "identity": "assay.dictionaries.identity:Identity",
     "jumprelu": "assay.dictionaries.jumprelu:JumpReLU",
     "matryoshka": "assay.dictionaries.matryoshka:Matryoshka",
+    "normalised": "assay.dictionaries.normalised:Normalised",
     "relu": "assay.dictionaries.relu:ReLU",
     "topk": "assay.dictionaries.topk:TopK",
 }
