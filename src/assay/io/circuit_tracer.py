@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from assay.errors import InputError, shown
-from assay.io.files import read_text, save_tensors, write_text
-from assay.io.weights import Entry, Fields, Given, Tensors, Weights
+from assay.io.files import existing, read_text, save_tensors, write_text
+from assay.io.weights import Entry, Fields, Given, Tensors, Weights, brief
 
 if TYPE_CHECKING:
     import torch
 
 CONFIG = "config.yaml"
+_MOST_BYTES = 1_000_000
 _KINDS = ("transcoder_set", "cross_layer_transcoder")
 _ENCODER = re.compile(r"W_enc_(\d+)\.safetensors")
 _LAYER = re.compile(r"layer_(\d+)\.safetensors")
@@ -30,6 +31,8 @@ def read_circuit_tracer(folder: Path, given: Given) -> list[Entry]:
 
     Raises InputError for missing keys, files outside the folder, and missing layers."""
     path = folder / CONFIG
+    if existing(path).stat().st_size > _MOST_BYTES:
+        raise InputError(f"{path} is larger than any configuration of circuit-tracer")
     try:
         config = Fields(path, yaml.safe_load(read_text(path)))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -84,7 +87,7 @@ def _listed(folder: Path, config: Fields) -> dict[int, Path]:
             entry = Fields(config.path, item, "transcoders")
             layer, name = entry.require("layer", int), entry.require("filepath", str)
         if not isinstance(name, str):
-            raise InputError(f"{config.path}: transcoders must list files, got {shown(name)}")
+            raise InputError(f"{config.path}: transcoders must list files, got {brief(name)}")
         if "://" in name:
             raise InputError(
                 f"{config.path} lists {shown(name)}, a file of the hub; download the files, and"

@@ -126,7 +126,7 @@ class Fields:
         value = self.data[key]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise InputError(
-                f"{self.path}: {self._name(key)} must be {kind.__name__}, got {shown(value)}"
+                f"{self.path}: {self._name(key)} must be {kind.__name__}, got {brief(value)}"
             )
         if isinstance(value, int) and kind is int and value < 0:
             raise InputError(f"{self.path}: {self._name(key)} must not be negative, got {value}")
@@ -161,7 +161,7 @@ class Tensors:
     """The tensors of a file, taken by name with the shape that is expected."""
 
     def __init__(self, path: Path, tensors: Mapping[str, torch.Tensor]):
-        self.path, self._left = path, dict(tensors)
+        self.path, self._left, self._names = path, dict(tensors), sorted(tensors)
 
     @classmethod
     def of_file(cls, path: Path) -> Tensors:
@@ -179,7 +179,7 @@ class Tensors:
         if key not in self._left:
             raise InputError(
                 f"{self.path}: the tensor {key!r} is missing; there are"
-                f" {', '.join(sorted(self._left)) or 'none'}"
+                f" {', '.join(self._names)[:300] or 'none'}"
             )
         tensor = self._left.pop(key)
         what = f"{self.path}: tensor {key!r}"
@@ -222,6 +222,12 @@ class Tensors:
                 f"{self.path}: the tensor {sorted(self._left)[0]!r} is none of a {formula}"
                 " dictionary, which would be computed without it"
             )
+
+
+def brief(value: Any) -> str:
+    """Return a value for a message: a container by its type, as YAML can nest one exponentially."""
+    plain = value is None or isinstance(value, bool | int | float | str)
+    return shown(value) if plain else f"a {type(value).__name__}"
 
 
 def with_layer(site: str, layer: int) -> str:
