@@ -26,7 +26,10 @@ SLOW = {
     "nodes, neurons",
     "features, language",
 }
-REFUSED = {"features, zero": "aten.*has no bound", "features, transcoders": "aten.*has no bound"}
+REFUSED = {
+    "features, zero": r"operation aten\.gt",
+    "features, transcoders": r"operation aten\.lt",
+}
 """Cases with an operation that no bound is known for: a step, or the choice of the largest."""
 
 
@@ -96,6 +99,13 @@ def test_operations_without_a_bound_are_refused_by_name(name: str) -> None:
     with pytest.raises(InputError, match=REFUSED[name]) as refusal:
         certify(one(name), budget=QUICK)
     assert "\n" not in str(refusal.value)
+
+
+def test_a_choice_of_the_largest_features_is_refused_by_name() -> None:
+    placed = (("topk", "blocks.1", ("blocks.1",)),)
+    mechanisms = cases.bound_features(placed=placed).take(slice(0, 1))
+    with pytest.raises(InputError, match=r"operation aten.topk.*has no bound"):
+        certify(mechanisms, budget=QUICK)
 
 
 @pytest.mark.parametrize("name", ["weight site", "channels", "nodes", "directions"])

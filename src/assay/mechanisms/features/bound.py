@@ -25,13 +25,14 @@ class Spot:
     """Where a dictionary stands: the resolved sites that it reads and writes, its number of
     features and the width of each site that it writes.
 
-    `skips` says that a part of what it rebuilds does not pass through features."""
+    `rests` says that a part of what it rebuilds depends on what it reads and passes through no
+    feature."""
 
     reads: str
     writes: tuple[str, ...]
     size: int
     width: int
-    skips: bool
+    rests: bool
 
     @property
     def apart(self) -> bool:
@@ -68,8 +69,9 @@ class FeatureParts(Mechanisms):
     At a site with value x, a dictionary's features f = enc(x) and what is left, r = x - xhat:
     part = (f_k - f'_k) W_dec[k] of every (example, position, feature), and r - r' of every
     (example, position); f' and r' are those of the reference. A transcoder reads elsewhere than it
-    writes, a cross-layer transcoder writes at several sites. What a skip connection carries is a
-    group of its own. Written sites have one error each, whichever dictionaries write there.
+    writes, a cross-layer transcoder writes at several sites. What a skip connection or the norm of
+    a normalised dictionary carries is a group of its own, "NAME rest". Written sites have one error
+    each, whichever dictionaries write there.
 
     Parts are computed from the current activations and dictionaries are read one site at a time:
     `dictionaries` may be any mapping, also one that loads from files. `convention` says how
@@ -84,6 +86,7 @@ class FeatureParts(Mechanisms):
     reference: str = "counterfactual"
     convention: str = "pass_through"
     fast: bool = True
+    chosen: tuple[str, ...] | None = None
 
     kind = "features"
 
@@ -98,12 +101,19 @@ class FeatureParts(Mechanisms):
                 if name not in found:
                     shape = (*self.bases[spot.reads].active.shape, spot.size)
                     found[name] = Group(name, spot.writes, shape, reads=reads)
-                    if spot.skips:
-                        skip = f"{name} rest"
-                        found[skip] = Group(skip, spot.writes, shape[:-1], reads=reads)
+                    if spot.rests:
+                        rest = f"{name} rest"
+                        found[rest] = Group(rest, spot.writes, shape[:-1], reads=reads)
             reads = tuple(dict.fromkeys(spot.reads for spot in here.values() if spot.apart))
             found[error] = Group(error, (site,), places, reads=reads)
-        return found
+        return {name: found[name] for name in found if self.chosen is None or name in self.chosen}
+
+    def only(self, names: Iterable[str]) -> FeatureParts:
+        """Return the same parts with gates for some of the groups alone; InputError for others."""
+        chosen = tuple(names)
+        for name in chosen:
+            self.group(name)
+        return replace(self, chosen=chosen)
 
     @cached_property
     def sites(self) -> dict[str, list[str]]:
@@ -116,15 +126,15 @@ class FeatureParts(Mechanisms):
         if base.value is not None:
             rest = rest - base.value.to(wide)
         found: dict[str, Parts] = {}
-        for name in self.sites[site]:
-            if name in self.spots:
+        for name, spot in self.spots.items():
+            if site in spot.writes:
                 dictionary = self.dictionaries[name].dictionary
                 parts, rebuilt = self._features(name, site, seen, dictionary, wide)
                 found |= parts
                 rest = rest - rebuilt
         error = rest * base.active.unsqueeze(-1)
         found[self.errors[site]] = Whole(error, tuple(base.active.shape), tuple(error.shape))
-        return found
+        return {name: found[name] for name in self.sites[site]}
 
     def _features(
         self, name: str, site: str, seen: Seen, dictionary: Dictionary, wide: torch.dtype
@@ -157,7 +167,7 @@ class FeatureParts(Mechanisms):
         found: dict[str, Parts] = {name: parts}
         if read.value is None:
             rebuilt = rebuilt + dictionary.b_dec[columns]
-        if spot.skips:
+        if spot.rests:
             carried = dictionary.rest(now)[..., columns]
             if read.value is None:
                 carried = carried - dictionary.b_dec[columns]

@@ -62,8 +62,8 @@ class Features(Kind):
             _require_widths(name, self.dictionaries[name], spot, values)
             some = values[spot.reads][:1].to(dtype)
             with torch.no_grad():  # a rest with positions depends on what is read
-                skips = dictionaries[name].dictionary.rest(some).ndim > 1
-            spots[name] = replace(spot, skips=skips)
+                rests = dictionaries[name].dictionary.rest(some).ndim > 1
+            spots[name] = replace(spot, rests=rests)
         patch = reference.batch
         others = values if patch is None else read_patched(target, batch, patch, values)
         mask = real_positions(batch if patch is None else patch)
@@ -185,7 +185,7 @@ def _spot(model: nn.Module, placed: Placed, resolved: dict[str, str]) -> Spot:
         tuple(resolved[name] for name in placed.writes),
         dictionary.size,
         placed.width,
-        skips=False,
+        rests=False,
     )
 
 
