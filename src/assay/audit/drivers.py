@@ -5,7 +5,7 @@ Sheet: features, "The error-node study"."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,14 +22,18 @@ from assay.errors import InputError
 FACTORS = ("norm", "gradient_norm", "cosine")
 
 
-def measure_drivers(mechanisms: Mechanisms, names: Iterable[str] | None = None) -> pl.DataFrame:
+def measure_drivers(
+    mechanisms: Mechanisms,
+    names: Iterable[str] | None = None,
+    only: Mapping[str, pl.DataFrame] | None = None,
+) -> pl.DataFrame:
     """Return one row for every part that is not zero, in every example: example, group, position,
     index, norm, gradient_norm, atp, cosine.
 
     For a part p at a value with gradient g: norm = ||p||, gradient_norm = ||g|| at its position,
     atp = -<g, p>, the first-order indirect effect of putting the reference there (the difference
     that a patch makes is -p), and atp = norm * gradient_norm * cosine. One forward and backward
-    pass for everything.
+    pass for everything. `only` gives the rows (example, index) of a group that are wanted.
 
     Raises InputError for groups whose parts are not vectors of a whole position (heads, say), or
     that act at several sites."""
@@ -44,18 +48,26 @@ def measure_drivers(mechanisms: Mechanisms, names: Iterable[str] | None = None) 
             for name, parts in mechanisms.parts(site, seen).items():
                 if name in chosen:
                     given = torch.zeros_like(seen.value) if gradient is None else gradient
-                    frames.append(_rows(name, parts.norm(), parts.dot(given), given))
+                    norms = parts.norm()
+                    if only is not None and name in only:
+                        index = _places(only[name], norms.ndim)
+                    elif norms.is_sparse:
+                        index = norms.coalesce().indices().T
+                    else:
+                        index = norms.nonzero()
+                    frames.append(_rows(name, index, norms, parts.dot(given), given))
     return pl.concat(frames)
 
 
-def _rows(name: str, norms: Tensor, products: Tensor, gradient: Tensor) -> pl.DataFrame:
+def _rows(
+    name: str, index: Tensor, norms: Tensor, products: Tensor, gradient: Tensor
+) -> pl.DataFrame:
     places = gradient.shape[:-1]
     if tuple(norms.shape[: len(places)]) != tuple(places) or norms.ndim > len(places) + 1:
         raise InputError(
             f"the parts of {name!r} have gates {tuple(norms.shape)} at a value of shape"
             f" {tuple(gradient.shape)}; norms of gradients are those of whole positions"
         )
-    index = norms.coalesce().indices().T if norms.is_sparse else norms.nonzero()
     size = _entries(norms, index)
     slope = gradient.double().norm(dim=-1)[tuple(index[:, : len(places)].T)]
     atp = -_entries(products, index)
@@ -85,6 +97,13 @@ def _rows(name: str, norms: Tensor, products: Tensor, gradient: Tensor) -> pl.Da
     )
 
 
+def _places(rows: pl.DataFrame, axes: int) -> Tensor:
+    """Return the index (rows, axes) of rows with an example and the index of a part."""
+    inner = torch.tensor(rows["index"].to_list(), dtype=torch.long).reshape(len(rows), axes - 1)
+    example = torch.tensor(rows["example"].to_list(), dtype=torch.long)
+    return torch.cat([example[:, None], inner], dim=1)
+
+
 def _entries(values: Tensor, index: Tensor) -> Tensor:
     """Return the entries of values (examples, *axes) at rows (rows, 1 + axes), in float64."""
     if not values.is_sparse:
@@ -108,10 +127,8 @@ def with_effects(table: pl.DataFrame, scores: Scores, column: str) -> pl.DataFra
     """Return the table with the indirect effects by some scores, -score, as a further column."""
     parts = []
     for (group,), rows in table.group_by(["group"], maintain_order=True):
-        inner = torch.tensor(rows["index"].to_list()).reshape(len(rows), -1)
-        index = torch.cat([torch.tensor(rows["example"].to_list())[:, None], inner], dim=1)
-        values = scores.values[str(group)]
-        found = -_entries(values.cpu(), index)
+        values = scores.values[str(group)].cpu()
+        found = -_entries(values, _places(rows, values.ndim))
         parts.append(rows.with_columns(pl.Series(column, found.tolist(), dtype=pl.Float64)))
     return pl.concat(parts)
 

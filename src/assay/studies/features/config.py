@@ -18,6 +18,7 @@ from assay.studies.fields import (
     Probability,
     Several,
     Share,
+    Size,
     StudyConfig,
     Whole,
 )
@@ -87,6 +88,22 @@ class EffectsConfig(Keys):
     restored: tuple[Count, ...] = (1, 4, 16, 64)
 
 
+class LayoutConfig(Keys):
+    """What a dry run assumes: the network's shape where `target.path` is no local folder, the
+    features of a dictionary and how many are active, and the tokens of a prompt.
+    """
+
+    family: Name | None = None
+    hidden: Size = 768
+    layers: Size = 12
+    heads: Size = 12
+    intermediate: Size | None = None
+    vocabulary: Count = 50257
+    features: Count = 16_384
+    active: Count = 64
+    length: Several = 16
+
+
 class Config(StudyConfig):
     """`sites` are patterns over TransformerLens names and module paths, for dictionaries that are
     trained or identities.
@@ -107,6 +124,7 @@ class Config(StudyConfig):
     reference: Literal["counterfactual", "mean", "zero"] = "counterfactual"
     convention: Literal["pass_through", "detached_error"] = "pass_through"
     effects: EffectsConfig = EffectsConfig()
+    layout: LayoutConfig = LayoutConfig()
 
     @property
     def kind(self) -> str:
