@@ -92,13 +92,13 @@ class Problem(nn.Module):
         errors: dict[str, Tensor] = {}
         for site, pieces_ in rebuilt.items():
             y = values[site] / self.scales[site]
-            errors[site] = y - torch.stack(pieces_).sum(0)
+            errors[site] = sum(pieces_[1:], pieces_[0]) - y
             shared = errors[site].square().sum() / (training.batch * y.shape[1])
             terms[f"losses/{site}"] = sum_over_processes(shared.detach())
             losses.append(shared)
         for name, (x, codes) in made.items():
             one = self.placed[name]
-            error = torch.cat([errors[site] for site in one.writes], dim=1).detach()
+            error = -_beside([errors[site].detach() for site in one.writes])
             losses += self._others(values, one, codes, training)
             losses += self._auxiliary(name, x, codes, error)
             self.seen[name] = (x, error)
@@ -136,7 +136,7 @@ class Problem(nn.Module):
             found = [
                 piece * self.scales[site] for site, piece in zip(one.writes, pieces, strict=True)
             ]
-            return torch.cat(found, dim=1)
+            return _beside(found)
 
         def watch(site: str, rebuilt: Tensor, value: Tensor) -> None:
             error = (rebuilt - value.detach()) / self.scales[site]
@@ -194,6 +194,10 @@ class Problem(nn.Module):
 
     def _device(self) -> torch.device:
         return next(self.dictionaries.parameters()).device
+
+
+def _beside(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 def measure(

@@ -59,7 +59,7 @@ class Splice:
         written: dict[str, list[Tensor]] = {}
 
         def compute(name: str, x: Tensor) -> None:
-            parts = rebuild(name, x).split(placed[name].width, dim=-1)
+            parts = rebuild(name, x).chunk(len(placed[name].writes), dim=-1)
             for target, part in zip(placed[name].writes, parts, strict=True):
                 written.setdefault(target, []).append(part)
 
@@ -81,7 +81,8 @@ class Splice:
                         compute(name, self._read(placed[name].reads, value, kept))
                 for target in targets:
                     before = self._read(target, value, kept)
-                    rebuilt = torch.stack(written.pop(target)).sum(0)
+                    first, *others = written.pop(target)
+                    rebuilt = sum(others, first)
                     if watch is not None:
                         watch(target, rebuilt, before)
                     whole = value_at(self.refs[target], value)
