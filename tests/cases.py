@@ -17,9 +17,12 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Shifts, Whole
 from assay.core.sites import Seen, read_sites
 from assay.core.target import Batch, Target, target
+from assay.dictionaries import Placed, architecture
 from assay.mechanisms.channels import channels
 from assay.mechanisms.components import components, decomposition
 from assay.mechanisms.directions import directions
+from assay.mechanisms.features import features
+from assay.mechanisms.features.kind import identities
 from assay.mechanisms.nodes import nodes
 from assay.targets.bilinear import BilinearNetwork
 from assay.targets.metrics import logit_difference
@@ -374,6 +377,74 @@ def bound_tied_components(examples: int = 3, dtype: torch.dtype = torch.float64)
     return components(model, clean, found.double() if dtype == torch.float64 else found)
 
 
+def random_dictionary(
+    d_in: int, size: int, seed: int = 0, name: str = "relu", **options: Any
+) -> nn.Module:
+    """A dictionary of an architecture with random weights: some features active, an error left."""
+    dictionary = architecture(name)(d_in, size, **options)
+    generator = torch.Generator().manual_seed(seed)
+    for entry, parameter in dictionary.named_parameters():
+        drawn = torch.randn(parameter.shape, generator=generator)
+        scale = 0.1 if parameter.ndim == 1 else 0.7 / parameter.shape[0] ** 0.5
+        parameter.data = scale * (drawn.abs() if entry == "threshold" else drawn)
+    return dictionary
+
+
+def bound_features(
+    examples: int = 4,
+    dtype: torch.dtype = torch.float64,
+    placed: Sequence[tuple[str, str, tuple[str, ...]]] = (
+        ("relu", "blocks.0", ("blocks.0",)),
+        ("relu", "blocks.1", ("blocks.1",)),
+    ),
+    reference: str = "counterfactual",
+    seed: int = 0,
+    options: Mapping[str, Any] = {"topk": {"k": 2}},
+) -> Mechanisms:
+    """Dictionaries of a small residual network: their architecture, and where each reads and
+    writes.
+    """
+
+    def wide(reads: str, writes: tuple[str, ...]) -> dict[str, Any]:
+        return {} if writes == (reads,) else {"d_out": 4 * len(writes), "skip": 4}
+
+    model = tiny_target(dtype=dtype)
+    dictionaries = {
+        reads if writes == (reads,) else f"{reads} to {writes[-1]}": Placed(
+            random_dictionary(
+                4, 5, number + seed, name, **wide(reads, writes), **options.get(name, {})
+            ),
+            reads,
+            writes,
+        )
+        for number, (name, reads, writes) in enumerate(placed)
+    }
+    clean, patch = (tiny_batch(4, positions=2, seed=seed, dtype=dtype) for seed in (1, 2))
+    found = features(model, dictionaries, clean, patch, reference)  # type: ignore[arg-type]
+    return found.take(slice(0, examples))
+
+
+def bound_language_features(
+    examples: int = 3, dtype: torch.dtype = torch.float64, reference: str = "counterfactual"
+) -> Mechanisms:
+    """Dictionaries of a tiny language model on padded pairs of prompts."""
+    clean, patch = node_models.batches()
+    model = Target(node_models.build("gpt2", dtype), logit_difference)
+    dictionaries = {
+        site: Placed(random_dictionary(16, 6, seed), site, (site,))
+        for seed, site in enumerate(("blocks.1.hook_mlp_out",))
+    }
+    found = features(model, dictionaries, clean, patch, reference)  # type: ignore[arg-type]
+    return found.take(slice(0, examples))
+
+
+def bound_neurons(examples: int = 4, dtype: torch.dtype = torch.float64) -> Mechanisms:
+    """Identity dictionaries: neurons as features, nothing left to errors."""
+    model = tiny_target(dtype=dtype)
+    clean, patch = (tiny_batch(examples, positions=2, seed=seed, dtype=dtype) for seed in (1, 2))
+    return features(model, identities(model, clean, ["blocks.0", "blocks.1"]), clean, patch)
+
+
 CASES: dict[str, Callable[..., Mechanisms]] = {
     **KINDS,
     "channels": bound_channels,
@@ -394,6 +465,23 @@ CASES: dict[str, Callable[..., Mechanisms]] = {
     "components": bound_components,
     "components, routed": partial(bound_components, routed=True, importance="vector"),
     "components, tied": bound_tied_components,
+    "features": bound_features,
+    "features, language": bound_language_features,
+    "features, zero": partial(
+        bound_features,
+        placed=(("gated", "blocks.0", ("blocks.0",)), ("topk", "blocks.1", ("blocks.1",))),
+        reference="zero",
+    ),
+    "features, transcoders": partial(
+        bound_features,
+        placed=(
+            ("relu", "blocks.0.up:input", ("blocks.0.down", "blocks.1.down")),
+            ("jumprelu", "blocks.1.up:input", ("blocks.1.down",)),
+        ),
+        reference="mean",
+        seed=1,
+    ),
+    "features, identity": bound_neurons,
     "directions": bound_directions,
     "directions, divergence": partial(bound_directions, metric="divergence"),
 }

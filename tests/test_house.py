@@ -35,7 +35,7 @@ PLANTED = {
     "a lazy import": ("assay/bounds/levels.py", "def f():\n    from assay.audit import audit"),
     "a lazy kind": ("assay/core/parts.py", "def f():\n    import assay.mechanisms.nodes.kind"),
     "one kind in another": (
-        "assay/mechanisms/nodes/blocks.py",
+        "assay/mechanisms/nodes/parts.py",
         "def f():\n    from assay.mechanisms.channels import channels",
     ),
     "a module that has no room": ("assay/elsewhere.py", ""),

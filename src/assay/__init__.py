@@ -11,6 +11,7 @@ _HOMES = {
         "Exact",
         "Gradient",
         "IntegratedGradients",
+        "NodePath",
         "ProbedSecondOrder",
         "RelP",
         "Scores",
@@ -42,6 +43,7 @@ _HOMES = {
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.components": ("components", "decomposition"),
     "assay.mechanisms.directions": ("directions",),
+    "assay.mechanisms.features": ("features",),
     "assay.mechanisms.nodes": ("nodes",),
     "assay.proofs.gates": ("certify",),
     "assay.targets.load": ("load", "pairs"),
@@ -62,6 +64,7 @@ __all__ = [
     "IntegratedGradients",
     "Kind",
     "Mechanisms",
+    "NodePath",
     "Parts",
     "ProbedSecondOrder",
     "Reference",
@@ -84,6 +87,7 @@ __all__ = [
     "directions",
     "edges",
     "faithfulness",
+    "features",
     "keep_top",
     "load",
     "nodes",
@@ -101,6 +105,7 @@ if TYPE_CHECKING:
         Exact,
         Gradient,
         IntegratedGradients,
+        NodePath,
         ProbedSecondOrder,
         RelP,
         Scores,
@@ -120,6 +125,7 @@ if TYPE_CHECKING:
     from assay.mechanisms.channels import channels
     from assay.mechanisms.components import components, decomposition
     from assay.mechanisms.directions import directions
+    from assay.mechanisms.features import features
     from assay.mechanisms.nodes import nodes
     from assay.proofs.gates import certify
     from assay.targets.load import load, pairs

@@ -68,6 +68,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a config key: --set training.steps=500. Repeatable."),
 ]
+Dry = Annotated[
+    bool, typer.Option("--dry-run", help="Say what the run would take, and load nothing.")
+]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a finished run.")]
 By = Annotated[
     str,
@@ -85,9 +88,7 @@ def run(
     overrides: Set = None,
     resume: Resume = False,
     force: Force = False,
-    dry: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the run would take, and load nothing.")
-    ] = False,
+    dry: Dry = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe from nothing to a report."""
@@ -112,6 +113,25 @@ def run(
             _show(summary, True)
         else:
             _facts(runner.facts(folder), folder)
+
+
+@app.command()
+def train(
+    what: Annotated[str, typer.Argument(help="What is trained: dictionaries.")],
+    out: Out = None,
+    overrides: Set = None,
+    resume: Resume = False,
+    force: Force = False,
+    dry: Dry = False,
+    as_json: Json = False,
+) -> None:
+    """Train dictionaries on your own model and text: --set target.path=MODEL_DIR --set
+    data.path=TEXT --set sites=PATTERN.
+    """
+    from assay.studies.names import require_training
+
+    require_training(what)
+    run(what, out, overrides, resume, force, dry, as_json)
 
 
 @app.command()

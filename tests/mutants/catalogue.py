@@ -217,13 +217,13 @@ CATALOGUE = [
     ),
     # nodes
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "alive = (positions == last) if late else (positions <= last)",
         "alive = (positions == last) if late else (positions < last)",
         NODES,
     ),
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")',
         'late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre",)',
         NODES,

@@ -132,7 +132,7 @@ MUTANTS = [
     ),
     # mechanisms: nodes
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "dtype=torch.bool).triu(1)",
         "dtype=torch.bool).triu(2)",
         (
@@ -140,7 +140,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "query.columns().to(columns.device)).all()",
         "query.columns().to(columns.device)).any()",
         (
@@ -148,7 +148,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/suffix.py",
+        "assay/targets/suffix.py",
         "                    layer.call.mask_at(who, position),",
         "                    layer.call.mask_at(who, self.last[who]),",
         (
@@ -156,9 +156,9 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/bind.py",
-        "active = distance > 8 * torch.finfo(value.dtype).eps * size",
-        "active = distance > 0 * size",
+        "assay/targets/reading.py",
+        "(distance > 8 * torch.finfo(value.dtype).eps * size)",
+        "(distance > 0 * size)",
         (
             "tests/mechanisms/nodes/test_node_kind.py::test_nodes_that_differ_by_rounding_alone_are_inactive",
         ),
@@ -172,7 +172,7 @@ MUTANTS = [
         ),
     ),
     Mutant(
-        "assay/mechanisms/nodes/bind.py",
+        "assay/targets/reading.py",
         "            weights = mask.double().reshape(",
         "            weights = torch.ones_like(mask).double().reshape(",
         ("tests/mechanisms/nodes/test_node_kind.py::test_references",),

@@ -24,7 +24,13 @@ SLOW = {
     "nodes, zero",
     "nodes, residual",
     "nodes, neurons",
+    "features, language",
 }
+REFUSED = {
+    "features, zero": r"operation aten\.gt",
+    "features, transcoders": r"operation aten\.lt",
+}
+"""Cases with an operation that no bound is known for: a step, or the choice of the largest."""
 
 
 @functools.cache
@@ -66,7 +72,11 @@ def damages(mechanisms: Mechanisms, keep: dict[str, Tensor], low: float, points:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in cases.CASES],
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n
+        for n in cases.CASES
+        if n not in REFUSED
+    ],
 )
 def test_no_corner_and_no_sample_leaves_the_bracket(name: str) -> None:
     mechanisms = one(name)
@@ -82,6 +92,20 @@ def test_no_corner_and_no_sample_leaves_the_bracket(name: str) -> None:
     assert torch.allclose(again, found.found.values, atol=1e-9)
     assert float(found.found.values) >= float(seen[: 1 << 4].max()) - 1e-9
     assert found.proved.level == "real"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_operations_without_a_bound_are_refused_by_name(name: str) -> None:
+    with pytest.raises(InputError, match=REFUSED[name]) as refusal:
+        certify(one(name), budget=QUICK)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_choice_of_the_largest_features_is_refused_by_name() -> None:
+    placed = (("topk", "blocks.1", ("blocks.1",)),)
+    mechanisms = cases.bound_features(placed=placed).take(slice(0, 1))
+    with pytest.raises(InputError, match=r"operation aten.topk.*has no bound"):
+        certify(mechanisms, budget=QUICK)
 
 
 @pytest.mark.parametrize("name", ["weight site", "channels", "nodes", "directions"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from assay.attribution.exact import Exact, ablate, every
 from assay.attribution.gradient import Gradient, gate_gradient
 from assay.attribution.method import Method
+from assay.attribution.node_path import NodePath, node_path
 from assay.attribution.path import IntegratedGradients
 from assay.attribution.probes import ProbedSecondOrder
 from assay.attribution.scores import Gap, Scores
@@ -21,6 +22,7 @@ __all__ = [
     "Gradient",
     "IntegratedGradients",
     "Method",
+    "NodePath",
     "ProbedSecondOrder",
     "RelP",
     "Scores",
@@ -30,6 +32,7 @@ __all__ = [
     "curvature",
     "every",
     "gate_gradient",
+    "node_path",
 ]
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,14 @@ from assay.core.mechanisms import Mechanisms, differentiable
 from assay.core.parts import Gates, mix
 from assay.core.sites import Seen
 from assay.core.values import add, compact
+
+
+class SiteGradient(NamedTuple):
+    """What is seen at a site, and the gradient of the metric in the value that is written there."""
+
+    site: str
+    seen: Seen
+    gradient: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -49,9 +58,16 @@ def gate_gradient(
     return values.detach().double(), {name: found[name] for name in chosen}
 
 
-def _reverse(
-    mechanisms: Mechanisms, gates: Gates, names: set[str]
-) -> tuple[Tensor, dict[str, Tensor]]:
+def site_gradients(
+    mechanisms: Mechanisms, gates: Gates | None = None, names: Iterable[str] | None = None
+) -> tuple[Tensor, Iterator[SiteGradient]]:
+    """Return the metric (examples,) and, site by site, what is seen there and dF/dvalue, by one
+    forward and backward pass; None where the metric does not depend on the site.
+
+    Only sites where one of the named groups acts are given, each once, and nothing of a site is
+    held after its turn. Gates are ones by default."""
+    gates = gates or {}
+    chosen = set(mechanisms.groups if names is None else names)
     tape: dict[str, tuple[Seen, Tensor]] = {}
     sites = mechanisms.sites
 
@@ -67,18 +83,29 @@ def _reverse(
     watched = mechanisms.edits_of(mechanisms.groups, watch)
     with torch.enable_grad():
         values = mechanisms.target.values(mechanisms.batch, watched)
-        reached = [site for site in tape if names & set(sites[site])]
+        reached = [site for site in tape if chosen & set(sites[site])]
         tracked = [tape[site][1] for site in reached]
         # A metric that no site reaches, as with every path cut, has no gradient to ask for.
-        cotangents = (
+        found = (
             torch.autograd.grad(values.double().sum(), tracked, allow_unused=True)
             if values.requires_grad
             else [None] * len(reached)
         )
+    turns = [SiteGradient(site, tape[site][0], g) for site, g in zip(reached, found, strict=True)]
+    del found, tracked
+    tape.clear()
+    turns.reverse()
+    return values.detach(), (turns.pop() for _ in range(len(turns)))
+
+
+def _reverse(
+    mechanisms: Mechanisms, gates: Gates, names: set[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    values, turns = site_gradients(mechanisms, gates, names)
     found: dict[str, Tensor] = {}
     with torch.no_grad():
-        for site, cotangent in zip(reached, cotangents, strict=True):
-            for name, parts in mechanisms.parts(site, tape[site][0]).items():
+        for site, seen, cotangent in turns:
+            for name, parts in mechanisms.parts(site, seen).items():
                 if name in names:
                     gradient = (
                         torch.zeros(parts.shape, dtype=torch.float64)
@@ -87,7 +114,7 @@ def _reverse(
                     )
                     gradient = compact(gradient)
                     found[name] = add(found[name], gradient) if name in found else gradient
-    return values.detach(), found
+    return values, found
 
 
 def _forward(mechanisms: Mechanisms, gates: Gates, name: str) -> tuple[Tensor, Tensor]:

@@ -27,12 +27,13 @@ class IntegratedGradients(Method):
     (arXiv 1703.01365).
 
     `scope` says which gates move together: those of one group ("group": the scores of a group add
-    up to the effect of removing the whole group) or all of them ("joint"). Simpson panels are split
+    up to the effect of removing the whole group), those of all groups that act at a site, or at
+    sites that share one ("site"), or all of them ("joint"). Simpson panels are split
     where the panel's sum is furthest from the change of the metric across it, which the nodes
     already measure, until the gap is below `tolerance` of the total change or `max_nodes` are
     spent; the gap that was reached is part of the result."""
 
-    scope: Literal["group", "joint"] = "group"
+    scope: Literal["group", "site", "joint"] = "group"
     tolerance: float = 0.01
     max_nodes: int = 65
 
@@ -40,15 +41,14 @@ class IntegratedGradients(Method):
     estimand = "share of joint removal"
 
     def estimate(self, mechanisms: Mechanisms) -> Estimate:
-        if self.scope not in ("group", "joint"):
-            raise InputError(f"scope must be 'group' or 'joint', got {self.scope!r}")
+        if self.scope not in ("group", "site", "joint"):
+            raise InputError(f"scope must be 'group', 'site' or 'joint', got {self.scope!r}")
         if self.max_nodes < 3 or not self.tolerance > 0:
             raise InputError(
                 f"max_nodes must be at least 3 and tolerance positive, got {self.max_nodes} and"
                 f" {self.tolerance}"
             )
-        names = list(mechanisms.groups)
-        paths = [names] if self.scope == "joint" else [[name] for name in names]
+        paths = self._paths(mechanisms)
         found: dict[str, Tensor] = {}
         gaps: dict[str, Gap] = {}
         baseline = torch.empty(0)
@@ -56,7 +56,18 @@ class IntegratedGradients(Method):
             baseline, scores, gap = self._integrate(mechanisms, path)
             found.update(scores)
             gaps["all" if self.scope == "joint" else path[0]] = gap
-        return Estimate(baseline, found, gaps)
+        return Estimate(baseline, {name: found[name] for name in mechanisms.groups}, gaps)
+
+    def _paths(self, mechanisms: Mechanisms) -> list[list[str]]:
+        """Return the groups that move together, path by path."""
+        paths = [[name] for name in mechanisms.groups]
+        if self.scope == "joint":
+            return [list(mechanisms.groups)]
+        for here in mechanisms.sites.values() if self.scope == "site" else ():
+            joined = [path for path in paths if set(path) & set(here)]
+            paths = [path for path in paths if path not in joined]
+            paths.append([name for path in joined for name in path])
+        return paths
 
     def _integrate(
         self, mechanisms: Mechanisms, names: list[str]

@@ -3,6 +3,7 @@ a notebook and a PNG.
 """
 
 from assay.charts.general import bars, heatmap, line, scatter_identity
+from assay.charts.scatter import scatter
 from assay.charts.spread import ecdf, histogram
 from assay.charts.tables import notebook_html, show, table_html
 from assay.charts.theme import layer, png, themed
@@ -20,6 +21,7 @@ __all__ = [
     "line",
     "notebook_html",
     "png",
+    "scatter",
     "scatter_identity",
     "show",
     "table_html",

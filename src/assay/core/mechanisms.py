@@ -36,8 +36,8 @@ class Mechanisms(ABC):
     """Gated parts of one target on one batch; the kinds are its subclasses.
 
     A kind sets `groups` and implements `parts`, computed from the *current* value so that gates at
-    several sites compose. It may override `second_rule` and `ablate_rule` where it knows an exact
-    rule that is cheaper than the general one."""
+    several sites compose. It may override `second_rule`, `ablate_rule` and
+    `slope_rule` where it knows an exact rule that is cheaper than the general one."""
 
     target: Target
     batch: Batch
@@ -67,6 +67,14 @@ class Mechanisms(ABC):
 
         `index` is (rows, examples, axes), or (rows, axes) for gates shared over the batch; the
         answer is (rows, examples)."""
+        return None
+
+    def slope_rule(
+        self, name: str, index: Tensor, gate: float, budget: int | None = None
+    ) -> Tensor | None:
+        """Return dF/dgate of single parts, each with its own gate at one value and all others at
+        one, for rows of parts as in `ablate_rule`, or None for the general rule.
+        """
         return None
 
     def query_key_groups(self) -> Mapping[str, Projection]:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from typing import Any
 
 from assay.dictionaries.base import Dictionary, DictionarySet, Placed
 from assay.errors import unknown
 
 ARCHITECTURES = {
+    "batchtopk": "assay.dictionaries.batchtopk:BatchTopK",
+    "gated": "assay.dictionaries.gated:Gated",
     "identity": "assay.dictionaries.identity:Identity",
+    "jumprelu": "assay.dictionaries.jumprelu:JumpReLU",
+    "matryoshka": "assay.dictionaries.matryoshka:Matryoshka",
+    "normalised": "assay.dictionaries.normalised:Normalised",
     "relu": "assay.dictionaries.relu:ReLU",
+    "topk": "assay.dictionaries.topk:TopK",
 }
 """Where each architecture lives; adding one adds a line."""
 
@@ -23,4 +31,9 @@ def architecture(name: str) -> type[Dictionary]:
     return found
 
 
-__all__ = ["ARCHITECTURES", "Dictionary", "DictionarySet", "Placed", "architecture"]
+def make(name: str, config: Mapping[str, Any]) -> Dictionary:
+    """Return a dictionary of zeros of an architecture, from what its `config()` returned."""
+    return architecture(name)(**config)
+
+
+__all__ = ["ARCHITECTURES", "Dictionary", "DictionarySet", "Placed", "architecture", "make"]

@@ -45,6 +45,15 @@ def sum_gradients(model: nn.Module) -> None:
             dist.all_reduce(parameter.grad)
 
 
+def from_first(values: Tensor) -> Tensor:
+    """Return the first process's values in all of them."""
+    if _alone():
+        return values
+    found = values.contiguous()
+    dist.broadcast(found, 0)
+    return found
+
+
 def _alone() -> bool:
     return not dist.is_initialized() or dist.get_world_size() == 1
 

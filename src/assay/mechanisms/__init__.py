@@ -14,6 +14,7 @@ KINDS = {
     "channels": "assay.mechanisms.channels:Channels",
     "components": "assay.mechanisms.components:Decomposition",
     "directions": "assay.mechanisms.directions:Directions",
+    "features": "assay.mechanisms.features:Features",
     "nodes": "assay.mechanisms.nodes:NodeSites",
 }
 """Where the unbound form of each kind lives; adding a kind adds a line."""

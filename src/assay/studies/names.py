@@ -14,6 +14,9 @@ from assay.io.files import existing
 
 _STEM = 50  # letters, at most 4 bytes each, of the 255 bytes that a name may have
 
+TRAININGS = ("dictionaries",)
+"""What `assay train` trains: recipes that take the user's own network."""
+
 TASKS = ("max-of-k",)
 """What `assay prove` can prove about."""
 
@@ -55,6 +58,12 @@ def require_metric(name: str) -> None:
     """Raise InputError, with the nearest names, for an unknown metric."""
     if name not in METRICS:
         raise unknown("metric", name, METRICS)
+
+
+def require_training(name: str) -> None:
+    """Raise InputError, with the nearest names, for what is not trained on its own."""
+    if name not in TRAININGS:
+        raise unknown("training", name, TRAININGS)
 
 
 def require_proof_level(level: str) -> None:

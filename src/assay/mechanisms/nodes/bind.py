@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from assay.core.kind import Kind, Reference, ReferenceName
-from assay.core.sites import read_sites, resolve_site
+from assay.core.sites import resolve_site
 from assay.core.target import Batch, Target
 from assay.errors import InputError, unknown
-from assay.io.files import require_finite
 from assay.mechanisms.nodes.kind import Nodes, Spot
 from assay.targets import names
+from assay.targets.reading import (
+    agrees,
+    read_patched,
+    read_values,
+    real_positions,
+    reference_value,
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ class NodeSites(Kind):
         # A sum of two sites is written at the first of them and must see that one's own edit: it
         # is read, and later gated, after it.
         wanted = sorted({ref.site for ref in refs.values()}, key=lambda site: "+" in site)
-        values = _values(target, batch, wanted, "the clean run's")
-        mask, patch = _mask(batch), reference.batch
-        others = values if patch is None else _patched(target, batch, patch, values)
+        values = read_values(target, batch, wanted, "the clean run's")
+        mask, patch = real_positions(batch), reference.batch
+        others = values if patch is None else read_patched(target, batch, patch, values)
         found = {}
         for site, value in values.items():  # in the order in which the network reaches them
-            base = _base(others[site], mask, reference.name)
+            base = reference_value(others[site], mask, reference.name)
             for name, ref in refs.items():
                 if ref.site == site:
                     neuron = name in set(self.neurons) or ref.kind == "neurons"
@@ -98,78 +104,10 @@ def nodes(
     return NodeSites(sites, tuple(neurons)).bind(target, clean, Reference(reference, patch))
 
 
-def _values(target: Target, batch: Batch, sites: Sequence[str], what: str) -> dict[str, Tensor]:
-    values, examples = {}, len(batch)
-    for site, seen in read_sites(target.model, batch.inputs, sites).items():
-        if (
-            not seen.value.sum().isfinite()
-        ):  # one cheap pass; the exact count only where something is wrong
-            require_finite(seen.value, f"{what} activation at {site!r}")
-        if seen.value.ndim < 2 or len(seen.value) != examples:
-            raise InputError(
-                f"the value at {site!r} has shape {tuple(seen.value.shape)}; a node needs"
-                f" (examples, ..., width) with {examples} examples"
-            )
-        values[site] = seen.value
-    return values
-
-
-def _patched(
-    target: Target, clean: Batch, patch: Batch, values: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    ours, theirs = _mask(clean), _mask(patch)
-    if len(clean) != len(patch):
-        raise InputError(
-            f"clean has {len(clean)} examples and patch {len(patch)}; they must be paired"
-        )
-    if (
-        ours is not None
-        and theirs is not None
-        and (ours.shape != theirs.shape or not torch.equal(ours, theirs))
-    ):
-        raise InputError(
-            "clean and patch prompts must be of equal length, example by example: their attention"
-            " masks differ"
-        )
-    others = _values(target, patch, list(values), "the patch run's")
-    for site, value in values.items():
-        if others[site].shape != value.shape:
-            came, wanted = tuple(others[site].shape), tuple(value.shape)
-            raise InputError(
-                f"the patch run's value at {site!r} has shape {came}, the clean run's {wanted};"
-                " they must be equal"
-            )
-    return others
-
-
-def _mask(batch: Batch) -> Tensor | None:
-    mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
-    return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-
-
-def _base(value: Tensor, mask: Tensor | None, reference: ReferenceName) -> Tensor:
-    match reference:
-        case "zero":
-            return torch.zeros_like(value[:1])
-        case "mean":
-            wide = value.double()
-            if mask is None or mask.shape != value.shape[:2]:
-                return wide.mean(0, keepdim=True).to(value.dtype)
-            weights = mask.double().reshape(*mask.shape, *[1] * (value.ndim - 2))
-            return (
-                (wide * weights).sum(0, keepdim=True) / weights.sum(0, keepdim=True).clamp_min(1)
-            ).to(value.dtype)
-        case "counterfactual":
-            return value
-
-
 def _spot(
     name: str, ref: names.SiteRef, value: Tensor, base: Tensor, mask: Tensor | None, *, neuron: bool
 ) -> Spot:
-    # Two runs agree where they differ by no more than rounding: a part of rounding errors would
-    # count as an active node.
-    distance, size = (value - base).abs().amax(-1), value.abs().amax(-1)
-    active = distance > 8 * torch.finfo(value.dtype).eps * size
+    active = ~agrees(value, base)
     if mask is not None and mask.shape == value.shape[:2]:
         active &= mask.reshape(*mask.shape, *[1] * (active.ndim - 2))
     width = value.shape[-1]

@@ -4,7 +4,7 @@ now and a reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
@@ -16,8 +16,8 @@ from assay.core.mechanisms import Mechanisms, Projection
 from assay.core.parts import Gates, Group, Parts, Whole
 from assay.core.sites import Record, Seen
 from assay.mechanisms.nodes.parts import Columns
-from assay.mechanisms.nodes.suffix import Suffix, plan
 from assay.targets import families, names
+from assay.targets.suffix import Jobs, Suffix, pick, plan
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,19 @@ class Nodes(Mechanisms):
         return "suffix only" + (f"; general for {', '.join(others)}" if others else "")
 
     def ablate_rule(self, name: str, index: Tensor, budget: int | None = None) -> Tensor | None:
+        return self._changed(name, index, lambda suffix, jobs: suffix.effects(jobs, budget))
+
+    def slope_rule(
+        self, name: str, index: Tensor, gate: float, budget: int | None = None
+    ) -> Tensor | None:
+        return self._changed(name, index, lambda suffix, jobs: suffix.slopes(jobs, gate, budget))
+
+    def _changed(
+        self, name: str, index: Tensor, measure: Callable[[Suffix, Jobs], Tensor]
+    ) -> Tensor | None:
+        """Return what is measured of runs with one changed part each, (rows, examples), None where
+        they cannot start at the site.
+        """
         spot, suffix = self.spots[name], self._suffix
         if isinstance(suffix, str) or spot.ref.site not in suffix.sites:
             return None
@@ -151,10 +164,16 @@ class Nodes(Mechanisms):
         else:
             alive = (difference[..., spot.columns] != 0).any(-1)[who, positions, index[..., 1]]
             columns = spot.columns[index[..., 1][alive]]
+        who, positions = who[alive], positions[alive]
+
+        def part(jobs: Tensor) -> Tensor:
+            whole = pick(difference, who[jobs], positions[jobs])
+            if columns is None:
+                return whole
+            return whole * torch.zeros_like(whole).scatter(1, columns[jobs], 1.0)
+
         found = torch.zeros(alive.shape, dtype=torch.float64, device=index.device)
-        found[alive] = suffix.effects(
-            spot.ref.site, difference, who[alive], positions[alive], columns, budget
-        )
+        found[alive] = measure(suffix, Jobs(spot.ref.site, part, who, positions, columns))
         return found
 
     def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:

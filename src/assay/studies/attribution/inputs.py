@@ -3,44 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-
-import torch
 
 from assay.core.target import Batch, Target
-from assay.io.prompts import Pairs, read_pairs
+from assay.io.prompts import Pairs
 from assay.io.runs import Run
 from assay.mechanisms.nodes import Nodes, nodes
-from assay.studies.agreement_model import train_agreement
 from assay.studies.attribution.config import Config
-from assay.targets.language import LanguageModel, load_language_model, require_context
+from assay.studies.pairs import model_of, read_some
+from assay.targets.language import LanguageModel
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 
 
 def load_model(config: Config, run: Run) -> LanguageModel:
     """Load the user's model, or the agreement model of the run, which is trained when absent."""
-    if config.target.path is not None:
-        return load_language_model(config.target.path)
-    trained = run.checked("model") if run.has("model") else None
-    return load_language_model(trained or train_agreement(config.target, run, config.seed))
-
-
-def read_all(path: Path | str, model: LanguageModel) -> Pairs:
-    """Read the pairs of a file; InputError when the model cannot take them."""
-    pairs = read_pairs(path, model.tokenizer, vocab_size=model.vocab_size)
-    require_context(model.model, pairs.clean.shape[1])
-    return pairs
+    return model_of(config.target.path, config.target, run, config.seed)
 
 
 def read_limited(config: Config, run: Run, model: LanguageModel) -> Pairs:
     """Read the run's pairs, a random choice where there are more than its limit."""
-    pairs = read_all(config.data.pairs or run.checked("pairs.jsonl"), model)
-    if len(pairs) <= config.data.limit:
-        return pairs
-    chosen = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(config.seed))[
-        : config.data.limit
-    ]
-    return pairs.take(chosen.sort().values)
+    path = config.data.pairs or run.checked("pairs.jsonl")
+    return read_some(path, model, config.data.limit, config.seed)
 
 
 def bind(config: Config, model: LanguageModel, pairs: Pairs) -> Nodes:

@@ -40,7 +40,6 @@ from assay.studies.attribution.inputs import (
     circuit_nodes,
     load_model,
     make_batches,
-    read_all,
     read_limited,
 )
 from assay.studies.attribution.page import headline, sections
@@ -48,6 +47,7 @@ from assay.studies.brackets import save_brackets
 from assay.studies.methods import ESTIMATES
 from assay.studies.methods import method as method_of
 from assay.studies.names import applied_table
+from assay.studies.pairs import read_all
 from assay.targets.language import LanguageModel
 
 __all__ = ["Config", "apply", "check", "contexts", "headline", "load", "run", "sections"]

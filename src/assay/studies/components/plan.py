@@ -3,7 +3,6 @@ loaded."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from typing import Any
 
@@ -19,6 +18,7 @@ from assay.mechanisms.components.planning import plan_training
 from assay.mechanisms.components.scaling import eps_floor
 from assay.memory import available
 from assay.studies.components.config import Config, LayoutConfig
+from assay.studies.rates import measure_rate
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -95,17 +95,6 @@ def importance_options(config: Config) -> dict[str, int]:
     if chosen.importance == "transformer":
         own |= {"width": chosen.width, "blocks": chosen.blocks, "heads": chosen.heads}
     return own
-
-
-def measure_rate(size: int = 768, seconds: float = 0.1) -> float:
-    """Return the operations per second of a float32 matrix product on this machine, one thread."""
-    left = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
-    _ = left @ left
-    done, began = 0, time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        _ = left @ left
-        done += 1
-    return done * 2 * size**3 / (time.perf_counter() - began)
 
 
 def _beta(before: Setting, after: Setting, beta: float, mean: float) -> float:

@@ -9,7 +9,7 @@ attention works on a flat list of the tokens that may have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -19,11 +19,10 @@ from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
 from assay.core.target import Batch, Target
-from assay.mechanisms.nodes import blocks
-from assay.mechanisms.nodes.blocks import BlockPieces, Call
 from assay.memory import rows_within
 from assay.progress import progress
-from assay.targets import families
+from assay.targets import blocks, families
+from assay.targets.blocks import BlockPieces, Call
 from assay.targets.metrics import AtLast, logit_difference
 
 _TOKENS = 2048  # tokens whose activations stay in a core's cache: larger chunks are slower on a CPU
@@ -54,6 +53,21 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Jobs:
+    """Runs with one changed value each: job j changes the value at `site` of example `who[j]` at
+    position `positions[j]`.
+
+    `part` gives the vectors (some jobs, width) that are taken away there. `columns` (jobs, columns)
+    says which columns of the value can differ, any of them without."""
+
+    site: str
+    part: Callable[[Tensor], Tensor]
+    who: Tensor
+    positions: Tensor
+    columns: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Suffix:
     """The clean run of one batch, from which runs with one changed node start."""
 
@@ -76,32 +90,41 @@ class Suffix:
         everyone = torch.arange(len(self.batch), device=self.end.device)
         return self.metric_of(self.end[everyone, self.last], everyone)
 
-    def effects(
-        self,
-        site: str,
-        difference: Tensor,
-        who: Tensor,
-        positions: Tensor,
-        columns: Tensor | None,
-        budget: int | None = None,
-    ) -> Tensor:
-        """Return F - F(one value less its part) for jobs, in float64.
+    def effects(self, jobs: Jobs, budget: int | None = None) -> Tensor:
+        """Return F - F(one value less its part) for jobs, in float64."""
+        stage, found, chunks = self._planned(jobs, budget)
+        for chunk in chunks:
+            x = self.run(stage, jobs.part(chunk), jobs.who[chunk], jobs.positions[chunk])
+            found[chunk] = self.base[jobs.who[chunk]] - self.metric_of(x, jobs.who[chunk])
+        return found
 
-        Job j changes example `who[j]` at position `positions[j]` by the columns `columns[j]` of the
-        site's `difference` (examples, positions, width), all of them without columns."""
-        stage, last = self._stage(site, columns), self.last[who]
-        found = torch.zeros(len(who), dtype=torch.float64, device=who.device)
+    def slopes(self, jobs: Jobs, gate: float, budget: int | None = None) -> Tensor:
+        """Return dF/dgate for jobs, in float64, where the part of each is multiplied by its gate
+        and the gate is at one value.
+        """
+        stage, found, chunks = self._planned(jobs, None if budget is None else budget // 4)
+        for chunk in chunks:
+            part, who = jobs.part(chunk).detach(), jobs.who[chunk]
+            with torch.enable_grad():
+                gates = torch.full((len(chunk), 1), gate, dtype=part.dtype, device=part.device)
+                gates.requires_grad_()
+                x = self.run(stage, (1 - gates) * part, who, jobs.positions[chunk])
+                (slope,) = torch.autograd.grad(self.metric_of(x, who).sum(), gates)
+            found[chunk] = slope[:, 0].double()
+        return found
+
+    def _planned(self, jobs: Jobs, budget: int | None) -> tuple[Stage, Tensor, Iterable[Tensor]]:
+        """Return where jobs start, room for what is found, and the jobs that can change anything,
+        in chunks.
+        """
+        stage, last = self._stage(jobs.site, jobs.columns), self.last[jobs.who]
+        found = torch.zeros(len(jobs.who), dtype=torch.float64, device=last.device)
         # Behind the last block's keys and values nothing moves between positions any more.
         late = stage.layer == len(self.layers) - 1 and stage.piece not in ("pre", "keys")
+        positions = jobs.positions
         alive = (positions == last) if late else (positions <= last)
         chunks = self._chunks(alive.nonzero().flatten(), positions, last, budget)
-        for chunk in progress(chunks, f"patching {site}"):
-            part = _pick(difference, who[chunk], positions[chunk])
-            if columns is not None:
-                part = part * torch.zeros_like(part).scatter(1, columns[chunk], 1.0)
-            x = self.run(stage, part, who[chunk], positions[chunk])
-            found[chunk] = self.base[who[chunk]] - self.metric_of(x, who[chunk])
-        return found
+        return stage, found, progress(chunks, f"patching {jobs.site}")
 
     def _stage(self, site: str, columns: Tensor | None) -> Stage:
         # The columns of a fused projection that are queries move their own position only, as a
@@ -140,18 +163,18 @@ class Suffix:
         value less its part.
         """
         depth, layer, block = stage.layer, self.layers[stage.layer], self.layers[stage.layer].block
-        x, part = _pick(layer.x, who, position)[None], part[None]
+        x, part = pick(layer.x, who, position)[None], part[None]
         match stage.piece:
             case "pre":
                 return self._onward(depth, x - part, who, position)
             case "post" | "mlp":
-                x = _pick(self.after(depth), who, position)[None] - part
+                x = pick(self.after(depth), who, position)[None] - part
             case "attention":
-                x = block.finish(x, block.mix(_pick(layer.z, who, position)[None]) - part)
+                x = block.finish(x, block.mix(pick(layer.z, who, position)[None]) - part)
             case "z":
-                x = block.finish(x, block.mix(_pick(layer.z, who, position)[None] - part))
+                x = block.finish(x, block.mix(pick(layer.z, who, position)[None] - part))
             case "neurons":
-                mid = x + block.mix(_pick(layer.z, who, position)[None])
+                mid = x + block.mix(pick(layer.z, who, position)[None])
                 x = mid + block.mlp(x, mid, {stage.path: lambda seen: seen.written - part})
             case "query" | "keys":
                 raw = block.raw(x)
@@ -194,7 +217,7 @@ class Suffix:
             if number + 1 == len(self.layers):
                 z = self._read_at_last(layer, x, heads, who, now, here)
                 end = here == last[now]
-                x_last = _pick(layer.x, who, last).index_copy_(0, now[end], x[0, end])[None]
+                x_last = pick(layer.x, who, last).index_copy_(0, now[end], x[0, end])[None]
                 return block.finish(x_last, block.mix(z.flatten(1)[None]))[0]
             query, key, value = heads or block.heads(block.raw(x), call.turn(who[now], here))
             heads = None
@@ -204,11 +227,11 @@ class Suffix:
             )
             queries = _put(layer.query[:, :, low:stop].index_select(0, who), query, now, here - low)
             if number == depth:
-                x_all = _pick(layer.x, who[job], at)
+                x_all = pick(layer.x, who[job], at)
                 x_all[at == position[job]] = x[0]
                 x, now, here = x_all[None], job, at
             z = block.attend(queries, keys, values, call.masks(who, low, stop))
-            x = block.finish(x, block.mix(_pick(z, now, here - low).flatten(1)[None]))
+            x = block.finish(x, block.mix(pick(z, now, here - low).flatten(1)[None]))
         return x[0]
 
     def _read_at_last(
@@ -229,7 +252,7 @@ class Suffix:
                 0, now * normed.shape[1] + here, block.before_attention(x[0])
             )
             return self.last_query(
-                _pick(normed, torch.arange(len(who), device=who.device), last), normed, mask
+                pick(normed, torch.arange(len(who), device=who.device), last), normed, mask
             )
         query, key, value = heads or block.heads(block.raw(x), layer.call.turn(who[now], here))
         keys, values = (
@@ -409,7 +432,7 @@ def _stages(model: nn.Module, family: families.Family, paths: list[str]) -> dict
     return stages
 
 
-def _pick(values: Tensor, who: Tensor, at: Tensor) -> Tensor:
+def pick(values: Tensor, who: Tensor, at: Tensor) -> Tensor:
     """Return single tokens (tokens, ...) of values (examples, positions, ...)."""
     return values.flatten(0, 1).index_select(
         0, who * values.shape[1] + at

@@ -1,0 +1,95 @@
+"""The keys of the dictionaries study."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from assay.errors import InputError
+from assay.io.files import existing
+from assay.studies.fields import (
+    Amount,
+    Count,
+    Input,
+    Name,
+    Positive,
+    Probability,
+    StudyConfig,
+    Whole,
+)
+from assay.studies.fields import (
+    Config as Keys,
+)
+
+Architecture = Literal["batchtopk", "gated", "jumprelu", "matryoshka", "relu", "topk"]
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class TargetConfig(Keys):
+    """`path` is a Hugging Face folder or hub name."""
+
+    path: Input | None = None
+
+
+class DataConfig(Keys):
+    """`path` is a plain text file, cut into windows of `length` tokens; `held_out` of them are for
+    evaluation. The first `constant` positions of every window are left out, as their activations
+    hardly vary.
+    """
+
+    path: Input | None = None
+    length: Count = Field(64, ge=4)
+    held_out: Count = Field(128, ge=2)
+    constant: Whole = 1
+
+
+class TrainingConfig(Keys):
+    """See `assay.dictionaries.settings.Training`."""
+
+    steps: Count = 2000
+    batch: Count = 2048
+    rate: Positive = 1e-3
+    sparsity: Amount = 0.1
+    end_to_end: Probability = 0.1
+    local: Amount = 1.0
+    windows: Count = 32
+    save_every: Count = 200
+
+
+class Config(StudyConfig):
+    """`sites` are patterns over TransformerLens names and module paths; `features` the size of
+    every dictionary (by default eight times the width of its site), `k` the number of active
+    features of those architectures that fix it.
+    """
+
+    target: TargetConfig = TargetConfig()
+    data: DataConfig = DataConfig()
+    sites: Annotated[tuple[Name, ...], BeforeValidator(_several)] = (
+        "blocks.*.hook_attn_out",
+        "blocks.*.hook_mlp_out",
+        "blocks.*.hook_resid_post",
+    )
+    architecture: Architecture = "topk"
+    features: Count | None = None
+    k: Count = 16
+    training: TrainingConfig = TrainingConfig()
+
+    def require(self) -> None:
+        """Refuse a missing model or text, and an empty list of sites."""
+        if self.target.path is None or self.data.path is None:
+            raise InputError(
+                "this recipe takes your own model and text: --set target.path=MODEL_DIR --set"
+                " data.path=TEXT_FILE"
+            )
+        existing(self.data.path)
+        if not self.sites:
+            raise InputError("sites is empty; give at least one pattern")
+        if self.data.constant >= self.data.length:
+            raise InputError(
+                f"data.constant = {self.data.constant} leaves nothing of windows of data.length ="
+                f" {self.data.length} tokens"
+            )

@@ -1,0 +1,59 @@
+"""Sparse products against dense autograd in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from assay.dictionaries import sparse
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    positions=st.integers(1, 7),
+    width=st.integers(1, 5),
+    size=st.integers(1, 9),
+    share=st.floats(0, 1),
+    seed=st.integers(0, 1000),
+)
+def test_values_and_derivatives_are_those_of_dense_products(positions, width, size, share, seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    x, W_enc, b_enc, W_dec = (
+        drawn(positions, width),
+        drawn(width, size),
+        drawn(size),
+        drawn(size, 3),
+    )
+    mask = torch.rand(positions, size, generator=generator) < share
+    weights = torch.randn(positions, 3, generator=generator, dtype=torch.float64)
+    before = x @ W_enc + b_enc
+    dense = (before * mask) @ W_dec
+    expected = torch.autograd.grad((dense * weights).sum(), (x, W_enc, b_enc, W_dec))
+    active = sparse.active_where(mask)
+    values = sparse.take_before(x, W_enc, b_enc, before.detach(), active)
+    found = sparse.decode(values, W_dec, active)
+    assert torch.allclose(found, dense)
+    gradients = torch.autograd.grad((found * weights).sum(), (x, W_enc, b_enc, W_dec))
+    for one, other in zip(gradients, expected, strict=True):
+        assert torch.allclose(one, other)
+    assert active.counts.tolist() == mask.sum(0).tolist()
+    assert active.share == pytest.approx(float(mask.double().mean()))
+
+
+def test_a_part_of_a_pattern_keeps_its_positions():
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(6, 8, generator=generator) < 0.5
+    active = sparse.active_where(mask)
+    even = sparse.active_where(mask & (torch.arange(8) % 2 == 0))
+    chosen = active.chosen(active.features % 2 == 0)
+    assert torch.equal(chosen.offsets, even.offsets)
+    assert torch.equal(chosen.features, even.features)
+    at = sparse.active_at(torch.tensor([[3, 1], [0, 2]]), 4)
+    assert at.rows.tolist() == [0, 0, 1, 1]
+    assert at.offsets.tolist() == [0, 2, 4]
