@@ -93,6 +93,7 @@ BAD_CONFIGS = {
     "subtraction": ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input must be bool"),
     "list": ({"metadata": [1]}, "metadata must be an object"),
     "site": ({"metadata__hook_name": 3}, "hook_name must be str, got 3"),
+    "control": ({"metadata__hook_name": "a\nb"}, r"'a\\nb' is no name of a site"),
     "width": ({"d_in": 6}, r"tensor 'W_enc' has shape \(5, 9\), expected \(6, 9\)"),
     "type": ({"dtype": "float4"}, "dtype 'float4' is not supported"),
 }

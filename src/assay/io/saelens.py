@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from assay.errors import InputError
 from assay.io.files import save_tensors, write_json
-from assay.io.weights import Entry, Fields, Given, Tensors, Weights
+from assay.io.weights import Entry, Fields, Given, Tensors, Weights, brief
 
 if TYPE_CHECKING:
     import torch
@@ -52,8 +52,8 @@ def read_saelens(folder: Path, given: Given) -> list[Entry]:
     for key in ("hook_head_index", "hook_head_index_out"):
         if key in metadata:
             raise InputError(
-                f"{path}: {key} {metadata.data[key]!r} (a dictionary of one head) is not supported;"
-                " supported are whole sites"
+                f"{path}: {key} {brief(metadata.data[key])} (a dictionary of one head) is not"
+                " supported; supported are whole sites"
             )
     # The value of hook_z is held with its heads side by side, so that there is nothing to reshape.
     config.choose("reshape_activations", ("none", "hook_z"), "none")

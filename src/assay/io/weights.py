@@ -90,6 +90,8 @@ class Given:
                         f"{source} does not say its layer; give {name}= without {_LAYER}"
                     )
                 site = site.replace(_LAYER, str(layer))
+            if not site.isprintable():
+                raise InputError(f"{source}: {shown(site)} is no name of a site")
             found.append(site)
         return found[0], found[1]
 
