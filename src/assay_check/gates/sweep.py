@@ -54,11 +54,7 @@ class Sweep:
             wide &= (value.lo < 0) & (value.hi > 0)
         units = np.flatnonzero(wide)
         lo, hi = value.lo.reshape(-1).copy(), value.hi.reshape(-1).copy()
-        widest = max(
-            (self.graph.nodes[p].shape and np.prod(self.graph.nodes[p].shape)) or 1
-            for p in range(ref + 1)
-        )
-        many = max(1, ROWS // (2 * int(widest)))
+        many = max(1, ROWS // (2 * max(x.lo.size for x in self.values)))
         for start in range(0, len(units), many):
             some = units[start : start + many]
             rows = np.zeros((2 * len(some), value.lo.size))
@@ -104,23 +100,19 @@ def _wanted(graph: Graph) -> dict[int, set[str]]:
     """Return the nodes that nonlinear operations read, behind moved entries, whose boxes lines may
     tighten, with the operations that read them.
     """
+    sources = list[set[int]]()
+    for ref, node in enumerate(graph.nodes):
+        moved = node.op in ("view", "move")
+        sources.append(set[int]().union(*(sources[p] for p in node.parents)) if moved else {ref})
     found: dict[int, set[str]] = {}
     for node in graph.nodes:
         if node.op in NONLINEAR and not node.fixed:
-            for parent in node.parents:
-                for source in _sources(graph, parent):
-                    found.setdefault(source, set()).add(node.op)
-    return {ref: ops for ref, ops in found.items() if not _is_exact(graph, ref)}
+            for source in set[int]().union(*(sources[p] for p in node.parents)):
+                found.setdefault(source, set()).add(node.op)
+    return {ref: ops for ref, ops in found.items() if not _is_exact(graph, ref, sources)}
 
 
-def _sources(graph: Graph, ref: int) -> list[int]:
-    node = graph.nodes[ref]
-    if node.op not in ("view", "move"):
-        return [ref]
-    return [source for parent in node.parents for source in _sources(graph, parent)]
-
-
-def _is_exact(graph: Graph, ref: int) -> bool:
+def _is_exact(graph: Graph, ref: int, sources: list[set[int]]) -> bool:
     """Return whether a box forward is as good as lines: inputs, constants, one step from an input,
     and functions of one number.
     """
@@ -128,7 +120,7 @@ def _is_exact(graph: Graph, ref: int) -> bool:
     if node.op == "input" or node.fixed or node.op in BENT:
         return True
     return len(node.parents) == 1 and all(
-        graph.nodes[p].op == "input" for p in _sources(graph, node.parents[0])
+        graph.nodes[p].op == "input" for p in sources[node.parents[0]]
     )
 
 
