@@ -263,6 +263,10 @@ def certify(
             help="Examples, from the first.", callback=_within("--examples", 1, 1_000_000)
         ),
     ] = 10,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="CERT.json", help="Write the certificate here."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Bound what all other parts of a saved run can do, in any combination and at any strength:
@@ -280,6 +284,7 @@ def certify(
         budget=budget,
         level=level,
         examples=examples,
+        certificate=out,
     )
     _table(*found, as_json)
 
@@ -348,20 +353,22 @@ def prove(
 def check(
     certificate: Annotated[Path, typer.Argument(metavar="CERT.json")],
     weights: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--weights", metavar="WEIGHTS", help="Safetensors file with the network's weights."
+            "--weights",
+            metavar="WEIGHTS",
+            help="Safetensors file with the network's weights. Certificates of gates hold their"
+            " network, and are compared with it where it is given.",
         ),
-    ],
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Recompute what a certificate claims; exit 0 if the weights support it, 1 with the reason
-    if not.
-    """
+    """Recompute what a certificate claims; exit 0 if it is supported, 1 with the reason if not."""
     from assay.io.files import existing
 
     existing(certificate)
-    existing(weights)
+    if weights is not None:
+        existing(weights)
     from assay.studies.proofs import check_certificate
 
     verdict, lines = check_certificate(certificate, weights)

@@ -96,11 +96,11 @@ class Verdict:
 @dataclass(frozen=True)
 class Task:
     """How the claims of a task are checked: its own fields, and a function of the envelope and the
-    bytes of the weights file.
+    bytes of the weights file, none where no file was given.
     """
 
     fields: frozenset[str]
-    check: Callable[[Envelope, bytes], Verdict]
+    check: Callable[[Envelope, bytes | None], Verdict]
 
 
 def read(certificate: Path, tasks: dict[str, Task]) -> Envelope:

@@ -114,7 +114,7 @@ def write(path: Path | str, certificate: Certificate, inputs: Iterable[Path | st
     stored: dict[str, Any] = {"file": None, "sha256": None}
     if certificate.advice:
         arrays = {
-            name: torch.from_numpy(np.ascontiguousarray(array))
+            name: torch.from_numpy(np.array(array, order="C"))
             for name, array in certificate.advice.items()
         }
         advice = files.save_tensors(advice_path(path), arrays, MARK)

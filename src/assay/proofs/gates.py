@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,133 +25,16 @@ from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.trace import Traced, trace
 from assay.bounds.trace.traced import always
 from assay.core.mechanisms import Mechanisms
-from assay.core.sites import run_edited
-from assay.core.target import Batch, Target
-from assay.errors import InputError, unknown
+from assay.core.target import Target
+from assay.errors import unknown
 from assay.progress import progress
+from assay.proofs.answers import margin_function, margins_of
 from assay.proofs.boxed import Boxed, Low, boxed
-from assay.targets.metrics import last_logits
+from assay.proofs.bracket import Certified, Claim, Proved, Searched
+from assay.proofs.gate_certificate import Evidence, require_writable, write_gates
 
-Claim = Literal["damage", "same-answer"]
 CORNERS = 12
 """Free gates up to which the search from below visits every corner of the box."""
-
-
-@dataclass(frozen=True)
-class Searched:
-    """What a search found, (examples,): a LOWER bound of the worst damage (an upper bound of the
-    least margin), reached at `gates`. It proves nothing about other gates.
-    """
-
-    values: Tensor
-    gates: tuple[Mapping[str, Tensor], ...]
-    evaluations: int
-
-
-@dataclass(frozen=True)
-class Proved:
-    """What was proved, (examples,): an UPPER bound of the worst damage (a lower bound of the least
-    margin) over every combination of gates in the boxes, at `level`, under `assumptions`.
-
-    Infinite where no bound was reached."""
-
-    values: Tensor
-    level: str
-    assumptions: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Certified:
-    """The bracket [found, proved] of a claim, example by example.
-
-    claim: "damage", how far the metric falls (or rises, where lower is right) from the untouched
-    network; or "same-answer", the least margin of the answer over any rival. full: the metric, or
-    the margin, of the untouched network. free: how many gates move, on average. boxes, seconds: the
-    work spent (CPU). vacuous: where the proof excludes nothing: the bound is that of a box that no
-    gate could leave, or none at all."""
-
-    claim: Claim
-    found: Searched
-    proved: Proved
-    full: Tensor
-    free: float
-    boxes: tuple[int, ...]
-    seconds: tuple[float, ...]
-    vacuous: Tensor
-
-    @property
-    def certified(self) -> Tensor:
-        """Where the answer provably stays ("same-answer"); InputError for another claim."""
-        return self._margins(self.proved.values)
-
-    @property
-    def broken(self) -> Tensor:
-        """Where gates were found that change the answer ("same-answer")."""
-        return ~self._margins(self.found.values)
-
-    @property
-    def open(self) -> Tensor:
-        """Where neither is known ("same-answer")."""
-        return ~self.certified & ~self.broken
-
-    @property
-    def ratio(self) -> float:
-        """The mean found damage over the mean proved one: 1 where the worst case is known."""
-        if self.claim != "damage":
-            raise InputError(f"the ratio is that of damages, not of the claim {self.claim!r}")
-        proved = float(self.proved.values.mean())
-        return 1.0 if proved == 0 else float(self.found.values.mean()) / proved
-
-    def _margins(self, values: Tensor) -> Tensor:
-        if self.claim != "same-answer":
-            raise InputError(
-                f"answers are certified by the claim 'same-answer', not {self.claim!r}"
-            )
-        return values > 0
-
-    def summary(self) -> dict[str, Any]:
-        """Return plain numbers for JSON; a bound that was not reached is null."""
-        finite = bool(self.proved.values.isfinite().all())
-        plain: dict[str, Any] = {
-            "claim": self.claim,
-            "examples": len(self.full),
-            "free_gates": self.free,
-            "level": self.proved.level,
-            "assumptions": list(self.proved.assumptions),
-            "boxes": sum(self.boxes),
-            "cpu_seconds": sum(self.seconds),
-            "vacuous": int(self.vacuous.sum()),
-        }
-        if self.claim == "damage":
-            return plain | {
-                "found_mean": float(self.found.values.mean()),
-                "proved_mean": float(self.proved.values.mean()) if finite else None,
-                "ratio": self.ratio if finite else None,
-            }
-        return plain | {
-            "certified": int(self.certified.sum()),
-            "broken": int(self.broken.sum()),
-            "open": int(self.open.sum()),
-        }
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return one row an example: the bracket, and what it says."""
-        rows = []
-        for index in range(len(self.full)):
-            proved = float(self.proved.values[index])
-            row: dict[str, Any] = {
-                "example": index,
-                "full": float(self.full[index]),
-                "found": float(self.found.values[index]),
-                "proved": proved if np.isfinite(proved) else None,
-                "vacuous": bool(self.vacuous[index]),
-                "boxes": self.boxes[index],
-            }
-            if self.claim == "same-answer":
-                certified, broken = bool(self.certified[index]), bool(self.broken[index])
-                row["verdict"] = "certified" if certified else "broken" if broken else "open"
-            rows.append(row)
-        return rows
 
 
 def certify(
@@ -162,6 +46,7 @@ def certify(
     budget: float | Budget = 10.0,
     level: str = "real",
     seed: int = 0,
+    certificate: Path | str | None = None,
 ) -> Certified:
     """Bound what the gates that are not kept can do, in any combination and at any strength, on
     every example, and search how much of it they do.
@@ -170,7 +55,8 @@ def certify(
     value of a free gate, a number or a tensor by group; by default the kind's own box. budget: CPU
     seconds an example, or a `Budget`. level: "real" (real arithmetic on the stored numbers),
     "float32" (as executed in float32) or "float64" (a search that proves nothing). A false claim
-    comes back with the gates that break it.
+    comes back with the gates that break it. certificate: a `.json` file to be, with the proof of
+    all brackets (level "real"), which `assay_check` verifies with code of its own.
 
     Raises InputError for an unknown claim or level, a low above the box or NaN, masks that do not
     fit, and a network with an operation that has no rule, which is named with its module."""
@@ -178,19 +64,30 @@ def certify(
         raise unknown("claim", str(claim), get_args(Claim))
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
+    if certificate is not None:
+        require_writable(certificate, level)
     spent = budget if isinstance(budget, Budget) else Budget(float(budget))
     narrowed = boxed(mechanisms, low)
     kept = kept_gates(mechanisms, keep or {})
     parts = [_one(narrowed, kept, index) for index in range(len(mechanisms.batch))]
     search = [_search(part, mask, claim, seed) for part, mask in parts]
     found = [
-        _prove(part, mask, claim, worst, spent, level)
+        _prove(part, mask, claim, worst, spent, level, certificate is not None)
         for (part, mask), worst in zip(progress(parts, f"certify: {claim}"), search, strict=True)
     ]
     free = [
         sum(float(((mask[name] == 0) & (low < 1)).sum()) for name, low in part.lows.items())
         for part, mask in parts
     ]
+    if certificate is not None:
+        write_gates(
+            certificate,
+            [replace(entry.evidence, number=i) for i, entry in enumerate(found) if entry.evidence],
+            claim=claim,
+            metric=mechanisms.target.name,
+            model=mechanisms.target.model,
+            examples=len(found),
+        )
     return Certified(
         claim,
         Searched(
@@ -208,6 +105,7 @@ def certify(
         tuple(entry.boxes for entry in found),
         tuple(entry.seconds for entry in found),
         torch.tensor([entry.vacuous for entry in found]),
+        None if certificate is None else Path(certificate),
     )
 
 
@@ -220,6 +118,7 @@ class _Bracket:
     boxes: int
     seconds: float
     vacuous: bool
+    evidence: Evidence | None = None
 
 
 def _one(whole: Boxed, kept: Mapping[str, Tensor], index: int) -> tuple[Boxed, dict[str, Tensor]]:
@@ -234,7 +133,7 @@ def _one(whole: Boxed, kept: Mapping[str, Tensor], index: int) -> tuple[Boxed, d
 def _search(part: Boxed, mask: Mapping[str, Tensor], claim: Claim, seed: int) -> Any:
     """Search the damage, or the loss of the least margin, of one example from below."""
     if claim == "same-answer":
-        margins = _margins(part)
+        margins = margins_of(part)
         target = Target(
             part.target.model,
             lambda output, batch: margins(output, batch).amin(-1),
@@ -250,7 +149,13 @@ def _search(part: Boxed, mask: Mapping[str, Tensor], claim: Claim, seed: int) ->
 
 
 def _prove(
-    part: Boxed, mask: Mapping[str, Tensor], claim: Claim, worst: Any, budget: Budget, level: str
+    part: Boxed,
+    mask: Mapping[str, Tensor],
+    claim: Claim,
+    worst: Any,
+    budget: Budget,
+    level: str,
+    keep: bool,
 ) -> _Bracket:
     ones = part.ones()
     lows = {name: torch.where(mask[name] == 0, part.lows[name], ones[name]) for name in part.groups}
@@ -261,8 +166,8 @@ def _prove(
         function = _function(part, names)
         full = function(*(ones[name] for name in names)).detach().double().numpy()
     else:
-        sign, margins = 1.0, _margins(part)
-        function = _margin_function(part, names, margins)
+        sign, margins = 1.0, margins_of(part)
+        function = margin_function(part, names, margins)
         full = function(*(ones[name] for name in names)).detach().double().numpy()
     reached = {name: gate.detach() for name, gate in worst.gates.items()}
     if not names:
@@ -293,19 +198,24 @@ def _prove(
     proved = min(entry.bound for entry in found)
     boxes, seconds = sum(entry.boxes for entry in found), time.process_time() - began
     vacuous = _is_vacuous(traced, found, _rows(full, sign, claim), level)
+    own, least_value = float(full.min()), least_found.value
     if claim == "damage":
-        own = float(full.reshape(-1)[0])
         top = _top(traced, [ones[name] for name in names], sign, level)
-        return _Bracket(
-            own,
-            max(sign * own - least_found.value, 0.0),
-            max(top - proved, 0.0),
-            gates,
-            boxes,
-            seconds,
-            vacuous,
+        least_value, proved = max(sign * own - least_value, 0.0), max(top - proved, 0.0)
+    evidence = None
+    if keep:
+        order = np.argsort(full.reshape(-1)).argsort()  # the leaves of every number in turn
+        evidence = Evidence(
+            0,
+            traced,
+            tuple(low for low, _ in regions),
+            tuple(high for _, high in regions),
+            tuple(ones[name] for name in names),
+            sign,
+            tuple(found[place] for place in order),
+            proved,
         )
-    return _Bracket(float(full.min()), least_found.value, proved, gates, boxes, seconds, vacuous)
+    return _Bracket(own, least_value, proved, gates, boxes, seconds, vacuous, evidence)
 
 
 def _rows(full: np.ndarray, sign: float, claim: Claim) -> list[np.ndarray]:
@@ -319,53 +229,6 @@ def _rows(full: np.ndarray, sign: float, claim: Claim) -> list[np.ndarray]:
 def _function(part: Mechanisms, names: list[str]) -> Callable[..., Tensor]:
     """Return the metric of one example as a plain function of the named gates."""
     return lambda *gates: part.values(dict(zip(names, gates, strict=True)))
-
-
-def _margin_function(
-    part: Boxed, names: list[str], margins: Callable[[Any, Batch], Tensor]
-) -> Callable[..., Tensor]:
-    def function(*gates: Tensor) -> Tensor:
-        edits = part.inner.edits(dict(zip(names, gates, strict=True)))
-        return margins(run_edited(part.target.model, part.batch.inputs, edits), part.batch)
-
-    return function
-
-
-@torch.no_grad()
-def _margins(part: Mechanisms) -> Callable[[Any, Batch], Tensor]:
-    """Return the function that gives, from a model's output, the margins of the untouched network's
-    answer over its rivals, (examples, rivals).
-
-    The answer is the largest logit of a classifier, and of a language model the larger of the
-    labelled answers at the last position, or without labels the likeliest token there."""
-    logits = _logits(run_edited(part.target.model, part.batch.inputs), part.batch)
-    labels = part.batch.labels if isinstance(part.batch.labels, Mapping) else {}
-    answers = labels.get("answers")
-    chosen = torch.arange(logits.shape[1]) if answers is None else answers[0]
-    seen = logits[0, chosen]
-    best = int(seen.argmax())
-    answer, rivals = int(chosen[best]), torch.cat([chosen[:best], chosen[best + 1 :]])
-    if not len(rivals):
-        raise InputError("same-answer: the model has one output, and its answer has no rival")
-
-    def margins(output: Any, batch: Batch) -> Tensor:
-        found = _logits(output, batch)
-        return found[:, answer : answer + 1] - found.index_select(1, rivals)
-
-    return margins
-
-
-def _logits(output: Any, batch: Batch) -> Tensor:
-    """Return the logits (examples, answers) that a model's output stands for."""
-    if isinstance(output, Tensor) and output.ndim == 2:
-        return output
-    labels = batch.labels if isinstance(batch.labels, Mapping) else {}
-    if labels.get("last") is None:
-        raise InputError(
-            "same-answer: the model's output must be logits (examples, classes), or the batch have"
-            " the label 'last', the position of the answer"
-        )
-    return last_logits(output, labels["last"])
 
 
 def _top(traced: Traced, ones: list[Tensor], sign: float, level: str) -> float:

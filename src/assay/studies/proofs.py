@@ -51,13 +51,16 @@ def prove_task(
 
 
 def check_certificate(
-    certificate: Path | str, weights: Path | str
+    certificate: Path | str, weights: Path | str | None = None
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the verdict of the independent checker, with what it is about: measure, level and
-    assumptions, and the same in words; InputError for files that are not what they should be.
+    assumptions, and the same in words; InputError for files that are not what they should be, and
+    for a task that cannot be checked without weights.
     """
     try:
-        verdict = assay_check.check(existing(certificate), existing(weights))
+        verdict = assay_check.check(
+            existing(certificate), None if weights is None else existing(weights)
+        )
     except (assay_check.InputError, OSError) as error:
         raise InputError(str(error)) from error
     plain = {**verdict.plain(), "assumptions": "; ".join(verdict.assumptions) or "none"}

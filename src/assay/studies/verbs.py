@@ -18,8 +18,10 @@ from assay.core.values import at
 from assay.errors import InputError, shown
 from assay.io.files import existing
 from assay.io.runs import Run, opened
+from assay.proofs.gate_certificate import require_writable
 from assay.proofs.gates import certify
 from assay.studies.methods import method_for
+from assay.studies.proofs import check_certificate
 from assay.studies.runner import finished_summary, mechanisms_of, require_same_inputs, study_of
 
 
@@ -134,20 +136,36 @@ def certify_run(
     budget: float = 10.0,
     level: str = "real",
     examples: int = 10,
+    certificate: Path | str | None = None,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Bound what the parts outside the kept ones can do in the first examples of a run, save the
     brackets as `verb-certify-CLAIM.parquet`, and return them.
 
-    keep: "top:N" keeps the N parts with the largest mean |score|. Raises InputError for another
-    form, for more parts than there are, and as `certify`."""
+    keep: "top:N" keeps the N parts with the largest mean |score|. certificate: write the proof
+    there, and have it checked. Raises InputError for another form, for more parts than there are,
+    and as `certify`."""
+    if certificate is not None:
+        require_writable(certificate, level)
     run, mechanisms = _open(folder)
     some = mechanisms.take(slice(0, examples))
     scores = attribute(some, method_for(some, by)[0])
     masks = keep_top(scores, _kept_share(keep, some))
-    found = certify(some, masks, low=low, claim=claim, budget=budget, level=level)  # type: ignore[arg-type]
+    found = certify(
+        some,
+        masks,
+        low=low,
+        claim=claim,  # type: ignore[arg-type]
+        budget=budget,
+        level=level,
+        certificate=certificate,
+    )
     table = pl.DataFrame(found.rows())
     run.save_table(f"verb-certify-{claim}.parquet", table)
-    return {"keep": keep, "low": low, **found.summary()}, table
+    summary = {"keep": keep, "low": low, **found.summary()}
+    if certificate is not None:
+        verdict = check_certificate(certificate)[0]
+        summary |= {"certificate": str(certificate), "checked": verdict["reason"]}
+    return summary, table
 
 
 def _kept_share(keep: str, mechanisms: Mechanisms) -> float:

@@ -12,17 +12,19 @@ from assay_check.max_of_k.execution import logit_error
 from assay_check.max_of_k.margins import Margins
 from assay_check.max_of_k.measure import Measure
 from assay_check.max_of_k.model import Model
-from assay_check.reading import need
+from assay_check.reading import InputError, need
 
 RULES = {**dict.fromkeys(accuracy.RULES, accuracy), cross_entropy.RULE: cross_entropy}
 
 
-def check(envelope: Envelope, weights: bytes) -> Verdict:
+def check(envelope: Envelope, weights: bytes | None) -> Verdict:
     """Recompute a claim about a network; what is read from the certificate is the claim, and
     advice that is tested.
     """
     rule = envelope.rule
     need(isinstance(rule, str) and rule in RULES, f"unknown rule {rule!r}; known: {sorted(RULES)}")
+    if weights is None:
+        raise InputError("a certificate of max-of-k is checked with its weights: give --weights")
     model = Model(weights)
     measure = Measure(envelope.own["measure"], model.V, model.K)
     RULES[rule].read(envelope, measure)

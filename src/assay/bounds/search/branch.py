@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Array, Interval
+from assay.bounds.search.slopes import Slopes
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import Ends, Parameters, State, Twin
 from assay.bounds.trace.traced import Traced
@@ -377,17 +378,30 @@ class _Search:
         if not part[0].after:
             known = sweep(at, boxes)
             return [float(b) for b in bound_rows(at, known, self.row[None, None])[:, 0]]
-        ends = [(torch.from_numpy(b.lo), torch.from_numpy(b.hi)) for b in boxes]
-        with torch.no_grad():
-            before, after = (
-                _stacked([getattr(leaf, name) for leaf in part]) for name in ("before", "after")
-            )
-            state = self.twin.sweep(ends, before)
-            of_sweep = self.twin.slopes(state, before)
-            of_rows = self.twin.slopes(State(state.values, {}), after)
+        of_sweep, of_rows = slopes_of(self.twin, part)
         known = sweep(at, boxes, slopes=of_sweep)
         last = type(known)(known.values, known.errors, {}, of_rows)
         return [float(b) for b in bound_rows(at, last, self.row[None, None])[:, 0]]
+
+
+@torch.no_grad()
+def slopes_of(twin: Twin, leaves: list[Leaf]) -> tuple[Slopes, Slopes]:
+    """Return the slopes at which a level bounds leaves, (leaves, *shape) by node: those of the
+    sweep, and those of the last rows.
+    """
+    ends = [
+        (torch.from_numpy(np.stack(lo)), torch.from_numpy(np.stack(hi)))
+        for lo, hi in zip(
+            zip(*(leaf.lows for leaf in leaves), strict=True),
+            zip(*(leaf.highs for leaf in leaves), strict=True),
+            strict=True,
+        )
+    ]
+    before, after = (
+        _stacked([getattr(leaf, name) for leaf in leaves]) for name in ("before", "after")
+    )
+    state = twin.sweep(ends, before)
+    return twin.slopes(state, before), twin.slopes(State(state.values, {}), after)
 
 
 def _least_of(row: Tensor, value: Ends) -> Tensor:

@@ -26,11 +26,13 @@ from assay.errors import AssayError
 class LevelGraph:
     """A graph at one level: what depends on no input is enclosed in the level's arithmetic.
 
-    limits: intervals of nodes that hold for every input."""
+    limits: intervals of nodes that hold for every input. place: where the nodes of the recorded
+    graph went."""
 
     graph: Graph
     limits: dict[Ref, Interval]
     level: str
+    place: dict[Ref, Ref] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
         if ref in lowering.limits and not ar.executed:  # rounding may pass a limit
             old = lowering.limits[ref]
             limits[place[ref]] = Interval(old.lo[None], old.hi[None])
-    return LevelGraph(graph, limits, ar.level)
+    return LevelGraph(graph, limits, ar.level, place)
 
 
 def _as_executed(operation: Operation) -> Operation:

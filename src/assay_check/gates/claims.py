@@ -1,0 +1,210 @@
+"""The claims of a certificate of gates: what they say, and whether the leaves prove them."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from assay_check.gates.arithmetic import Array, Box, down, up
+from assay_check.gates.graph import FLOATS, Graph, read_graph
+from assay_check.gates.rules import NONLINEAR, NoBoundError, Slopes
+from assay_check.gates.smooth import FUNCTIONS
+from assay_check.gates.sweep import Sweep
+from assay_check.gates.tree import leaves
+from assay_check.reading import need
+
+Held = Mapping[str, Array]
+KINDS = ("damage", "same-answer")
+KNOWN = {*FLOATS, "move"}
+FIELDS = {"graph", "low", "high", "ones", "sign", "goals"}
+PHASES = ("boxes", "rows")
+NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A row of the value whose least over the region is bounded: a tree of splits, with slopes
+    stacked over its leaves, (leaves, *shape), for the boxes of nodes and for the row.
+    """
+
+    row: Array
+    places: Array
+    values: Array
+    slopes: tuple[dict[int, Slopes], dict[int, Slopes]]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: its graph, the boxes of its gates, and the goals that make the claim."""
+
+    name: str
+    graph: Graph
+    region: tuple[Box, ...]
+    ones: tuple[Array, ...]
+    sign: float
+    goals: tuple[Goal, ...]
+
+    @property
+    def free(self) -> tuple[int, int]:
+        """How many entries of the region move, of how many."""
+        moving = sum(int((box.lo < box.hi).sum()) for box in self.region)
+        return moving, sum(box.lo.size for box in self.region)
+
+
+def read_example(name: str, entry: Any, held: Held, kind: str) -> Example:
+    """Read the claim about one example; InputError for anything but what the format says."""
+    need(
+        isinstance(entry, dict) and entry.keys() == FIELDS,
+        f"example {name!r} must have the fields {sorted(FIELDS)}",
+    )
+    graph = read_graph(entry["graph"], dict(held))
+    shapes = [graph.nodes[ref].shape for ref in graph.inputs]
+    low, high, ones = (_points(entry[key], held, shapes, key) for key in ("low", "high", "ones"))
+    need(
+        all((a <= b).all() for a, b in zip(low, high, strict=True)),
+        f"example {name!r}: a lower end of the region exceeds its upper end",
+    )
+    inside = all(((a <= p) & (p <= b)).all() for a, p, b in zip(low, ones, high, strict=True))
+    need(inside, f"example {name!r}: the untouched network lies outside the region")
+    need(all((p == 1).all() for p in ones), f"example {name!r}: the untouched gates must be one")
+    sign = entry["sign"]
+    need(type(sign) is int and sign in (1, -1), f"example {name!r}: sign must be 1 or -1")
+    need(kind == "damage" or sign == 1, f"example {name!r}: margins have the sign 1")
+    region = tuple(Box(a, b) for a, b in zip(low, high, strict=True))
+    goals = _goals(name, entry["goals"], graph, held, kind, float(sign))
+    return Example(name, graph, region, tuple(ones), float(sign), goals)
+
+
+def _points(entry: Any, held: Held, shapes: list[tuple[int, ...]], what: str) -> list[Array]:
+    found = _named(entry, held, what)
+    fits = len(found) == len(shapes) and all(
+        x.dtype == np.float64 and x.shape == shape and np.isfinite(x).all()
+        for x, shape in zip(found, shapes, strict=True)
+    )
+    need(fits, f"{what} must have finite float64 numbers of the shapes {shapes}")
+    return found
+
+
+def _named(entry: Any, held: Held, what: str) -> list[Array]:
+    good = isinstance(entry, list) and all(isinstance(n, str) and n in held for n in entry)
+    need(good, f"{what} must name tensors of the advice")
+    return [held[n] for n in entry]
+
+
+def _goals(
+    name: str, entry: Any, graph: Graph, held: Held, kind: str, sign: float
+) -> tuple[Goal, ...]:
+    shape = graph.nodes[-1].shape
+    size = int(np.prod(shape))
+    need(kind != "damage" or size == 1, f"example {name!r}: the metric must be one number")
+    need(
+        isinstance(entry, list) and len(entry) == size,
+        f"example {name!r}: one goal for each of {size} numbers is needed",
+    )
+    goals = []
+    for place, given in enumerate(entry):
+        need(
+            isinstance(given, dict) and given.keys() == {"tree", "values", *PHASES},
+            f"example {name!r}: goal {place} must have tree, values, {' and '.join(PHASES)}",
+        )
+        tree, values = _named([given["tree"], given["values"]], held, "a tree")
+        row = np.zeros(size)
+        row[place] = sign
+        slopes = tuple(_slopes(given[phase], held, graph) for phase in PHASES)
+        goals.append(Goal(row.reshape(shape), tree, values, (slopes[0], slopes[1])))
+    return tuple(goals)
+
+
+def _slopes(entry: Any, held: Held, graph: Graph) -> dict[int, Slopes]:
+    need(isinstance(entry, dict), "slopes are given by operation")
+    found: dict[int, Slopes] = {}
+    for key, names in entry.items():
+        good = key.isdigit() and len(key) < 8 and int(key) < len(graph.nodes)
+        need(
+            good and graph.nodes[int(key)].op in NONLINEAR,
+            f"slopes of operation {key!r}, which takes none",
+        )
+        found[int(key)] = tuple(_named(names, held, "slopes"))
+    return found
+
+
+def unknown_operations(examples: list[Example]) -> dict[str, int]:
+    """Return the operations that the checker has no rule for, with how many nodes each has."""
+    found: dict[str, int] = {}
+    for example in examples:
+        names = example.graph.unknown(KNOWN)
+        for node in example.graph.nodes:
+            if node.op == "smooth" and node.name not in FUNCTIONS:
+                names[node.name] = names.get(node.name, 0) + 1
+        for name, count in names.items():
+            found[name] = found.get(name, 0) + count
+    return dict(sorted(found.items()))
+
+
+def recompute(example: Example, kind: str) -> float:
+    """Return what the leaves prove: an upper bound of the damage, or a lower bound of the least
+    margin; infinite where they prove nothing.
+    """
+    least = min(_least(example, goal) for goal in example.goals)
+    if kind == "same-answer":
+        return least
+    try:
+        point = [Box(p, p) for p in example.ones]
+        row = np.full(example.graph.nodes[-1].shape, -example.sign)
+        top = -Sweep(example.graph, point, {}, tight=False).bound(row, {})
+    except NoBoundError:
+        return np.inf
+    return max(float(up(top - least)), 0.0) if np.isfinite(top) else np.inf
+
+
+def _least(example: Example, goal: Goal) -> float:
+    """Return the least bound of a row over the leaves; every leaf is read, whatever its bound."""
+    found = np.inf
+    for box, boxes, rows in _leaves(example, goal):
+        try:
+            bound = Sweep(example.graph, box, boxes).bound(goal.row, rows)
+        except NoBoundError:
+            bound = -np.inf
+        found = min(found, bound if bound == bound else -np.inf)
+    return float(found)
+
+
+def _leaves(
+    example: Example, goal: Goal
+) -> Iterator[tuple[list[Box], dict[int, Slopes], dict[int, Slopes]]]:
+    count = int((goal.places[:, 0] == -1).sum()) if goal.places.ndim == 2 else 0
+    for phase in goal.slopes:
+        for each in phase.values():
+            need(
+                all(s.ndim and len(s) == count for s in each),
+                f"slopes are given for each of {count} leaves",
+            )
+    for index, box in enumerate(leaves(example.region, goal.places, goal.values)):
+        one, other = (
+            {ref: tuple(s[index] for s in each) for ref, each in phase.items()}
+            for phase in goal.slopes
+        )
+        yield box, one, other
+
+
+def read_number(text: Any, name: str) -> Fraction:
+    """Read a claimed number, an exact decimal."""
+    plain = isinstance(text, str) and NUMBER.fullmatch(text)
+    need(plain, f"claim {name!r} must be a decimal number, got {ascii(text)[:60]}")
+    return Fraction(text)
+
+
+def supports(kind: str, found: float, claimed: Fraction) -> bool:
+    """Return whether a recomputed bound supports a claimed one."""
+    if not np.isfinite(found):
+        return False
+    return Fraction(found) <= claimed if kind == "damage" else Fraction(found) >= claimed
+
+
+def rounded(kind: str, found: float) -> float:
+    """Return a number that stays supported where sums are formed in another order."""
+    slack = 1e-11 * (1 + abs(found))
+    return float(up(found + slack)) if kind == "damage" else float(down(found - slack))

@@ -1,0 +1,425 @@
+"""What the checker knows of each operation: its range on boxes, and one step of a lower bound back
+to what it reads.
+
+`step(rows, ...)` takes rows A (rows, *shape) of a node and returns, for every parent, coefficients
+with a bound of their rounding errors, and a constant: `A . op(x) >= sum_p A_p . x_p + c` for all x
+in the boxes, whatever slopes the certificate gives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from assay_check.gates import smooth
+from assay_check.gates.arithmetic import (
+    TINY,
+    UNIT,
+    Array,
+    Box,
+    down,
+    exactly,
+    gamma,
+    least,
+    minus,
+    plus,
+    product,
+    product_up,
+    square,
+    times,
+    total,
+    up,
+)
+from assay_check.gates.graph import Node
+from assay_check.reading import need
+
+Slopes = tuple[Array, ...]
+Part = tuple[Array, Array | None] | None  # coefficients, and a bound of their errors if any
+Step = tuple[list[Part], Array]
+BENT = {"relu", "square", "inverse root", "smooth"}
+NONLINEAR = BENT | {"product", "contract", "softmax"}
+
+
+class NoBoundError(Exception):
+    """A value is not bounded on a box."""
+
+
+@dataclass(frozen=True)
+class Lines:
+    """`below_slope x + below <= f(x) <= above_slope x + above`."""
+
+    below_slope: Array
+    below: Array
+    above_slope: Array
+    above: Array
+
+
+def enclose(node: Node, xs: list[Box]) -> Box:
+    """Return a box of the values of an operation on boxes."""
+    held = node.constants
+    match node.op:
+        case "constant":
+            return exactly(held[0])
+        case "affine":
+            middle, radius = xs[0].middle(), xs[0].radius()
+            centre, spread = product(middle, held[0].T), product_up(radius, np.abs(held[0]).T)
+            return plus(plus(centre, Box(-spread, spread)), exactly(held[1]))
+        case "scale":
+            return plus(times(xs[0], exactly(held[0])), exactly(held[1]))
+        case "shift":
+            return plus(xs[0], exactly(held[0]))
+        case "divide":
+            ends = xs[0].lo / held[0], xs[0].hi / held[0]
+            return Box(down(np.minimum(*ends)), up(np.maximum(*ends)))
+        case "add":
+            return plus(*xs)
+        case "subtract":
+            return minus(*xs)
+        case "view":
+            return Box(xs[0].lo.reshape(node.shape), xs[0].hi.reshape(node.shape))
+        case "move":
+            return Box(_moved(node, [x.lo for x in xs]), _moved(node, [x.hi for x in xs]))
+        case "product":
+            found = times(xs[0], xs[1])
+            if len(xs) == 4:  # 4 x y = (x + y)^2 - (x - y)^2
+                both = times(minus(square(xs[2]), square(xs[3])), exactly(np.asarray(0.25)))
+                found = found.meet(both.lo, both.hi)
+            return found
+        case "contract":
+            return _sum_of_products(*xs)
+        case "relu":
+            return Box(np.maximum(xs[0].lo, 0.0), np.maximum(xs[0].hi, 0.0))
+        case "square":
+            return square(xs[0])
+        case "inverse root":
+            return Box(_root(node, xs[0].hi).lo, _root(node, xs[0].lo).hi)
+        case "softmax":
+            return _shares(xs[0], np.broadcast_to(held[0], node.shape))
+        case "total":
+            return total(xs[0])
+        case "smooth":
+            return smooth.values(node.name, xs[0])
+    raise AssertionError(node.op)
+
+
+def relax(node: Node, xs: list[Box], slopes: Slopes | None) -> Any:
+    """Return what a step needs to know of a nonlinear operation on boxes; InputError for slopes of
+    another shape, or not finite.
+    """
+    x = xs[0]
+    wanted = slope_shapes(node.op, x.shape, xs[-1].shape if len(xs) < 3 else xs[1].shape)
+    if slopes is not None:
+        fits = len(slopes) == len(wanted) and all(
+            s.shape == shape and s.dtype.kind == "f" and bool(np.isfinite(s).all())
+            for s, shape in zip(slopes, wanted, strict=True)
+        )
+        need(fits, f"slopes of a node ({node.op}) must be finite, of the shapes {wanted}")
+        slopes = tuple(s.astype(np.float64) for s in slopes)
+    match node.op:
+        case "relu":
+            return _relu_lines(x, slopes)
+        case "square":
+            return _square_lines(x, slopes)
+        case "inverse root":
+            return _root_lines(node, x, slopes)
+        case "smooth":
+            if slopes is None:
+                chord = smooth.chord(node.name, x)
+                slopes = (chord, chord)
+            below, above = smooth.lines(node.name, x, *slopes)
+            return Lines(slopes[0], below, slopes[1], above)
+        case "product" | "contract":
+            p, q = xs[1].middle(), x.middle()
+            mine = (p, q, p, q) if slopes is None else slopes
+            rest = _rest_of_product if node.op == "product" else _rest_of_sum
+            return mine, rest(xs, mine[0], mine[1])[0], rest(xs, mine[2], mine[3])[1]
+        case "softmax":
+            return _softmax_rest(x, np.broadcast_to(node.constants[0], node.shape))
+    return None
+
+
+def slope_shapes(op: str, x: tuple[int, ...], y: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Return the shapes of the slopes that an operation takes."""
+    match op:
+        case "relu" | "square" | "inverse root":
+            return [x]
+        case "smooth":
+            return [x, x]
+        case "product":
+            return [x] * 4
+        case "contract":
+            return [y, x, y, x]
+    return []
+
+
+def step(node: Node, rows: Array, xs: list[Box], relaxed: Any) -> Step:
+    """Carry rows of a node to its parents."""
+    held, none = node.constants, np.zeros(len(rows))
+    match node.op:
+        case "affine":
+            flat = rows.reshape(-1, rows.shape[-1])
+            shape = (*rows.shape[:-1], held[0].shape[1])
+            terms = len(held[0])
+            error = gamma(terms) * product_up(np.abs(flat), np.abs(held[0])) + 2 * terms * TINY
+            part = (flat @ held[0]).reshape(shape), up(error).reshape(shape)
+            bias = np.broadcast_to(held[1], node.shape)
+            return [part], least(rows, bias, bias) if held[1].any() else none
+        case "scale":
+            bias = np.broadcast_to(held[1], node.shape)
+            constant = least(rows, bias, bias) if held[1].any() else none
+            return [_rounded(rows * held[0])], constant
+        case "shift":
+            bias = np.broadcast_to(held[0], node.shape)
+            return [_exact(rows)], least(rows, bias, bias)
+        case "divide":
+            return [_rounded(rows / held[0])], none
+        case "add":
+            return [_exact(rows), _exact(rows)], none
+        case "subtract":
+            return [_exact(rows), _exact(-rows)], none
+        case "view":
+            return [_exact(rows.reshape(len(rows), *xs[0].shape))], none
+        case "move":
+            constant = least(rows, held[0], held[0]) if held[0].any() else none
+            return _unmoved(node, rows, xs), constant
+        case "total":
+            shape = (len(rows), *xs[0].shape)
+            return [_exact(np.broadcast_to(rows, shape))], none
+        case "product":
+            (p, q, p_above, q_above), low, high = relaxed
+            of_y = _rounded(_by_sign(rows, q, q_above))
+            if xs[1].shape != xs[0].shape:
+                of_y = _summed(of_y)
+            parts: list[Part] = [_rounded(_by_sign(rows, p, p_above)), of_y]
+            return [*parts, *[None] * (len(xs) - 2)], least(rows, low, high)
+        case "contract":
+            return _step_of_sum(rows, *relaxed)
+        case "softmax":
+            share, kept, low, high = relaxed
+            chosen = rows * kept
+            inner = (chosen * share).sum(-1, keepdims=True)
+            terms = rows.shape[-1]
+            error = (
+                gamma(terms + 4)
+                * share
+                * (np.abs(chosen) + (np.abs(chosen) * share).sum(-1, keepdims=True))
+            )
+            part = share * (chosen - inner), up(error * (1 + 2 * gamma(terms)) + 8 * terms * TINY)
+            return [part], least(rows, low, high)
+    lines = relaxed
+    part = _rounded(_by_sign(rows, lines.below_slope, lines.above_slope))
+    return [part], least(rows, lines.below, lines.above)
+
+
+def _exact(rows: Array) -> tuple[Array, Array | None]:
+    return rows, None
+
+
+def _rounded(rows: Array) -> tuple[Array, Array]:
+    """Return coefficients that one rounding formed, with its error."""
+    return rows, 2 * UNIT * np.abs(rows) + TINY
+
+
+def _by_sign(rows: Array, below: Array, above: Array) -> Array:
+    return np.where(rows > 0, rows * below, rows * above)
+
+
+def _summed(part: tuple[Array, Array]) -> tuple[Array, Array]:
+    """Return coefficients of a number that stands for all entries of the last axis."""
+    rows, error = part
+    terms = rows.shape[-1]
+    rounding = gamma(terms) * np.abs(rows).sum(-1, keepdims=True)
+    whole = (rounding + error.sum(-1, keepdims=True)) * (1 + 4 * gamma(terms)) + TINY
+    return rows.sum(-1, keepdims=True), up(whole)
+
+
+def _moved(node: Node, xs: list[Array]) -> Array:
+    fill, *places = node.constants
+    out = fill.reshape(-1).copy()
+    for to, start, x in zip(places[::2], places[1::2], xs, strict=True):
+        out[to] = x.reshape(-1)[start]
+    return out.reshape(node.shape)
+
+
+def _unmoved(node: Node, rows: Array, xs: list[Box]) -> list[Part]:
+    flat, parts = rows.reshape(len(rows), -1), list[Part]()
+    places = node.constants[1:]
+    for to, start, x in zip(places[::2], places[1::2], xs, strict=True):
+        found, error = np.zeros((x.lo.size, len(rows))), None
+        most = int(np.bincount(start, minlength=1).max()) if len(start) else 0
+        taken = flat[:, to].T
+        if most > 1:
+            np.add.at(found, start, taken)
+            sizes = np.zeros_like(found)
+            np.add.at(sizes, start, np.abs(taken))
+            error = up(gamma(most) * sizes * (1 + 2 * gamma(most))).T
+            error = error.reshape(len(rows), *x.shape)
+        else:
+            found[start] = taken
+        parts.append((np.ascontiguousarray(found.T).reshape(len(rows), *x.shape), error))
+    return parts
+
+
+def _relu_lines(x: Box, slopes: Slopes | None) -> Lines:
+    """Below, a line through zero with a slope in [0, 1]; above, the chord of a convex function."""
+    unstable = (x.lo < 0) & (x.hi > 0)
+    active = (x.lo >= 0).astype(np.float64)
+    mine = (x.hi > -x.lo).astype(np.float64) if slopes is None else np.clip(slopes[0], 0.0, 1.0)
+    chord = np.where(unstable, x.hi / np.where(unstable, x.hi - x.lo, 1.0), active)
+    above = np.maximum(up(-chord * x.lo), up(x.hi - down(chord * x.hi)))
+    zero = np.zeros_like(chord)
+    return Lines(np.where(unstable, mine, active), zero, chord, np.where(unstable, above, zero))
+
+
+def _square_lines(x: Box, slopes: Slopes | None) -> Lines:
+    """Below, `x^2 >= s x - (s / 2)^2` for every s; above, the chord of a convex function."""
+    slope = 2 * x.middle() if slopes is None else slopes[0]
+    chord = x.lo + x.hi
+    ends = [minus(square(exactly(e)), times(exactly(chord), exactly(e))).hi for e in (x.lo, x.hi)]
+    return Lines(slope, -square(exactly(0.5 * slope)).hi, chord, np.maximum(*ends))
+
+
+def _root(node: Node, x: Array) -> Box:
+    """Enclose `(scale x + shift)^(-1/2)` at numbers."""
+    low, high, first, last = node.constants
+    inside = plus(times(exactly(x), Box(low, high)), Box(first, last))
+    good = inside.lo > 0
+    roots = down(np.sqrt(np.where(good, inside.lo, 1.0))), up(np.sqrt(np.where(good, inside.hi, 1)))
+    good &= roots[0] > 0
+    below, above = down(1 / roots[1]), up(1 / np.where(good, roots[0], 1.0))
+    return Box(np.where(good, below, -np.inf), np.where(good, above, np.inf))
+
+
+def _root_lines(node: Node, x: Box, slopes: Slopes | None) -> Lines:
+    """The tangent of a convex function at a point below, its chord above."""
+    t = x.middle() if slopes is None else np.clip(slopes[0], x.lo, x.hi)
+    at, left, right = _root(node, t), _root(node, x.lo), _root(node, x.hi)
+    scale = Box(*node.constants[:2])
+    first = times(times(times(at, at), times(at, scale)), exactly(np.asarray(-0.5)))
+    slope, under = first.middle(), []
+    for end in (x.lo, x.hi):
+        away = minus(exactly(end), exactly(t))
+        under.append(minus(plus(at, times(first, away)), times(exactly(slope), exactly(end))).lo)
+    width = np.where(x.hi > x.lo, x.hi - x.lo, 1.0)
+    chord = np.where(x.hi > x.lo, (right.lo - left.lo) / width, slope)
+    over = [
+        minus(value, times(exactly(chord), exactly(end))).hi
+        for value, end in ((left, x.lo), (right, x.hi))
+    ]
+    return Lines(slope, np.minimum(*under), chord, np.maximum(*over))
+
+
+def _rest_of_product(xs: list[Box], p: Array, q: Array) -> tuple[Array, Array]:
+    """Bound `x y - p x - q y = (x - q)(y - p) - p q`; where x + y and x - y are known, also by
+    `4 (x - q)(y - p) = (x + y - p - q)^2 - (x - y + p - q)^2`.
+    """
+    x, y = xs[:2]
+    of_p, of_q = exactly(p), exactly(q)
+    found = times(minus(x, of_q), minus(y, of_p))
+    if len(xs) == 4:
+        one = square(minus(xs[2], plus(of_p, of_q)))
+        other = square(minus(xs[3], minus(of_q, of_p)))
+        both = times(minus(one, other), exactly(np.asarray(0.25)))
+        found = found.meet(both.lo, both.hi)
+    rest = minus(found, times(of_p, of_q))
+    return rest.lo, rest.hi
+
+
+def _sum_of_products(x: Box, y: Box) -> Box:
+    """Return the box of X Y over the last two axes, from the box of every product."""
+    columns, lows, highs = x.shape[-1], [], []
+    for k in range(columns):
+        one = Box(x.lo[..., :, k : k + 1], x.hi[..., :, k : k + 1])
+        other = Box(y.lo[..., k : k + 1, :], y.hi[..., k : k + 1, :])
+        part = times(one, other)
+        lows.append(part.lo)
+        highs.append(part.hi)
+    found = total(Box(np.stack(lows, -1), np.stack(highs, -1)))
+    return Box(found.lo[..., 0], found.hi[..., 0])
+
+
+def _rest_of_sum(xs: list[Box], p: Array, q: Array) -> tuple[Array, Array]:
+    """Bound `X Y - X p - q Y = (X - q)(Y - p) - q p`."""
+    x, y = xs
+    rest = minus(_sum_of_products(minus(x, exactly(q)), minus(y, exactly(p))), product(q, p))
+    return rest.lo, rest.hi
+
+
+def _step_of_sum(rows: Array, slopes: Slopes, low: Array, high: Array) -> Step:
+    p, q, p_above, q_above = slopes
+    plus_, minus_ = np.maximum(rows, 0.0), np.minimum(rows, 0.0)
+
+    def carried(left: Array, right: Array) -> tuple[Array, Array]:
+        terms = left.shape[-1]
+        return left @ right, gamma(terms) * product_up(np.abs(left), np.abs(right)) + terms * TINY
+
+    pairs = [
+        [carried(plus_, np.swapaxes(p, -1, -2)), carried(minus_, np.swapaxes(p_above, -1, -2))],
+        [carried(np.swapaxes(q, -1, -2), plus_), carried(np.swapaxes(q_above, -1, -2), minus_)],
+    ]
+    parts: list[Part] = []
+    for (one, first), (other, second) in pairs:
+        value = one + other
+        parts.append((value, up(first + second + 2 * UNIT * np.abs(value))))
+    return parts, least(rows, low, high)
+
+
+def _shares(x: Box, mask: Array) -> Box:
+    """Enclose softmax along the last axis: e_i / (e_i + sum of the others), with the largest
+    exponent taken away.
+    """
+    bad = ~(np.isfinite(x.lo) & np.isfinite(x.hi)).all(-1, keepdims=True)
+    high, low = np.where(bad, 0.0, x.hi), np.where(bad, 0.0, x.lo)
+    shift = np.where(mask > 0, high, -np.inf).max(-1, keepdims=True)
+
+    def exponential(y: Array) -> Box:
+        return smooth.exponentials(np.where(mask > 0, np.minimum(up(y - shift), 0.0), 0.0))
+
+    def exponential_low(y: Array) -> Array:
+        return smooth.exponentials(np.where(mask > 0, np.minimum(down(y - shift), 0.0), 0.0)).lo
+
+    most, fewest = exponential(high).hi * mask, exponential_low(low) * mask
+    terms = x.shape[-1]
+    slack = 1 + 4 * gamma(terms + 4)
+    # The sums of the others, formed without cancellation.
+    away = (1 - np.eye(terms)) * mask[..., None, :]
+    others_most = up((away @ most[..., None])[..., 0] * slack + 4 * terms * TINY)
+    others_least = down((away @ fewest[..., None])[..., 0] / slack)
+    others_least = np.maximum(others_least, 0.0)
+    least_ = down(fewest / up(fewest + others_most))
+    most_ = up(most / np.maximum(down(most + others_least), TINY))
+    lo, hi = np.clip(np.nan_to_num(least_), 0.0, 1.0) * mask, np.clip(most_, 0.0, 1.0) * mask
+    return Box(np.where(bad, 0.0, lo), np.where(bad, 1.0, np.where(np.isnan(hi), 1.0, hi)) * mask)
+
+
+def _softmax_rest(x: Box, mask: Array) -> tuple[Array, Array, Array, Array]:
+    """Return (p, kept, low, high) with `softmax_i = kept_i p_i (x_i - p . x) + rest_i`.
+
+    Taylor's formula at the middle m, v = x - m: the second derivative along v is
+    `s_i ((v_i - s . v)^2 - Var_s v)` with shares s between m and x. Where the plain box is
+    narrower, kept_i is 0 and rest_i is that box. What p differs from the exact shares at m by is
+    charged."""
+    box, middle = _shares(x, mask), x.middle()
+    radius = x.radius() * mask
+    at = _shares(exactly(middle), mask)
+    p = at.middle()
+    terms = x.shape[-1]
+    slack = 1 + 4 * gamma(terms)
+    widest = radius.max(-1, keepdims=True)
+    mean = np.minimum(up((box.hi * radius).sum(-1, keepdims=True) * slack + TINY), widest)
+    variance = up((box.hi * up(radius * radius)).sum(-1, keepdims=True) * slack + TINY)
+    variance = np.minimum(variance, up(widest * widest))
+    own = up(radius + mean)
+    low = -up(0.5 * up(box.hi * variance))
+    high = up(0.5 * up(box.hi * up(own * own)))
+    # |p_i (d_ij - p_j) - exact| <= 3 max |p - exact|, for every i and j.
+    off = up(up(3 * at.radius().max(-1, keepdims=True)) * up(radius.sum(-1, keepdims=True) * slack))
+    mean_at = total(times(exactly(p), exactly(middle * mask)))
+    line = times(exactly(p), minus(exactly(middle), mean_at))
+    rest = plus(plus(minus(at, line), Box(low, high)), Box(-off, off))
+    kept = ((rest.hi - rest.lo) < (box.hi - box.lo)).astype(np.float64) * mask
+    return (
+        p * mask,
+        kept,
+        np.where(kept > 0, rest.lo, box.lo),
+        np.where(kept > 0, rest.hi, box.hi),
+    )
