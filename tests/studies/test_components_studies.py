@@ -126,7 +126,13 @@ def test_every_option_runs(sets: list[str], tmp_path: Path) -> None:
 
 def test_a_residual_mlp_is_taken_apart(tmp_path: Path) -> None:
     sets = ["target.features=12", "target.width=16", "target.hidden=6", "target.layers=2"]
-    sets += ["target.steps=100", "components.per_site=14", *QUICK, "components.decompositions=2"]
+    sets += [
+        "target.orthonormal=true",
+        "target.steps=100",
+        "components.per_site=14",
+        *QUICK,
+        "components.decompositions=2",
+    ]
     summary = runner.execute(runner.load("resid-mlp-components", sets), tmp_path / "run")
     assert len(summary["sites"]) == 4
     low, high = summary["monosemantic_w_in"]
@@ -143,6 +149,7 @@ def test_bad_configs_are_refused_before_any_work(tmp_path: Path) -> None:
         ([f"target.weights={tmp_path / 'bad.safetensors'}"], "bad.safetensors"),
         (["target.kind=residual", "target.weights=w.safetensors"], "kind 'tms'"),
         (["target.kind=residual", "target.identities=1"], "kind 'tms'"),
+        (["target.orthonormal=true", "target.width=4"], "target.width of at least 5"),
         (["evaluation.pgd=[]"], "evaluation.pgd is empty"),
         (["penalty.form=l1"], "penalty.form"),
     ):
