@@ -52,7 +52,9 @@ def start_at_data(
             scale = ((matrix * product).sum() / product.square().sum()).clamp(min=0).sqrt()
             v.copy_(scale * first.T)
             u.copy_(scale * second)
-        found.importance.spread(found.inner(read_clean(model, inputs, found.sites)), generator)
+        if found.importance.reads_inner:
+            reading = read_clean(model, inputs, found.sites)
+            found.importance.spread(found.inner(reading), generator)
 
 
 def participation(rows: Float[Tensor, "rows width"]) -> float:
@@ -66,8 +68,9 @@ def choose_directions(
     rows: Float[Tensor, "rows width"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "count width"]:
     """Return directions of rows: first those near which most other rows lie (squared cosine above
-    `NEAR`), each with its neighbours taken out, then drawn ones. Their length is the square root of
-    the part of a unit vector outside of its predecessors' span, with a random twentieth.
+    `NEAR`), each the one of its neighbourhood that recurs most closely (above `SAME`) and with its
+    neighbours taken out, then drawn ones. Their length is the square root of the part of a unit
+    vector outside of its predecessors' span, with a random twentieth.
     """
     units = rows / rows.norm(dim=1, keepdim=True)
     squares = (units @ units.T).square()

@@ -59,7 +59,7 @@ class TrainingConfig(Keys):
     """`sources` of the stochastic masks: anywhere between importance and one, or at either end."""
 
     sources: Literal["binary", "uniform"] = "binary"
-    steps: Count = 1600
+    steps: Count = 1000
     batch: Count = 4096
     rate: Positive = 1e-3
     importance_rate: Positive = 6e-3
