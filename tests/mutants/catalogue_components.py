@@ -99,4 +99,28 @@ MUTANTS = [
             f"{COMPONENTS}/test_component_recovery.py::test_two_decompositions_are_matched_by_their_rank_one_matrices",
         ),
     ),
+    Mutant(
+        "assay/mechanisms/components/initial.py",
+        "chosen.append(int(((same & around).sum(1) * around).argmax()))",
+        "chosen.append(best)",
+        (
+            f"{COMPONENTS}/test_component_problem.py::test_a_start_at_data_is_where_single_features_are",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/importance.py",
+        "torch.where(places < 0, -1, 1) * w1.abs()",
+        "w1",
+        (
+            f"{COMPONENTS}/test_importance_functions.py::test_spread_nets_rise_with_the_size_of_their_input_to_one_at_the_largest",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "{name: entry.round_() for",
+        "{name: entry for",
+        (
+            f"{COMPONENTS}/test_component_sources.py::test_binary_sources_are_at_either_end_with_equal_probability",
+        ),
+    ),
 ]

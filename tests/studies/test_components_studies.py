@@ -126,7 +126,13 @@ def test_every_option_runs(sets: list[str], tmp_path: Path) -> None:
 
 def test_a_residual_mlp_is_taken_apart(tmp_path: Path) -> None:
     sets = ["target.features=12", "target.width=16", "target.hidden=6", "target.layers=2"]
-    sets += ["target.steps=100", "components.per_site=14", *QUICK, "components.decompositions=2"]
+    sets += [
+        "target.orthonormal=true",
+        "target.steps=100",
+        "components.per_site=14",
+        *QUICK,
+        "components.decompositions=2",
+    ]
     summary = runner.execute(runner.load("resid-mlp-components", sets), tmp_path / "run")
     assert len(summary["sites"]) == 4
     low, high = summary["monosemantic_w_in"]
@@ -143,6 +149,7 @@ def test_bad_configs_are_refused_before_any_work(tmp_path: Path) -> None:
         ([f"target.weights={tmp_path / 'bad.safetensors'}"], "bad.safetensors"),
         (["target.kind=residual", "target.weights=w.safetensors"], "kind 'tms'"),
         (["target.kind=residual", "target.identities=1"], "kind 'tms'"),
+        (["target.orthonormal=true", "target.width=4"], "target.width of at least 5"),
         (["evaluation.pgd=[]"], "evaluation.pgd is empty"),
         (["penalty.form=l1"], "penalty.form"),
     ):
@@ -157,7 +164,25 @@ def test_five_networks_are_solved(tmp_path: Path) -> None:
     summary = runner.execute(runner.load("tms-components", sets), tmp_path / "run")
     assert summary["identity_error"] == 0
     assert summary["mmcs"] >= 0.999
-    assert 0.99 <= summary["ml2r"][0] <= summary["ml2r"][1] <= 1.01
+    for ratios in (summary["ml2r"], summary["ml2r_decoder"]):
+        assert 0.99 <= ratios[0] <= ratios[1] <= 1.01
+
+
+@pytest.mark.slow
+def test_an_identity_layer_has_two_components(tmp_path: Path) -> None:
+    sets = ["target.identities=1", "components.decompositions=1"]
+    summary = runner.execute(runner.load("tms-components", sets), tmp_path / "run")
+    assert summary["identity_error"] == 0
+    assert summary["dense_error"] == 0
+    assert summary["mmcs"] >= 0.995
+
+
+@pytest.mark.slow
+def test_a_hundred_functions_of_fifty_neurons_are_a_hundred_components(tmp_path: Path) -> None:
+    summary = runner.execute(runner.load("resid-mlp-components"), tmp_path / "run")
+    low, high = summary["monosemantic_w_in"]
+    assert 98 <= low <= high <= 102
+    assert summary["alive"]["layers.0.mlp_in"] <= 102
 
 
 @pytest.fixture(scope="module")

@@ -78,13 +78,13 @@ def test_a_residual_mlp_is_its_formula():
         h = h + torch.relu(h @ layer.mlp_in.weight.T) @ layer.mlp_out.weight.T
     torch.testing.assert_close(model(x), h @ model.embed.T)
     torch.testing.assert_close(model.embed.norm(dim=1), torch.ones(6))
-    wide = ResidualMLP(6, 9, 4).embed
+    wide = ResidualMLP(6, 9, 4, orthonormal=True).embed
     torch.testing.assert_close(wide @ wide.T, torch.eye(6), rtol=1e-5, atol=1e-5)
     assert "embed" not in dict(model.named_parameters())
 
 
 def test_a_residual_mlp_learns_more_functions_than_it_has_neurons():
-    toy = toys.residual_mlp(12, 16, 6, steps=600, probability=0.03, samples=200)
+    toy = toys.residual_mlp(12, 16, 6, steps=600, probability=0.03, orthonormal=True, samples=200)
     x = 0.75 * torch.eye(12)
     answers = (toy.model(x) - x).diag().detach()
     assert int((answers > 0.15).sum()) > 8
@@ -99,3 +99,5 @@ def test_sizes_below_one_are_refused(sizes):
         TMS(*sizes)
     with pytest.raises(InputError, match="at least 1"):
         ResidualMLP(3, 3, 0)
+    with pytest.raises(InputError, match="width of at least 3"):
+        ResidualMLP(3, 2, 4, orthonormal=True)

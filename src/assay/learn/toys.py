@@ -102,13 +102,14 @@ def superposed_circuits(
 
 def residual_mlp(
     features: int = 100,
-    width: int = 128,
+    width: int = 512,
     hidden: int = 50,
     layers: int = 1,
     *,
     seed: int = 0,
     steps: int = 2000,
     probability: float = 0.01,
+    orthonormal: bool = False,
     samples: int = 1000,
     run: Run | None = None,
 ) -> Toy:
@@ -116,7 +117,7 @@ def residual_mlp(
     neurons (arXiv 2501.14926); `loss` is the squared error as a share of relu(x)'s square.
     """
     generator = torch.Generator().manual_seed(seed)
-    model = ResidualMLP(features, width, hidden, layers, generator)
+    model = ResidualMLP(features, width, hidden, layers, generator, orthonormal=orthonormal)
 
     def draw(count: int = 1024) -> tuple[Tensor, Tensor]:
         x = draw_sparse(count, features, probability, generator)

@@ -263,6 +263,8 @@ def test_a_start_at_data_is_where_single_features_are():
     v, u = found.factors("linear2")
     largest = u[:5].abs() / u[:5].norm(dim=1, keepdim=True)
     assert sorted(largest.argmax(1).tolist()) == [0, 1, 2, 3, 4]
+    # Large features interfere with their neighbours; the direction without that recurs most.
+    assert (largest.amax(1) > 0.9999).all()
     for site, v, u in zip(found.sites, found.V, found.U, strict=True):
         matrix = site.matrix(model)
         assert float((matrix - v @ u).detach().norm() / matrix.detach().norm()) < 0.5

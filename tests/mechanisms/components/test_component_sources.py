@@ -24,7 +24,7 @@ def scene(seed: int = 0, divergence: str = "mse", components: int = 3) -> Scene:
 
 
 def test_drawn_sources_cover_every_position_component_and_delta():
-    drawn = scene(components=40).uniform()
+    drawn = scene(components=40).drawn()
     for entry in drawn.values():
         assert entry.shape == (*TOKENS.shape, 41)
         assert 0 <= float(entry.min()) < 0.1
@@ -34,10 +34,19 @@ def test_drawn_sources_cover_every_position_component_and_delta():
         assert entry.shape == (41,)
 
 
+def test_binary_sources_are_at_either_end_with_equal_probability():
+    drawn = scene(components=400).drawn("binary")
+    for entry in drawn.values():
+        assert entry.shape == (*TOKENS.shape, 401)
+        assert entry.unique().tolist() == [0, 1]
+        deviation = 0.5 / entry.numel() ** 0.5
+        assert float(entry.mean()) == pytest.approx(0.5, abs=4 * deviation)
+
+
 def test_the_loss_of_a_scene_is_the_mean_divergence_of_the_masked_run():
     for kind in ("mse", "kl"):
         own = scene(divergence=kind)
-        drawn = own.uniform()
+        drawn = own.drawn()
         masks = {
             name: make_mask(own.importance[name], drawn[name][..., :-1], drawn[name][..., -1])
             for name in drawn
@@ -226,9 +235,9 @@ def test_rows_count_what_they_stand_for():
         (lambda: Persistent(warm=-1), "warm of at least 0"),
         (lambda: Merged(share=1.5), r"share must lie in \[0, 1\]"),
         (lambda: Monitor("cii"), "did you mean ci"),
+        (lambda: Stochastic("binery"), "did you mean binary"),
     ],
 )
 def test_bad_sources_are_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
-    assert Stochastic() == Stochastic()

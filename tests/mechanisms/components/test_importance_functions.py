@@ -199,6 +199,35 @@ def test_importances_are_the_lower_squashing_of_the_logits_on_a_clean_run():
         torch.testing.assert_close(g, lower(logits[name]))
 
 
+def test_spread_nets_rise_with_the_size_of_their_input_to_one_at_the_largest():
+    found, (inputs, inner) = make("scalar", hidden=8), readings(50)
+    found.spread(inner, torch.Generator().manual_seed(0))
+    for site in SITES:
+        low, high = inner[site.name].amin(0), inner[site.name].amax(0)
+        assert (low < 0).all()
+        assert (high > 0).all()
+        for end in (low, high):
+            path = {
+                **inner,
+                site.name: torch.linspace(0, 1, 30, dtype=torch.float64)[:, None] * end,
+            }
+            values = found(inputs, path)[site.name]
+            assert (values[0].abs() < 0.1).all()
+            assert (values.diff(dim=0) > -0.02).all()
+            assert (values < 1 + 1e-9).all()
+        ends = found(inputs, {**inner, site.name: torch.stack([low, high])})[site.name]
+        torch.testing.assert_close(ends.amax(0), torch.ones_like(high))
+
+
+@pytest.mark.parametrize("name", ["vector", "shared", "transformer"])
+def test_functions_that_do_not_read_inner_activations_stay_as_they_are(name):
+    found, (_, inner) = make(name), readings(4)
+    before = [parameter.clone() for parameter in found.parameters()]
+    found.spread(inner, torch.Generator().manual_seed(0))
+    for one, two in zip(found.parameters(), before, strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=0)
+
+
 def test_bad_importance_functions_are_refused():
     with pytest.raises(InputError, match="did you mean scalar"):
         make_importance("scaler", SITES, torch.Generator())

@@ -18,6 +18,9 @@ from assay.mechanisms.components.transformer import Bidirectional
 
 Named = Mapping[str, Tensor]
 
+SHARPNESS = 24.0
+"""How many times a kink of a spread net is narrower than the range of its input, about."""
+
 
 class Importance(nn.Module, ABC):
     """A function from every site's input and inner activations to logits of causal importance.
@@ -36,6 +39,11 @@ class Importance(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         """Return the logits of every site."""
+
+    @torch.no_grad()
+    def spread(self, inner: Named, generator: torch.Generator) -> None:
+        """Fit the untrained function to the inner activations of a batch, in place; nothing where
+        it does not read them."""
 
     def vectors(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         """Return one vector a position for every site: its input, or an embedding's inner
@@ -73,6 +81,30 @@ class ScalarMLPs(_TwoLayers):
             self.b1.append(torch.zeros(shape))
             self.w2.append(torch.randn(shape, generator=generator) / hidden**0.5)
             self.b2.append(torch.zeros(site.components))
+
+    @torch.no_grad()
+    def spread(self, inner: Named, generator: torch.Generator) -> None:
+        """Let every net rise with the size of its inner activation h, from about 0 at h = 0 to 1 at
+        the largest on the batch.
+
+        Hidden unit `gelu(w (h - u))` has its kink at u, uniform over the range [low, high] of h
+        (with 0), rises away from zero, and has w of the size `SHARPNESS / (high - low)`; all output
+        weights are equal. Kinks that are all at zero and as wide as the range can only be trained
+        to slow ramps, and nets that start below zero are nearly dead."""
+        for site, w1, b1, w2, b2 in zip(
+            self.sites, self.w1, self.b1, self.w2, self.b2, strict=True
+        ):
+            h = inner[site.name].flatten(0, -2)
+            low, high = h.amin(0).clamp(max=0), h.amax(0).clamp(min=0)
+            width = (high - low).clamp_min(torch.finfo(h.dtype).tiny ** 0.5)
+            drawn = torch.rand(w1.shape, generator=generator, dtype=w1.dtype).to(w1.device)
+            places = low[:, None] + width[:, None] * drawn
+            w1.copy_(torch.where(places < 0, -1, 1) * w1.abs() * SHARPNESS / width[:, None])
+            b1.copy_(-w1 * places)
+            w2.fill_(1.0)
+            b2.fill_(0.0)
+            most = scalar_nets(torch.stack([low, high]), w1, b1, w2, b2).amax(0)
+            w2.div_(most.clamp_min(1e-6)[:, None])
 
     def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         return {

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
 from assay.errors import InputError
-from assay.mechanisms.components.decomposition import Decomposition, plain_output
+from assay.mechanisms.components.decomposition import Decomposition, plain_output, read_clean
 from assay.mechanisms.components.sites import WeightSite
 
 JITTER = 0.05
 POOL = 2048
 NEAR = 0.95
+SAME = 0.9999
 
 
 def start_at_data(
@@ -32,7 +33,8 @@ def start_at_data(
     first, each once; the others are drawn. A component is made smaller by the share of its length
     that is outside of its predecessors' span, so that no two share a mechanism, and a random
     twentieth is added. One factor then brings V U as near W as it can be; faithfulness warm-up
-    does the rest. Random starts, by contrast, often end with one component for two mechanisms.
+    does the rest. Random starts, by contrast, often end with one component for two mechanisms. The
+    importance function is then fitted to the inner activations (`Importance.spread`).
 
     Raises InputError when a site reads nothing but zeros, or the output does not depend on it."""
     reads, asks = _sides(model, found, inputs)
@@ -50,6 +52,9 @@ def start_at_data(
             scale = ((matrix * product).sum() / product.square().sum()).clamp(min=0).sqrt()
             v.copy_(scale * first.T)
             u.copy_(scale * second)
+        if found.importance.reads_inner:
+            reading = read_clean(model, inputs, found.sites)
+            found.importance.spread(found.inner(reading), generator)
 
 
 def participation(rows: Float[Tensor, "rows width"]) -> float:
@@ -63,11 +68,13 @@ def choose_directions(
     rows: Float[Tensor, "rows width"], count: int, generator: torch.Generator
 ) -> Float[Tensor, "count width"]:
     """Return directions of rows: first those near which most other rows lie (squared cosine above
-    `NEAR`), each with its neighbours taken out, then drawn ones. Their length is the square root of
-    the part of a unit vector outside of its predecessors' span, with a random twentieth.
+    `NEAR`), each the one of its neighbourhood that recurs most closely (above `SAME`) and with its
+    neighbours taken out, then drawn ones. Their length is the square root of the part of a unit
+    vector outside of its predecessors' span, with a random twentieth.
     """
     units = rows / rows.norm(dim=1, keepdim=True)
-    near = (units @ units.T).square() > NEAR
+    squares = (units @ units.T).square()
+    near, same = squares > NEAR, squares > SAME
     chosen: list[int] = []
     left = torch.ones(len(units), dtype=torch.bool)
     while len(chosen) < count and bool(left.any()):
@@ -75,8 +82,9 @@ def choose_directions(
         best = int(counts.argmax())
         if int(counts[best]) < 2:
             break
-        chosen.append(best)
-        left &= ~near[best]
+        around = near[best] & left
+        chosen.append(int(((same & around).sum(1) * around).argmax()))
+        left &= ~around
     drawn = torch.randint(len(units), (count - len(chosen),), generator=generator)
     picked = units[torch.cat([torch.tensor(chosen, dtype=torch.long), drawn])]
     new = torch.zeros(count, dtype=units.dtype)

@@ -118,13 +118,13 @@ class Problem(nn.Module):
     def _pass(self, scene: Scene, name: str, term: Recon, routes: Routes) -> Tensor:
         match term.source:
             case Stochastic():
-                return scene.loss(scene.uniform(), routes)
+                return scene.loss(scene.drawn(term.source.sampling), routes)
             case Fresh():
                 return scene.loss(scene.attacked(term.source, routes), routes)
             case Persistent():
                 return scene.loss(self._persistent(scene, name), routes)
             case Merged():
-                ours, drawn = self._persistent(scene, name), scene.uniform()
+                ours, drawn = self._persistent(scene, name), scene.drawn()
                 chosen = scene.chosen(term.source.share)
                 mixed = {key: torch.where(chosen[key], ours[key], drawn[key]) for key in drawn}
                 return scene.loss(mixed, routes)

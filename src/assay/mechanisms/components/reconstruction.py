@@ -63,7 +63,7 @@ def reconstruct(scene: Scene, labels: Int[Tensor, "*positions"] | None = None) -
     position, -100 for none) `ce_difference` is the cross-entropy above the clean network's and
     `ce_unrecovered` that difference over the one under "zero": 0 is the network, 1 is nothing."""
     masks: dict[str, Mapping[str, Mask]] = {name: scene.watched(Monitor(name)) for name in WATCHED}
-    drawn = scene.uniform()
+    drawn = scene.drawn()
     masks["stochastic"] = {
         name: make_mask(g, drawn[name][..., :-1], drawn[name][..., -1])
         for name, g in scene.importance.items()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from assay.mechanisms.components.decomposition import Decomposition, Reading, read_clean
 from assay.mechanisms.components.masks import Mask, make_mask, run_masked
 from assay.mechanisms.components.objective import Divergence, Routing
-from assay.mechanisms.components.sources import Fresh, Monitor
+from assay.mechanisms.components.sources import Fresh, Monitor, Sampling
 
 Routes = Mapping[str, Tensor | None]
 
@@ -124,12 +124,15 @@ class Scene:
             masks[name] = Mask(values, g.new_zeros(()))
         return masks
 
-    def uniform(self) -> dict[str, Tensor]:
-        """Draw sources uniform on [0, 1], for every position and site."""
-        return {
+    def drawn(self, sampling: Sampling = "uniform") -> dict[str, Tensor]:
+        """Draw sources uniform on [0, 1], or 0 or 1, for every position and site."""
+        sources = {
             name: self._draw((*g.shape[:-1], g.shape[-1] + 1), g)
             for name, g in self.importance.items()
         }
+        if sampling == "binary":
+            return {name: entry.round_() for name, entry in sources.items()}
+        return sources
 
     def shared(self) -> dict[str, Tensor]:
         """Draw sources uniform on [0, 1], one per component for the whole batch."""

@@ -14,12 +14,24 @@ from assay.errors import InputError, unknown
 from assay.mechanisms.components.minimality import Reduce
 from assay.mechanisms.components.sites import WeightSite
 
+Sampling = Literal["uniform", "binary"]
 Watch = Literal["ci", "rounded", "unmasked", "zero"]
 
 
 @dataclass(frozen=True)
 class Stochastic:
-    """r uniform on [0, 1], independent for every position, component and delta part."""
+    """r independent for every position, component and delta part: uniform on [0, 1], or `binary`,
+    0 or 1 with equal probability.
+
+    Uniform sources reward writing a part of one component's effect into another: on average half of
+    it is there when its own component is masked. Binary ones do not, because it is either all there
+    or gone."""
+
+    sampling: Sampling = "uniform"
+
+    def __post_init__(self) -> None:
+        if self.sampling not in get_args(Sampling):
+            raise unknown("sampling", str(self.sampling), get_args(Sampling))
 
 
 @dataclass(frozen=True)

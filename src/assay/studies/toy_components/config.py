@@ -26,15 +26,17 @@ from assay.studies.fields import (
 class TargetConfig(Keys):
     """`weights` loads a tied autoencoder (`W`, `b`) from safetensors instead of training one;
     `identities` fixed identity matrices lie between its encoder and decoder. `width` and `layers`
-    are those of a residual MLP. `networks` are trained from as many seeds.
+    are those of a residual MLP, whose features are read and written along random directions or
+    `orthonormal` ones. `networks` are trained from as many seeds.
     """
 
     kind: Literal["tms", "residual"] = "tms"
     features: Several = 5
     hidden: Size = 2
     identities: Whole = Field(0, le=64)
-    width: Size = 128
+    width: Size = 512
     layers: Count = Field(1, le=64)
+    orthonormal: bool = False
     steps: Count = 2000
     probability: Probability = Field(0.05, gt=0)
     networks: Count = 1
@@ -54,7 +56,10 @@ class ComponentsConfig(Keys):
 
 
 class TrainingConfig(Keys):
-    steps: Count = 1600
+    """`sources` of the stochastic masks: anywhere between importance and one, or at either end."""
+
+    sources: Literal["binary", "uniform"] = "binary"
+    steps: Count = 1000
     batch: Count = 4096
     rate: Positive = 1e-3
     importance_rate: Positive = 6e-3
@@ -82,6 +87,11 @@ class Config(StudyConfig):
             raise InputError(f"target.weights is for kind 'tms', not {target.kind!r}")
         if target.kind != "tms" and target.identities:
             raise InputError(f"target.identities is for kind 'tms', not {target.kind!r}")
+        if target.orthonormal and target.width < target.features:
+            raise InputError(
+                f"{target.features} orthonormal features need target.width of at least"
+                f" {target.features}, got {target.width}"
+            )
         if not self.evaluation.pgd:
             raise InputError("evaluation.pgd is empty; give at least one number of steps")
         if target.weights is not None:

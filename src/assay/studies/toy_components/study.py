@@ -21,6 +21,7 @@ from assay.mechanisms.components import (
     Objective,
     Recon,
     Rows,
+    Stochastic,
     Training,
     decomposition,
     skip_zeros,
@@ -136,10 +137,11 @@ def _decompose(config: Config, network: int, again: int, run: Run) -> Found:
         )
     training = config.training
     penalty = make_penalty(config.penalty, training.batch)
+    source = Stochastic(training.sources)
     train(
         model,
         found,
-        Objective((Recon(), Recon(routing="layerwise")), penalty),
+        Objective((Recon(source), Recon(source, "layerwise")), penalty),
         draw,
         Training(
             steps=training.steps,
@@ -165,6 +167,7 @@ def _target(config: Config, network: int, run: Run) -> tuple[nn.Module, float]:
             seed=seed,
             steps=chosen.steps,
             probability=chosen.probability,
+            orthonormal=chosen.orthonormal,
             run=run,
         )
         return toy.model, toy.loss
