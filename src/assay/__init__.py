@@ -41,6 +41,7 @@ _HOMES = {
     "assay.learn.language": ("agreement",),
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.components": ("components", "decomposition"),
+    "assay.mechanisms.crosscoder": ("crosscoder",),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
     "assay.proofs.gates": ("certify",),
@@ -79,6 +80,7 @@ __all__ = [
     "certify",
     "channels",
     "components",
+    "crosscoder",
     "curve",
     "decomposition",
     "directions",
@@ -119,6 +121,7 @@ if TYPE_CHECKING:
     from assay.learn.language import agreement
     from assay.mechanisms.channels import channels
     from assay.mechanisms.components import components, decomposition
+    from assay.mechanisms.crosscoder import crosscoder
     from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes
     from assay.proofs.gates import certify
