@@ -108,8 +108,8 @@ class Hinge:
     `margin`, mean over rows.
 
     `compact` is the share of the certificate that knows the norm of the error eps_0 alone; the rest
-    knows eps_0. The side of a neuron is that of the strongest feature, the largest
-    `z_f ||W_in d_f||`. Sheet: crosscoder_and_guard, part A."""
+    knows eps_0. Rows are grouped by the strongest feature, the largest `z_f ||W_in d_f||`; the side
+    of a neuron is the one that is smaller on average in its group. Sheet: crosscoder_and_guard."""
 
     block: Block
     unembed: Float[Tensor, "outputs width"]
@@ -127,7 +127,9 @@ class Hinge:
         labels = self.labels[step.rows]
         pre, bias, positive, negative = block.sides(step)
         strongest = (step.codes * pre.norm(dim=1)).argmax(1)
-        at_most = torch.where(pre[strongest] > 0, negative, positive)
+        with torch.no_grad():
+            lead_of_side = torch.zeros_like(pre).index_add(0, strongest, positive - negative)
+        at_most = torch.where(lead_of_side[strongest] > 0, negative, positive)
         error = step.states[:, layer] - step.codes @ step.W_dec[:, layer] - step.b_dec[layer]
         alone = step.codes @ (step.W_dec[:, layer] + pre.relu() @ block.W_out.T)
         alone = alone + step.b_dec[layer] + bias.relu() @ block.W_out.T + block.b_out
