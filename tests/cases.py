@@ -20,6 +20,7 @@ from assay.core.target import Batch, Target, target
 from assay.dictionaries import Placed, architecture
 from assay.mechanisms.channels import channels
 from assay.mechanisms.components import components, decomposition
+from assay.mechanisms.crosscoder import Crosscoder, crosscoder
 from assay.mechanisms.directions import directions
 from assay.mechanisms.features import features
 from assay.mechanisms.features.kind import identities
@@ -445,6 +446,23 @@ def bound_neurons(examples: int = 4, dtype: torch.dtype = torch.float64) -> Mech
     return features(model, identities(model, clean, ["blocks.0", "blocks.1"]), clean, patch)
 
 
+def bound_crosscoder(
+    examples: int = 4, dtype: torch.dtype = torch.float64, rule: str = "first"
+) -> Mechanisms:
+    """Features and errors of a random crosscoder over three layers of a small residual network;
+    some features begin after the first layer.
+    """
+    model, batch = tiny_target(dtype=dtype), tiny_batch(examples, positions=2, dtype=dtype)
+    generator = torch.Generator().manual_seed(4)
+    found = Crosscoder(("embed", "blocks.0", "blocks.2"), 4, 5, generator=generator)
+    with torch.no_grad():
+        found.W_dec[2:4, 0] = 0
+        found.W_dec[3, 1] = 0
+        found.b_dec.copy_(torch.randn(3, 4, generator=generator) / 4)
+    found = found.double() if dtype == torch.float64 else found
+    return crosscoder(model, batch, found, rule)  # type: ignore[arg-type]
+
+
 CASES: dict[str, Callable[..., Mechanisms]] = {
     **KINDS,
     "channels": bound_channels,
@@ -482,6 +500,9 @@ CASES: dict[str, Callable[..., Mechanisms]] = {
         seed=1,
     ),
     "features, identity": bound_neurons,
+    "crosscoder": bound_crosscoder,
+    "crosscoder, everywhere": partial(bound_crosscoder, rule="everywhere"),
+    "crosscoder, clamp": partial(bound_crosscoder, rule="clamp"),
     "directions": bound_directions,
     "directions, divergence": partial(bound_directions, metric="divergence"),
 }

@@ -42,6 +42,7 @@ _HOMES = {
     "assay.learn.language": ("agreement",),
     "assay.mechanisms.channels": ("channels",),
     "assay.mechanisms.components": ("components", "decomposition"),
+    "assay.mechanisms.crosscoder": ("crosscoder",),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.features": ("features",),
     "assay.mechanisms.nodes": ("nodes",),
@@ -82,6 +83,7 @@ __all__ = [
     "certify",
     "channels",
     "components",
+    "crosscoder",
     "curve",
     "decomposition",
     "directions",
@@ -124,6 +126,7 @@ if TYPE_CHECKING:
     from assay.learn.language import agreement
     from assay.mechanisms.channels import channels
     from assay.mechanisms.components import components, decomposition
+    from assay.mechanisms.crosscoder import crosscoder
     from assay.mechanisms.directions import directions
     from assay.mechanisms.features import features
     from assay.mechanisms.nodes import nodes

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 KINDS = {
     "channels": "assay.mechanisms.channels:Channels",
     "components": "assay.mechanisms.components:Decomposition",
+    "crosscoder": "assay.mechanisms.crosscoder:Crosscoder",
     "directions": "assay.mechanisms.directions:Directions",
     "features": "assay.mechanisms.features:Features",
     "nodes": "assay.mechanisms.nodes:NodeSites",

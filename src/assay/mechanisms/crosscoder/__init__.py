@@ -1,0 +1,34 @@
+"""Crosscoder features: one dictionary over the residual states of several layers, and where in
+the network its gates act."""
+
+from assay.mechanisms.crosscoder.bind import crosscoder
+from assay.mechanisms.crosscoder.coder import Crosscoder
+from assay.mechanisms.crosscoder.files import load, save
+from assay.mechanisms.crosscoder.gates import (
+    ClampedGates,
+    CrosscoderMechanisms,
+    EverywhereGates,
+    FirstGates,
+)
+from assay.mechanisms.crosscoder.objective import Block, Hinge, Interaction
+from assay.mechanisms.crosscoder.states import hash_of, residual_states
+from assay.mechanisms.crosscoder.training import Training, train, unexplained
+
+__all__ = [
+    "Block",
+    "ClampedGates",
+    "Crosscoder",
+    "CrosscoderMechanisms",
+    "EverywhereGates",
+    "FirstGates",
+    "Hinge",
+    "Interaction",
+    "Training",
+    "crosscoder",
+    "hash_of",
+    "load",
+    "residual_states",
+    "save",
+    "train",
+    "unexplained",
+]

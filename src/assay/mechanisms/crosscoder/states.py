@@ -1,0 +1,40 @@
+"""The residual states that a crosscoder reads, and the network that they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from assay.core.sites import read_sites
+from assay.errors import InputError
+from assay.io.files import digest_of_tensors, require_finite
+
+
+@torch.no_grad()
+def residual_states(
+    model: nn.Module, inputs: Any, sites: Sequence[str]
+) -> Float[Tensor, "*rows layers width"]:
+    """Return the values at the sites side by side, one forward pass.
+
+    Raises InputError for unknown sites, values of different shapes, NaN and infinities."""
+    seen = read_sites(model, inputs, sites)
+    values = [seen[site].value for site in sites]
+    for site, value in zip(sites, values, strict=True):
+        require_finite(value, f"the activation at {site!r}")
+        if value.shape != values[0].shape:
+            raise InputError(
+                f"the values at {sites[0]!r} and {site!r} have shapes {tuple(values[0].shape)} and"
+                f" {tuple(value.shape)}; a crosscoder reads states of one shape"
+            )
+    return torch.stack(values, dim=-2)
+
+
+def hash_of(model: nn.Module) -> str:
+    """Return the digest that tells networks apart: the SHA-256 of all their tensors."""
+    return digest_of_tensors(
+        {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
+    )

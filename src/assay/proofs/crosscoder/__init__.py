@@ -1,0 +1,2 @@
+"""Proofs made of crosscoder features: margins of a residual ReLU network, bounded feature by
+feature."""

@@ -1,0 +1,163 @@
+"""Lower bounds of margins from features: linear in the codes, or with exact interactions.
+
+With `pre_f = W_in d_{f,0}`, the biases as a feature with code one, and for every neuron `P = sum_f
+z_f pre_f^+` and `N = sum_f z_f pre_f^-`, the block at rhat_0 is exactly
+
+    F(rhat_0) = sum_f z_f F_f - W_out I,   I = min(P, N),   F_f = d_{f,0} + W_out relu(pre_f),
+
+since `relu(P - N) = P - min(P, N)`. So, with away = U_y - U_k and for any choice of sides,
+
+    margin_k >= away (sum_f z_f F_f + eps_0) - kappa_yk ||eps_0|| - sum_n (away W_out)_n^+ S_n,
+
+`kappa = sum_n |away W_out|_n ||W_in[n]||`, S_n = P_n or N_n: both are at least I_n. Sheet:
+crosscoder_and_guard, part A."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from assay.proofs.crosscoder.arithmetic import Array, Number
+from assay.proofs.crosscoder.problem import Problem
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Untrusted advice: the group of every point, and for every group and neuron whether S_n is N
+    (true) or P.
+    """
+
+    group: Int[Array, " points"]
+    negative: Bool[Array, "groups hidden"]
+
+
+def one_side(problem: Problem) -> Sides:
+    """Return one group, with the side of every neuron that is smaller on average."""
+    return _smaller(problem, np.zeros(len(problem.points), dtype=np.int64), 1)
+
+
+def strongest_sides(problem: Problem) -> Sides:
+    """Return groups by the strongest feature, the largest `z_f ||W_in d_{f,0}||`, with the side of
+    every neuron that is smaller on average in the group: where no neuron interacts with the
+    strongest feature, that side is zero.
+    """
+    return _smaller(problem, strongest(problem, 1)[:, 0], len(problem.features.decoder))
+
+
+def strongest(problem: Problem, count: int) -> Int[Array, "points count"]:
+    """Return the features of every point with the largest `z_f ||W_in d_{f,0}||`, largest first."""
+    f = problem.features
+    norms = np.linalg.norm(f.decoder[:, 0] @ problem.network.W_in.T, axis=1)
+    return np.argsort(-(f.codes * norms), axis=1, kind="stable")[:, :count]
+
+
+def _smaller(problem: Problem, group: Array, groups: int) -> Sides:
+    P, N = _sides(problem.at("float64"), np.arange(len(problem.points)))
+    lead = np.zeros((groups, P.shape[1]))
+    np.add.at(lead, group, P - N)
+    return Sides(group, lead > 0)
+
+
+def linear_margins(problem: Problem, sides: Sides, *, compact: bool = False) -> Array:
+    """Return a lower bound of every point's margin that is linear in its codes; with `compact` it
+    knows the norm of eps_0 alone.
+
+    A table of size x outputs per label and group, then O(outputs (L0 + width)) a point."""
+    ar, tables = problem.ar, problem.tables
+    codes, found = problem.features.codes, np.empty(len(problem.points))
+    for label, costs, rows in _by_label(problem, sides.group):
+        negative = sides.negative[sides.group[rows[0]]]
+        used = np.flatnonzero(codes[rows].any(0))
+        share = _chosen(problem, tables.pre[used], negative)
+        fixed = _chosen(problem, tables.pre_bias[None], negative)
+        cost_T = ar.transpose(costs)
+        shared = ar.combine(codes[rows][:, used], ar.matmul(share, cost_T))
+        shared = shared + ar.matmul(fixed, cost_T)
+        lead = _lead(problem, rows, label, used) + _direct(problem, rows, label, compact)
+        found[rows] = least(ar.low(lead - shared), label)
+    return found
+
+
+def exact_margins(problem: Problem) -> Array:
+    """Return the lower bound of every point's margin with the interaction I = min(P, N) itself:
+    O(hidden (L0 + outputs)) a point.
+    """
+    ar, found = problem.ar, np.empty(len(problem.points))
+    for label, _, rows in _by_label(problem, np.zeros(len(problem.points), dtype=np.int64)):
+        P, N = _sides(problem, rows)
+        away = rivals(problem.tables.inner, label)
+        shared = ar.matmul(ar.minimum(P, N), ar.transpose(away))
+        used = np.flatnonzero(problem.features.codes[rows].any(0))
+        lead = _lead(problem, rows, label, used) + _direct(problem, rows, label, False)
+        found[rows] = least(ar.low(lead - shared), label)
+    return found
+
+
+def interactions(problem: Problem) -> Number:
+    """Return I = min(P, N), (points, hidden)."""
+    P, N = _sides(problem, np.arange(len(problem.points)))
+    return problem.ar.minimum(P, N)
+
+
+def _sides(problem: Problem, rows: Array) -> tuple[Number, Number]:
+    """Return P and N of some points, (rows, hidden)."""
+    ar, tables = problem.ar, problem.tables
+    used = np.flatnonzero(problem.features.codes[rows].any(0))
+    codes = problem.features.codes[rows][:, used]
+    pre, bias = tables.pre[used], tables.pre_bias[None]
+    positive = ar.combine(codes, ar.relu(pre)) + ar.relu(bias)
+    return positive, ar.combine(codes, ar.relu(-pre)) + ar.relu(-bias)
+
+
+def _chosen(problem: Problem, pre: Number, negative: Array) -> Number:
+    """Return `pre^-` where the side is N, else `pre^+`."""
+    sign = problem.ar.exact(np.where(negative, -1.0, 1.0))
+    return problem.ar.relu(pre * sign)
+
+
+def _by_label(problem: Problem, group: Array) -> Iterator[tuple[int, Number, Array]]:
+    """Yield the points of one label and one group: the label, `(away W_out)^+` (outputs, hidden)
+    and their indices.
+    """
+    labels = problem.points.labels
+    for label in np.unique(labels).tolist():
+        costs = problem.ar.relu(rivals(problem.tables.inner, label))
+        here = np.flatnonzero(labels == label)
+        for one in np.unique(group[here]).tolist():
+            yield label, costs, here[group[here] == one]
+
+
+def rivals(table: Number, label: int) -> Number:
+    """Return row `label` minus every row."""
+    return table[label : label + 1] - table
+
+
+def _lead(problem: Problem, rows: Array, label: int, used: Array) -> Number:
+    """Return `away sum_f z_f F_f` with the biases, (rows, outputs)."""
+    ar, tables = problem.ar, problem.tables
+    alone = ar.transpose(rivals(ar.transpose(tables.alone[used]), label))
+    bias = tables.alone_bias[label : label + 1] - tables.alone_bias
+    return ar.combine(problem.features.codes[rows][:, used], alone) + bias[None]
+
+
+def _direct(problem: Problem, rows: Array, label: int, compact: bool) -> Number:
+    """Return a lower bound of what eps_0 does, directly and through the block."""
+    ar, n, tables = problem.ar, problem.network, problem.tables
+    away = rivals(ar.exact(n.U), label)
+    inner = ar.absolute(rivals(tables.inner, label))
+    kappa = ar.matmul(inner, ar.exact(tables.reach[:, None]))  # (outputs, 1)
+    size = ar.exact(problem.error_norm[rows][:, None])
+    reach = size * ar.transpose(kappa)
+    if compact:
+        return -(size * ar.norm(away)[None]) - reach
+    return ar.matmul(problem.error[rows], ar.transpose(away)) - reach
+
+
+def least(bounds: Array, label: int) -> Array:
+    """Return the least bound over the rivals of a label; infinite with none."""
+    bounds = np.array(bounds)
+    bounds[:, label] = np.inf
+    return bounds.min(1)

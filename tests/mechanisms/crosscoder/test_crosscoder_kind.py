@@ -1,0 +1,263 @@
+"""Crosscoders: encoding, gate rules against float64 brute force, files, bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from cases import bound_crosscoder, tiny_batch, tiny_target
+from torch import Tensor
+
+import assay
+from assay.core.sites import read_sites, run_edited
+from assay.errors import InputError
+from assay.mechanisms.crosscoder import (
+    ClampedGates,
+    Crosscoder,
+    EverywhereGates,
+    FirstGates,
+    hash_of,
+    load,
+    residual_states,
+    save,
+)
+from assay.mechanisms.crosscoder.training import Training, equal_norm_scales, fold, train
+
+SITES = ("embed", "blocks.0", "blocks.2")
+
+
+def states_of(rows: int = 40, layers: int = 3, width: int = 4, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    codes = torch.relu(torch.randn(rows, 3, generator=generator))
+    atoms = torch.randn(3, layers, width, generator=generator)
+    return torch.einsum("rf,fld->rld", codes, atoms) * torch.tensor([1.0, 5.0, 0.2])[:, None]
+
+
+def coder(activation: str = "relu", **options: object) -> Crosscoder:
+    return Crosscoder(SITES, 4, 5, activation, **options)  # type: ignore[arg-type]
+
+
+def test_codes_and_rebuilt_states_are_those_of_the_formula():
+    found, states = coder(), states_of()
+    with torch.no_grad():
+        found.b_enc.fill_(0.1)
+        codes = found.encode(states)
+        rebuilt = found(states)
+    for row in range(3):
+        before = sum(states[row, layer] @ found.W_enc[layer] for layer in range(3)) + 0.1
+        torch.testing.assert_close(codes[row], before.clamp_min(0), rtol=1e-5, atol=1e-6)
+        for layer in range(3):
+            expected = codes[row] @ found.W_dec[:, layer] + found.b_dec[layer]
+            torch.testing.assert_close(rebuilt[row, layer], expected, rtol=1e-5, atol=1e-6)
+    assert (codes >= 0).all()
+
+
+def test_activations_keep_what_they_say():
+    states = states_of()
+    jump, batch = coder("jumprelu"), coder("batch_topk", k=2)
+    with torch.no_grad():
+        jump.get_buffer("threshold").fill_(0.7)
+        before = jump.before(states)
+        assert torch.equal(jump.eval().encode(states), before * (before > 0.7))
+        codes = batch.train().encode(states)
+        assert int((codes > 0).sum()) <= 2 * len(states)
+        kept = codes[codes > 0].min()
+        dropped = batch.before(states)[codes == 0]
+        assert (dropped <= kept).all()
+        batch.get_buffer("threshold").fill_(1.5)
+        batch.eval()
+        assert torch.equal(
+            batch.encode(states), batch.before(states) * (batch.before(states) > 1.5)
+        )
+
+
+def test_folding_keeps_codes_and_what_they_rebuild():
+    found, states = coder(), states_of()
+    scales = equal_norm_scales(states)
+    with torch.no_grad():
+        found.b_dec.copy_(torch.arange(12.0).reshape(3, 4))
+        scaled = states * scales[:, None]
+        codes, rebuilt = found.encode(scaled), found(scaled) / scales[:, None]
+        fold(found, scales)
+    torch.testing.assert_close(found.encode(states), codes, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found(states), rebuilt, rtol=1e-4, atol=1e-5)
+    sizes = (states * scales[:, None]).square().mean((0, 2))
+    torch.testing.assert_close(sizes, torch.ones(3))
+
+
+@pytest.mark.parametrize("activation", ["relu", "jumprelu", "batch_topk"])
+def test_training_explains_states_that_are_sums_of_features(activation):
+    states = states_of(200)
+    found = coder(activation, k=3, generator=torch.Generator().manual_seed(1))
+    before = (states - found(states)).square().sum()
+    train(
+        found,
+        lambda generator: (states, None),
+        Training(steps=250, rate=1e-2, sparsity=1e-3),
+        generator=torch.Generator().manual_seed(0),
+    )
+    after = (states - found.eval()(states)).square().sum()
+    assert after < 0.1 * before
+    if activation == "batch_topk":
+        assert float(found.get_buffer("threshold")) > 0
+
+
+def run_by_hand(mechanisms, change):
+    """Return the metric with `change(layer, now)` at the three sites, in plain hooks."""
+    edits = {
+        site: lambda seen, layer=layer: change(layer, seen.value)
+        for layer, site in enumerate(SITES)
+    }
+    output = run_edited(mechanisms.target.model, mechanisms.batch.inputs, edits)
+    return mechanisms.target.metric(output, mechanisms.batch)
+
+
+@pytest.mark.parametrize("feature", [0, 2, 3])
+def test_a_gate_acts_where_its_rule_says(feature):
+    for rule, kind in (
+        ("first", FirstGates),
+        ("everywhere", EverywhereGates),
+        ("clamp", ClampedGates),
+    ):
+        mechanisms = bound_crosscoder(rule=rule)
+        assert type(mechanisms) is kind
+        states = residual_states(mechanisms.target.model, mechanisms.batch.inputs, SITES)
+        decoder = mechanisms.found.W_dec.detach()
+        first = {0: 0, 2: 1, 3: 2}[feature]  # the case's decoders that are zero at early layers
+        code = mechanisms.codes[..., feature, None]
+
+        def change(
+            layer: int,
+            now: Tensor,
+            rule: str = rule,
+            code: Tensor = code,
+            states: Tensor = states,
+            decoder: Tensor = decoder,
+            first: int = first,
+        ) -> Tensor:
+            part = code * decoder[feature, layer]
+            if rule == "first":
+                return now - part if layer == first else now
+            return now - part if rule == "everywhere" else states[..., layer, :] - part
+
+        gates = mechanisms.ones()
+        gates["features"][..., feature] = 0
+        torch.testing.assert_close(mechanisms.values(gates), run_by_hand(mechanisms, change))
+
+
+def test_all_gates_at_zero_leave_the_biases():
+    for rule in ("everywhere", "clamp"):
+        mechanisms = bound_crosscoder(rule=rule)
+        biases = mechanisms.found.b_dec.detach()
+        expected = run_by_hand(mechanisms, lambda layer, now, b=biases: b[layer].expand(now.shape))
+        found = mechanisms.values(mechanisms.full(0.0))
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_new_errors_add_up_to_the_last_error():
+    mechanisms = bound_crosscoder()
+    seen = read_sites(mechanisms.target.model, mechanisms.batch.inputs, SITES)
+    total = sum(mechanisms.error(layer, seen[site]) for layer, site in enumerate(SITES))
+    expected = seen[SITES[-1]].value - mechanisms.rebuilt(2)
+    torch.testing.assert_close(total, expected)
+
+
+def test_the_share_moves_where_a_feature_begins():
+    found = coder()
+    with torch.no_grad():
+        found.W_dec.zero_()
+        found.W_dec[:, :, 0] = torch.tensor([0.3, 0.6, 1.0])
+    assert found.first_layers(0.2).tolist() == [0] * 5
+    assert found.first_layers(0.5).tolist() == [1] * 5
+    assert found.first_layers(1.0).tolist() == [2] * 5
+
+
+def test_a_saved_crosscoder_is_the_same(tmp_path):
+    found = coder("jumprelu", model_hash="abc")
+    with torch.no_grad():
+        found.get_buffer("threshold").copy_(torch.rand(5))
+    save(tmp_path / "c", found)
+    save(tmp_path / "c", found)
+    again = load(tmp_path / "c")
+    assert (again.sites, again.activation, again.model_hash) == (SITES, "jumprelu", "abc")
+    for name, tensor in found.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor)
+    with pytest.raises(InputError, match="not the sites"):
+        load(tmp_path / "c", ("embed",))
+
+
+def outside(layers: int = 3, width: int = 4, size: int = 5) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "encoder.weight": (layers, width, size),
+        "encoder.bias": (size,),
+        "decoder.weight": (layers, size, width),
+        "decoder.bias": (layers, width),
+    }
+    return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+
+
+def test_the_layout_of_dictionary_learning_is_read(tmp_path):
+    state = outside()
+    torch.save(state, tmp_path / "ae.pt")
+    found = load(tmp_path, SITES)
+    x = states_of()
+    codes = torch.relu(
+        torch.einsum("rld,ldf->rf", x, state["encoder.weight"]) + state["encoder.bias"]
+    )
+    rebuilt = torch.einsum("rf,lfd->rld", codes, state["decoder.weight"]) + state["decoder.bias"]
+    torch.testing.assert_close(found(x), rebuilt, rtol=1e-4, atol=1e-4)
+
+
+def test_bad_files_are_refused(tmp_path):
+    with pytest.raises(InputError, match="holds no crosscoder"):
+        load(tmp_path)
+    path = tmp_path / "ae.pt"
+    for state, message in (
+        (outside(), "does not say which layers"),
+        (outside(layers=2), "with 3 sites it"),
+        ({**outside(), "decoder.bias": torch.zeros(3, 5)}, "decoder.bias has shape"),
+        ({**outside(), "encoder.bias": torch.full((5,), float("nan"))}, "NaN"),
+        ({"encoder.weight": torch.zeros(3, 4, 5)}, "it is no crosscoder"),
+        (tiny_target(), "without unpickling"),
+    ):
+        torch.save(state if isinstance(state, dict) else torch.nn.Linear(2, 2), path)
+        with pytest.raises(InputError, match=message):
+            load(tmp_path, None if "does not say" in message else SITES)
+    folder = save(tmp_path / "ours", coder())
+    weights = folder / "crosscoder.safetensors"
+    other = save(tmp_path / "other", coder(generator=torch.Generator().manual_seed(9)))
+    weights.write_bytes((other / "crosscoder.safetensors").read_bytes())
+    with pytest.raises(InputError, match="not the file that its config"):
+        load(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "crosscoder.json").write_text("{}")
+    with pytest.raises(InputError, match="no crosscoder's config"):
+        save(tmp_path / "mine", coder())
+
+
+def test_bad_arguments_are_refused():
+    target, batch = tiny_target(), tiny_batch()
+    found = coder()
+    with pytest.raises(InputError, match="unknown gate rule 'firsts'; did you mean first"):
+        assay.crosscoder(target, batch, found, "firsts")
+    with pytest.raises(InputError, match="share must lie"):
+        assay.crosscoder(target, batch, found, share=0)
+    with pytest.raises(InputError, match="trained on another network"):
+        assay.crosscoder(target, batch, coder(model_hash=hash_of(tiny_target(1).model)))
+    assert len(assay.crosscoder(target, batch, coder(model_hash=hash_of(target.model))).batch) == 5
+    with pytest.raises(InputError, match="the crosscoder reads"):
+        assay.crosscoder(target, batch, Crosscoder(SITES, 3, 5))
+    with pytest.raises(InputError, match="states of one shape"):
+        residual_states(target.model, batch.inputs, ("embed", "blocks.0.up"))
+    with pytest.raises(InputError, match="take no reference"):
+        found.bind(target, batch, assay.Reference("zero"))
+    with pytest.raises(InputError, match="did you mean"):
+        coder("jumprelus")
+    with pytest.raises(InputError, match="sites must be different"):
+        Crosscoder(("embed", "embed"), 4, 5)
+    with pytest.raises(InputError, match="all zero"):
+        equal_norm_scales(torch.zeros(3, 2, 4))
+    with pytest.raises(InputError, match="steps, log_every"):
+        replace(Training(), steps=0)
