@@ -17,6 +17,7 @@ from torch import Tensor
 from assay.attribution.gradient import site_gradients
 from assay.attribution.scores import Scores
 from assay.core.mechanisms import Mechanisms
+from assay.core.parts import Parts
 from assay.errors import InputError
 
 FACTORS = ("norm", "gradient_norm", "cosine")
@@ -47,6 +48,7 @@ def measure_drivers(
         for site, seen, gradient in turns:
             for name, parts in mechanisms.parts(site, seen).items():
                 if name in chosen:
+                    _require_whole(name, parts, seen.value)
                     given = torch.zeros_like(seen.value) if gradient is None else gradient
                     norms = parts.norm()
                     if only is not None and name in only:
@@ -59,15 +61,20 @@ def measure_drivers(
     return pl.concat(frames)
 
 
+def _require_whole(name: str, parts: Parts, value: Tensor) -> None:
+    """Raise InputError unless every part is a vector of a whole position."""
+    own = parts.shape[:-1] if hasattr(parts, "atoms") else parts.shape
+    if tuple(own) != tuple(value.shape[:-1]):
+        raise InputError(
+            f"the parts of {name!r} have gates {tuple(parts.shape)} at a value of shape"
+            f" {tuple(value.shape)}; norms of gradients are those of whole positions"
+        )
+
+
 def _rows(
     name: str, index: Tensor, norms: Tensor, products: Tensor, gradient: Tensor
 ) -> pl.DataFrame:
     places = gradient.shape[:-1]
-    if tuple(norms.shape[: len(places)]) != tuple(places) or norms.ndim > len(places) + 1:
-        raise InputError(
-            f"the parts of {name!r} have gates {tuple(norms.shape)} at a value of shape"
-            f" {tuple(gradient.shape)}; norms of gradients are those of whole positions"
-        )
     size = _entries(norms, index)
     slope = gradient.double().norm(dim=-1)[tuple(index[:, : len(places)].T)]
     atp = -_entries(products, index)
