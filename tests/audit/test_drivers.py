@@ -11,17 +11,15 @@ import pytest
 import torch
 
 from assay.attribution import Exact, attribute
-from assay.audit.drivers import (
-    by_node,
-    measure_drivers,
+from assay.audit.drivers import by_node, measure_drivers, with_effects
+from assay.audit.restoration import restore
+from assay.audit.trends import (
     missed_by_threshold,
     rank_with_layer,
     relative_sizes,
     shape_of,
     shares_of_variance,
-    with_effects,
 )
-from assay.audit.restoration import restore
 from assay.errors import InputError
 
 
