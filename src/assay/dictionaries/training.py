@@ -89,7 +89,8 @@ def train(
 
     def after() -> None:
         every = training.between_revivals
-        if done % every == 0 and done <= training.revive_until * training.local_steps:
+        revived = training.local_steps or training.steps
+        if done % every == 0 and done <= training.revive_until * revived:
             revive(problem, optimizer, generator)
         for one in placed.values():
             if one.dictionary.architecture not in UNCONSTRAINED:
