@@ -19,7 +19,8 @@ from assay.dictionaries.settings import Training
 from assay.dictionaries.splicing import logits_of, predicted, splice
 from assay.learn.loop import ramp
 from assay.learn.processes import sum_over_processes
-from assay.learn.streams import Rows, Stream
+from assay.learn.reading import Rows
+from assay.learn.streams import Stream
 
 FOLLOWS = 0.01
 """How far a batch moves the threshold of a dictionary that chooses over the batch."""

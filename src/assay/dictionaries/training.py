@@ -21,7 +21,8 @@ from assay.errors import InputError
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
 from assay.learn.processes import join, sum_gradients
-from assay.learn.streams import Rows, Stream
+from assay.learn.reading import Rows
+from assay.learn.streams import Stream
 
 MEASURED = 256
 """Windows on which means and scales are measured before training."""
