@@ -39,7 +39,7 @@ from assay.dictionaries.revival import normalise
 from assay.dictionaries.settings import Training
 from assay.dictionaries.topk import TopK
 from assay.dictionaries.training import train
-from assay.learn.streams import Reader, rows_of
+from assay.learn.reading import Reader, rows_of
 
 PEER = "sae-lens==6.54.12"
 TORCH = f"torch=={torch.__version__.partition('+')[0]}"

@@ -114,6 +114,7 @@ def measure(what: str, folder: Path) -> None:
     assert logit_difference
     import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
+    attribute, features = assay.attribute, assay.features  # imported on first use
     before = peak()
     target, clean, patch = build()
     if what == "model":
@@ -121,8 +122,8 @@ def measure(what: str, folder: Path) -> None:
         found = {}
     else:
         dictionaries = stored(folder)
-        bound = assay.features(target, dictionaries, clean, patch)
-        scores = assay.attribute(bound)
+        bound = features(target, dictionaries, clean, patch)
+        scores = attribute(bound)
         found = {
             "parts": sum(torch.Size(values.shape).numel() for values in scores.values.values()),
             "held": sum(len(data(values)) for values in scores.values.values()),

@@ -24,7 +24,7 @@ from assay.dictionaries.sparse import Everything
 from assay.dictionaries.training import train
 from assay.errors import AssayError, InputError
 from assay.io.runs import Run
-from assay.learn.streams import rows_of
+from assay.learn.reading import rows_of
 
 SITE = "blocks.0.hook_mlp_out"
 OPTIONS = {

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from assay.core.sites import read_sites
 from assay.errors import InputError
-from assay.learn import streams
+from assay.learn import reading, streams
 from assay.targets.names import resolve
 
 SITES = ("blocks.0.hook_resid_post", "blocks.0.attn.hook_z", "blocks.1.hook_mlp_out")
@@ -27,7 +27,7 @@ def model():
 def rows():
     ids = torch.randint(50, (24, 8), generator=torch.Generator().manual_seed(1))
     lengths = torch.arange(24) % 7 + 2
-    return streams.rows_of(ids, torch.arange(8) < lengths[:, None], constant=1)
+    return reading.rows_of(ids, torch.arange(8) < lengths[:, None], constant=1)
 
 
 def truth(model, rows):
@@ -45,7 +45,7 @@ def sorted_rows(values):
 
 
 def test_reader_returns_the_kept_positions(model, rows):
-    reader = streams.Reader(model, SITES)
+    reader = reading.Reader(model, SITES)
     expected = truth(model, rows)
     for _ in range(2):  # the second pass ends early
         found = reader(rows)
@@ -55,8 +55,8 @@ def test_reader_returns_the_kept_positions(model, rows):
     for name in SITES:
         value = torch.randn(2, 3, 8)
         ref = resolve(model, name)
-        part = streams.value_at(ref, value)
-        assert torch.equal(streams.with_value(ref, torch.zeros_like(value), part), value)
+        part = reading.value_at(ref, value)
+        assert torch.equal(reading.with_value(ref, torch.zeros_like(value), part), value)
 
 
 @pytest.mark.parametrize("budget", [None, 1])
@@ -103,12 +103,12 @@ def test_processes_share_the_batch_of_one(model, rows):
 
 def test_bad_input_is_refused(model, rows):
     with pytest.raises(InputError, match=r"did you mean blocks\.0.hook_resid_post"):
-        streams.Reader(model, ["blocks.0.hook_residpost"])
+        reading.Reader(model, ["blocks.0.hook_residpost"])
     with pytest.raises(InputError, match="fewer than one batch of 5000"):
         streams.Stream(model, rows, SITES, batch=5000)
     with pytest.raises(InputError, match="must divide"):
         streams.Stream(model, rows, SITES, batch=4, shares=3)
     with pytest.raises(InputError, match="no position is left"):
-        streams.rows_of(torch.zeros(2, 1, dtype=torch.long), constant=1)
+        reading.rows_of(torch.zeros(2, 1, dtype=torch.long), constant=1)
     with pytest.raises(InputError, match="one vector per token is needed"):
-        streams.Reader(model, ["transformer.wpe"])(rows)
+        reading.Reader(model, ["transformer.wpe"])(rows)

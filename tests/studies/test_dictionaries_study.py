@@ -12,7 +12,7 @@ from assay import cli
 from assay.dictionaries.load import load_dictionaries
 from assay.errors import InputError
 from assay.io.runs import Run
-from assay.learn.streams import Reader, rows_of
+from assay.learn.reading import Reader, rows_of
 from assay.studies import runner
 from assay.targets.agreement import agreement_text, build_model, build_tokenizer
 from assay.targets.language import load_language_model, save_language_model

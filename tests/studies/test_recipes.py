@@ -24,6 +24,7 @@ OWN = {
     "channels": [f"data.path={__file__}"],
     "directions": ["target.path=model", f"data.path={__file__}"],
     "components": ["target.path=model", f"data.path={__file__}"],
+    "dictionaries": ["target.path=model", f"data.path={__file__}"],
     "llama-components": ["target.path=model", f"data.path={__file__}"],
 }
 BAD = {

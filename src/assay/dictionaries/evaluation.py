@@ -18,7 +18,7 @@ from assay.dictionaries.base import DictionarySet, Placed
 from assay.dictionaries.identity import Identity
 from assay.dictionaries.moments import Moments
 from assay.dictionaries.splicing import Rebuild, Splice, logits_of, predicted, splice
-from assay.learn.streams import Reader, Rows, chunks
+from assay.learn.reading import Reader, Rows, chunks
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from assay.dictionaries.settings import Training
 from assay.dictionaries.splicing import logits_of, predicted, splice
 from assay.learn.loop import ramp
 from assay.learn.processes import sum_over_processes
-from assay.learn.streams import Rows, Stream
+from assay.learn.reading import Rows
+from assay.learn.streams import Stream
 
 FOLLOWS = 0.01
 """How far a batch moves the threshold of a dictionary that chooses over the batch."""
@@ -53,7 +54,7 @@ class Problem(nn.Module):
             silent = torch.zeros(dictionary.size, dtype=torch.long, device=dictionary.b_enc.device)
             self.register_buffer(f"silent{index}", silent)
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
-        """What dictionaries read in the last local step, and what they left to be explained."""
+        """What each dictionary read at the first part of the last batch, and what it left there."""
 
     def silent(self, name: str) -> Tensor:
         """For how many steps each feature of a dictionary has been silent, (size,)."""
@@ -101,7 +102,7 @@ class Problem(nn.Module):
             error = -_beside([errors[site].detach() for site in one.writes])
             losses += self._others(values, one, codes, training)
             losses += self._auxiliary(name, x, codes, error)
-            self.seen[name] = (x, error)
+            self.seen[name] = (x[: parts[0]], error[: parts[0]])
         return torch.stack(losses).sum(), terms
 
     def end_to_end(self, rows: Rows, step: int) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,6 +124,7 @@ class Problem(nn.Module):
         parts = [int(some.sum()) for some in kept.chunk(share)]
         positions = sum_over_processes(kept.sum().to(clean))
         locals_: list[Tensor] = []
+        read: dict[str, Tensor] = {}
 
         def put(name: str, x: Tensor) -> Tensor:
             one = self.placed[name]
@@ -130,6 +132,7 @@ class Problem(nn.Module):
             codes = codes_of(one.dictionary, x, parts, training)
             with torch.no_grad():
                 self._note(name, codes.active.count(codes.values), codes)
+            read[name] = x.detach()
             if codes.penalty is not None:
                 locals_.append(training.sparsity * codes.penalty / positions)
             pieces = rebuild(one.dictionary, codes, x).split(one.width, dim=-1)
@@ -141,6 +144,9 @@ class Problem(nn.Module):
         def watch(site: str, rebuilt: Tensor, value: Tensor) -> None:
             error = (rebuilt - value.detach()) / self.scales[site]
             locals_.append(training.local * error.square().sum() / (positions * error.shape[1]))
+            for name in read:
+                if self.placed[name].writes == (site,):
+                    self.seen[name] = (read[name][: parts[0]], -error.detach()[: parts[0]])
 
         some = {name: self.placed[name] for name in chosen}
         output = splice.run(rows, put, chosen=some, watch=watch)

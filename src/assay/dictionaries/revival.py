@@ -21,22 +21,21 @@ def revive(problem: Problem, optimizer: torch.optim.Optimizer, generator: torch.
     features, its bias and thresholds are theirs in the mean, and its optimiser state is forgotten.
     """
     moved = 0
-    for name, one in problem.placed.items():
-        if name not in problem.seen:
+    for place, one in problem.placed.items():
+        if place not in problem.seen:
             continue
         dictionary = one.dictionary
         assert isinstance(dictionary, Linear)
-        silent = problem.silent(name)
+        silent = problem.silent(place)
         dead = (silent >= problem.training_.between_revivals).nonzero()[:, 0]
         if not len(dead) or len(dead) == dictionary.size:
             continue
-        x, error = problem.seen[name]
-        part = problem.training_.batch // problem.training_.shares
-        # The first part of the batch alone, so that one process and several choose alike.
-        x, error = x[:part], error[:part]
-        sizes = error.square().sum(1)
-        weights = (sizes / sizes.sum().clamp(min=1e-30)).cpu() + 1e-12
-        drawn = torch.multinomial(weights, len(dead), replacement=True, generator=generator)
+        # Of the first part of the batch alone, so that one process and several choose alike.
+        x, error = problem.seen[place]
+        # One number for each feature, whatever the process's share is, keeps generators in step.
+        bounds = error.square().sum(1).double().cumsum(0).cpu()
+        places = torch.rand(len(dead), generator=generator, dtype=torch.float64) * bounds[-1]
+        drawn = torch.searchsorted(bounds, places, right=True).clamp(max=len(bounds) - 1)
         drawn = drawn.to(x.device)
         write = _unit(error[drawn])
         reads_itself = one.writes == (one.reads,)
@@ -47,7 +46,11 @@ def revive(problem: Problem, optimizer: torch.optim.Optimizer, generator: torch.
         norm = dictionary.W_enc[:, alive].norm(dim=0).mean()
         dictionary.W_dec[dead] = write * dictionary.W_dec[alive].norm(dim=1).mean()
         dictionary.W_enc[:, dead] = (read * norm).T
-        rest = [p for p in dictionary.parameters() if p.shape == (dictionary.size,)]
+        rest = [
+            vector
+            for name, vector in dictionary.named_parameters()
+            if vector.ndim == 1 and name != "b_dec"
+        ]
         for vector in rest:
             vector[dead] = vector[alive].mean()
         dictionary.b_enc[dead] = 0.0

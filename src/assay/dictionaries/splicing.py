@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
 from assay.dictionaries.base import Placed
-from assay.learn.streams import Rows, require_positions, value_at, with_value
+from assay.learn.reading import Rows, require_positions, value_at, with_value
 from assay.targets.names import SiteRef, resolve
 
 Rebuild = Callable[[str, Tensor], Tensor]

@@ -21,7 +21,8 @@ from assay.errors import InputError
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
 from assay.learn.processes import join, sum_gradients
-from assay.learn.streams import Rows, Stream
+from assay.learn.reading import Rows
+from assay.learn.streams import Stream
 
 MEASURED = 256
 """Windows on which means and scales are measured before training."""
@@ -89,7 +90,8 @@ def train(
 
     def after() -> None:
         every = training.between_revivals
-        if done % every == 0 and done <= training.revive_until * training.local_steps:
+        revived = training.local_steps or training.steps
+        if done % every == 0 and done <= training.revive_until * revived:
             revive(problem, optimizer, generator)
         for one in placed.values():
             if one.dictionary.architecture not in UNCONSTRAINED:

@@ -17,7 +17,7 @@ from assay.dictionaries.training import train
 from assay.errors import InputError
 from assay.io.prompts import leading_token, read_text
 from assay.io.runs import Run
-from assay.learn.streams import Reader, Rows, rows_of, widths_of
+from assay.learn.reading import Reader, Rows, rows_of, widths_of
 from assay.studies.dictionaries.config import Config
 from assay.studies.dictionaries.page import headline, sections
 from assay.studies.dictionaries.plan import plan

@@ -13,17 +13,15 @@ import torch
 from assay.attribution import Exact, Scores, attribute
 from assay.attribution.node_path import node_path
 from assay.audit.agreement import agreement
-from assay.audit.drivers import (
-    by_node,
-    measure_drivers,
+from assay.audit.drivers import by_node, measure_drivers, with_effects
+from assay.audit.restoration import restore
+from assay.audit.trends import (
     missed_by_threshold,
     rank_with_layer,
     relative_sizes,
     shape_of,
     shares_of_variance,
-    with_effects,
 )
-from assay.audit.restoration import restore
 from assay.core.target import Batch, Target
 from assay.core.values import dense
 from assay.io.runs import Run

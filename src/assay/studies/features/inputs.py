@@ -20,7 +20,7 @@ from assay.dictionaries.training import train
 from assay.errors import unknown
 from assay.io.prompts import Pairs
 from assay.io.runs import Run
-from assay.learn.streams import Reader, Rows, rows_of, widths_of
+from assay.learn.reading import Reader, Rows, rows_of, widths_of
 from assay.mechanisms.features import FeatureParts, features, identities
 from assay.studies.features.config import Config
 from assay.studies.pairs import model_of, read_some

@@ -1,0 +1,282 @@
+"""The features study end to end: our model, a user's model with its neurons or saved dictionaries,
+the dry run, kills, and bad input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+import torch
+
+from assay import cli
+from assay.attribution import Exact, attribute
+from assay.core.values import dense
+from assay.dictionaries import Placed, architecture
+from assay.dictionaries.save import save_dictionaries
+from assay.io.runs import opened
+from assay.studies import recipes, runner
+from assay.studies.features.study import load
+from assay.targets.agreement import agreement_pairs, build_model, build_tokenizer
+from assay.targets.language import save_language_model
+
+TINY = [
+    "target.layers=2",
+    "target.width=32",
+    "target.heads=2",
+    "target.steps=80",
+    "target.required=0",
+    "data.limit=40",
+    "dictionaries.features=24",
+    "dictionaries.k=3",
+    "dictionaries.steps=30",
+    "dictionaries.batch=256",
+    "dictionaries.sentences=600",
+    "effects.paths=4",
+    "effects.restored=[2,8]",
+]
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["assay", *map(str, words)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "ours"
+    runner.execute(runner.load("agreement-features", TINY), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def user(tmp_path_factory):
+    """A model that is not ours, and pairs for it."""
+    folder = tmp_path_factory.mktemp("user")
+    tokenizer = build_tokenizer()
+    made = build_model(
+        len(tokenizer),
+        layers=2,
+        width=16,
+        heads=2,
+        context=16,
+        seed=0,
+        stop=tokenizer.eos_token_id,
+    )
+    save_language_model(folder / "model", made, tokenizer)
+    pairs = [
+        {
+            "clean_prefix": pair.clean_prefix,
+            "patch_prefix": pair.patch_prefix,
+            "clean_answer": pair.clean_answer,
+            "patch_answer": pair.patch_answer,
+        }
+        for pair in agreement_pairs("nounpp", 24)
+    ]
+    (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, pairs)) + "\n")
+    return folder
+
+
+def sets_of(user, *more):
+    entries = [f"target.path={user / 'model'}", f"data.pairs={user / 'pairs.jsonl'}", *more]
+    return [word for entry in entries for word in ("--set", entry)]
+
+
+@pytest.mark.slow
+def test_our_run_has_everything_the_report_shows(ours):
+    run = opened(ours)
+    summary = run.json("summary.json")
+    bound = load(run)
+    exact = attribute(bound, Exact())
+    parts = run.table("parts.parquet")
+    for row in parts.head(40).iter_rows(named=True):
+        value = dense(exact.values[row["group"]])[(row["example"], *row["index"])]
+        assert row["exact"] == pytest.approx(-float(value), rel=1e-5, abs=1e-7)
+    measured = {(row["estimate"], row["over"], row["part"]): row for row in summary["agreement"]}
+    for part in ("feature", "error"):
+        row = measured["node paths", "example", part]
+        assert row["pearson"] > 0.999
+        assert row["slope"] == pytest.approx(1, abs=0.01)
+        assert {"slope", "sign", "mae"} <= set(measured["attribution patching", "example", part])
+    assert set(summary["error_bars"]) == {"residual", "mlp", "attention"}
+    assert summary["site_paths"]["estimand"] == "share of joint removal"
+    shares = summary["drivers"]["error"]["shares"]
+    for row in shares:
+        assert row["norm"] + row["gradient_norm"] + row["cosine"] == pytest.approx(1)
+    nothing = run.table("restored.parquet").filter(pl.col("features restored") == 0)
+    assert (nothing["restored"] == nothing["ablated"]).all()
+    large = parts.filter(pl.col("exact").abs() >= summary["missed"]["threshold"])
+    counts = summary["missed"]["error"]
+    assert counts["above_threshold"] == large.filter(pl.col("part") == "error").height
+    page = (ours / "report.html").read_text()
+    for words in ("What a threshold misses", "Norm against gradient", "Ablation and restoration"):
+        assert words in page
+    assert len(page) < 2_500_000
+
+
+@pytest.mark.slow
+def test_the_verbs_work_over_a_run(ours, monkeypatch, capsys):
+    code, out = command(monkeypatch, capsys, "attribute", ours, "--json", "--top", "3")
+    assert code == 0, out.err
+    part = json.loads(out.out)["rows"][0]["part"]
+    assert "pos" in part
+    code, out = command(monkeypatch, capsys, "explain", ours, part, "--json", "--top", "2")
+    assert code == 0, out.err
+    code, out = command(monkeypatch, capsys, "audit", ours, "--json", "--exact", "20")
+    assert code == 0, out.err
+    assert json.loads(out.out)["bars"]["promises"]["all"]["sentence"]
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_numbers(ours, tmp_path):
+    folder = tmp_path / "killed"
+    sets = [word for entry in TINY for word in ("--set", entry)]
+    words = [sys.executable, "-m", "assay.cli", "run", "agreement-features", "-o", str(folder)]
+    words = [*words, *sets, "--resume"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done, kills = None, 0
+    for pause in (6.0, 9.0, 13.0, 18.0, 24.0, None):
+        process = subprocess.Popen(
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        if pause is None:
+            done = process.wait(600)
+            break
+        time.sleep(pause)
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    assert done == 0
+    assert kills >= 1
+    first, second = (opened(path).json("summary.json") for path in (ours, folder))
+    assert first == second
+
+
+@pytest.mark.slow
+def test_neurons_of_a_model_that_is_not_ours(user, monkeypatch, capsys, tmp_path):
+    words = ["run", "features", "-o", tmp_path / "run", "--json", *sets_of(user)]
+    more = ["--set", "dictionaries.kind=identity", "--set", "effects.exact=12"]
+    code, out = command(monkeypatch, capsys, *words, *more)
+    assert code == 0, out.err
+    summary = json.loads(out.out)
+    found = {(row["estimate"], row["over"], row["part"]): row for row in summary["agreement"]}
+    assert found["node paths", "example", "feature"]["pearson"] > 0.999
+    assert not any(part == "error" for _, _, part in found)
+    assert summary["missed"]["feature"]["missed"] <= summary["missed"]["feature"]["above_threshold"]
+    assert summary["error_bars"] == {}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Dictionaries in SAELens format for the user's model: the identity split by sign, and noise.
+
+    Their errors are small and not zero."""
+    generator = torch.Generator().manual_seed(0)
+    placed = {}
+    for site in ("blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"):
+        made = architecture("relu")(16, 32)
+        eye = torch.eye(16)
+        noise = 0.05 * torch.randn(32, 16, generator=generator)
+        made.W_enc.data = torch.cat([eye, -eye], dim=1)
+        made.W_dec.data = torch.cat([eye, -eye], dim=0) + noise
+        placed[site] = Placed(made, site, (site,))
+    return save_dictionaries(tmp_path_factory.mktemp("saved") / "dictionaries", placed)
+
+
+@pytest.mark.slow
+def test_saved_dictionaries_of_a_model_that_is_not_ours(user, saved, monkeypatch, capsys, tmp_path):
+    words = ["run", "features", "-o", tmp_path / "run", "--json", *sets_of(user)]
+    more = ["--set", f"dictionaries.path={saved}", "--set", "effects.exact=16"]
+    code, out = command(monkeypatch, capsys, *words, *more)
+    assert code == 0, out.err
+    summary = json.loads(out.out)
+    parts = {(row["estimate"], row["part"]) for row in summary["agreement"]}
+    assert {("attribution patching", "feature"), ("attribution patching", "error")} <= parts
+    assert set(summary["error_bars"]) == {"mlp", "residual"}
+    assert {"above_threshold", "missed", "reasons"} == set(summary["missed"]["error"])
+    assert summary["dictionaries"]["count"] == 2
+
+
+@pytest.mark.slow
+def test_dictionaries_that_do_not_fit_are_refused(user, monkeypatch, capsys, tmp_path):
+    site = "blocks.0.hook_mlp_out"
+    bad = architecture("relu")(16, 8)
+    bad.W_enc.data.normal_(generator=torch.Generator().manual_seed(0))
+    bad.W_dec.data.fill_(5.0)
+    folder = save_dictionaries(tmp_path / "bad", {site: Placed(bad, site, (site,))})
+    words = ["run", "features", "-o", tmp_path / "run", *sets_of(user)]
+    code, out = command(monkeypatch, capsys, *words, "--set", f"dictionaries.path={folder}")
+    assert code == 2
+    assert "does not fit the values at its site" in out.err
+    other = architecture("relu")(24, 8)
+    other.W_enc.data.normal_()
+    folder = save_dictionaries(tmp_path / "other", {site: Placed(other, site, (site,))})
+    code, out = command(monkeypatch, capsys, *words, "--set", f"dictionaries.path={folder}")
+    assert code == 2
+    assert "width 24" in out.err
+
+
+@pytest.mark.slow
+def test_pairs_of_another_vocabulary_are_named(user, monkeypatch, capsys, tmp_path):
+    other = {
+        "clean_prefix": "Zorp qix",
+        "patch_prefix": "Zorp qax",
+        "clean_answer": " blee",
+        "patch_answer": " bloo",
+    }
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(other) + "\n")
+    words = ["run", "features", "-o", tmp_path / "run", "--set", f"target.path={user / 'model'}"]
+    code, out = command(
+        monkeypatch, capsys, *words, "--set", f"data.pairs={tmp_path / 'pairs.jsonl'}"
+    )
+    assert code == 2
+    assert "token" in out.err
+
+
+def test_the_gemma_recipe_says_what_it_takes(monkeypatch, capsys):
+    code, out = command(monkeypatch, capsys, "run", "gemma2-features", "--dry-run", "--json")
+    assert code == 0, out.err
+    planned = json.loads(out.out)
+    assert planned["sites"] == 78
+    assert planned["memory_gb"]["network"] > 8
+    assert planned["memory_gb"]["all dictionaries on disk"] > 20
+    assert planned["time"]["exact_patching_hours_here"] > 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "your own model and pairs: --set target.path=MODEL_DIR"),
+        (["target.path=somewhere"], "pairs of your own"),
+        (["target.train=true", "target.path=x"], "target.train trains a model"),
+        (["target.train=true", "metric=kl"], "compares whole outputs"),
+        (["target.train=true", "dictionaries.kind=saved"], "needs dictionaries.path"),
+        (["target.train=true", "dictionaries.kind=identity", "dictionaries.path=x"], "together"),
+        (["target.train=true", "dictionaries.k=600"], "more than dictionaries.features"),
+        (["target.train=true", "dictionaries.path=none"], "no file"),
+        (["target.train=true", "sites=[]"], "sites"),
+        (["target.train=true", "metric=logit_diference"], "did you mean logit_difference"),
+    ],
+)
+def test_bad_words(monkeypatch, capsys, tmp_path, overrides, message):
+    sets = [word for override in overrides for word in ("--set", override)]
+    code, out = command(monkeypatch, capsys, "run", "features", "-o", tmp_path / "run", *sets)
+    assert code == 2
+    assert message in out.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_tour_stops_at_features():
+    from assay.studies.tour.config import STOPS
+
+    assert "agreement-features" in STOPS
+    assert recipes.load("agreement-features", short=True).config.dictionaries.steps < 1000
