@@ -118,6 +118,7 @@ def gemma_scope(folder: Path, kind: str = "res", upper: bool = False) -> Expecte
     """Write `params.npz` of the first release in the folders that name its site."""
     parts = {
         "embedding": "gemma-scope-2b-pt-res/embedding/width_4k/average_l0_21",
+        "mlp": "models--google--gemma-scope-2b-pt-mlp/snapshots/1a2b/layer_7/width_16k/l0_8",
         "transcoders": "gemma-scope-2b-pt-transcoders/layer_7/width_16k/average_l0_8",
     }
     folder = folder / parts.get(kind, f"gemma-scope-2b-pt-{kind}/layer_7/width_16k/average_l0_8")

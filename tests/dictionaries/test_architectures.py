@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from assay.dictionaries import ARCHITECTURES, Placed, architecture, make
+from assay.dictionaries import ARCHITECTURES, Dictionary, Placed, architecture, make
 from assay.dictionaries.fold import as_jumprelu, fold_norms, fold_scale
 from assay.dictionaries.initial import initialise
 from assay.dictionaries.linear import Linear
@@ -25,7 +25,7 @@ MORE = {
     "matryoshka": {"k": 3, "nested": [4, 7, 12]},
     "topk": {"k": 3},
 }
-LINEAR = sorted(set(ARCHITECTURES) - {"identity"})
+LINEAR = sorted(set(ARCHITECTURES) - {"identity", "normalised"})
 SHAPES = {
     "autoencoder": {},
     "transcoder": {"d_out": D},
@@ -45,6 +45,19 @@ def random_dictionary(name: str, seed: int = 0, **shape) -> Linear:
         tensor.copy_(drawn.abs() if key == "threshold" else drawn)
     assert isinstance(dictionary, Linear)
     return dictionary
+
+
+def any_dictionary(name: str, **shape) -> Dictionary:
+    """Return a dictionary of any architecture in float64."""
+    if name == "identity":
+        return make(name, {"d_in": D}).double()
+    if name == "normalised":
+        inner = random_dictionary("topk")
+        config = {"norm": "layer_norm", "inner": "topk", "config": inner.config()}
+        made = make(name, config).double()
+        made.load_state_dict({f"inner.{key}": value for key, value in inner.state_dict().items()})
+        return made
+    return random_dictionary(name, **shape)
 
 
 def values(*shape: int, seed: int = 1) -> Tensor:
@@ -107,7 +120,7 @@ def test_features_can_be_chosen_by_what_they_add(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_a_dictionary_is_rebuilt_from_its_config_and_state(name):
-    made = make(name, {"d_in": D} if name == "identity" else random_dictionary(name).config())
+    made = any_dictionary(name)
     config = json.loads(json.dumps(made.config()))
     again = architecture(name)(**config)
     again.load_state_dict(made.state_dict())
@@ -117,10 +130,7 @@ def test_a_dictionary_is_rebuilt_from_its_config_and_state(name):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_transforms_and_precisions(name):
-    if name == "identity":
-        dictionary = make(name, {"d_in": D}).double()
-    else:
-        dictionary = random_dictionary(name, skip=True)
+    dictionary = any_dictionary(name, skip=True)
     x, tangent = values(4, 3), values(4, 3, seed=2)
     whole = dictionary(x)
     torch.testing.assert_close(torch.vmap(torch.vmap(dictionary))(x), whole)

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from assay.dictionaries import Placed, make
-from assay.dictionaries.fit import check_fit, explained_variance
+from assay.dictionaries.fit import check_fit
 from assay.dictionaries.fold import fold_scale
 from assay.dictionaries.linear import Linear
+from assay.dictionaries.readings import explained_variance
 from assay.errors import InputError
 
 D, M = 24, 24

@@ -190,6 +190,16 @@ def test_fused_query_and_key(name: str) -> None:
         )  # softmax runs in float32
 
 
+def test_transcoders_read_what_goes_into_the_mlp(model: nn.Module) -> None:
+    found = families.find_family(model)
+    assert found is not None
+    value = read(model, "blocks.1.mlp.hook_in")["blocks.1.mlp.hook_in"]
+    path = f"{found.blocks}.1.mlp"
+    with torch.no_grad():
+        written = model.get_submodule(path)(value)
+    torch.testing.assert_close(written, read_sites(model, ids(), [path])[path].value)
+
+
 def test_neurons_give_the_mlp(model: nn.Module) -> None:
     found = families.find_family(model)
     assert found is not None

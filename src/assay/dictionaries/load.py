@@ -17,7 +17,7 @@ from assay.io.weights import Entry, Given, Weights
 from assay.progress import progress
 
 _MOST_FOLDERS = 10_000
-_DEEPEST = 6
+_DEEPEST = 8
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def read_gemma_scope(folder: Path, given: Given) -> list[Entry]:
     root of the width. Raises InputError without a site."""
     path = folder / FIRST
     parts = folder.absolute().parts
-    release = [part.split("-")[-1] for part in parts if part.startswith("gemma-scope")]
+    release = [part.split("-")[-1] for part in parts if "gemma-scope" in part]
     layers = [int(found[1]) for part in parts if (found := re.fullmatch(r"layer_(\d+)", part))]
     layer = layers[-1] if layers else None
     embedding = "embedding" in parts

@@ -31,6 +31,7 @@ _HOOKS: dict[str, Kind] = {
     "attn.hook_k": "head",
     "attn.hook_v": "head",
     "attn.hook_z": "head",
+    "mlp.hook_in": "module",
     "mlp.hook_pre": "neurons",
     "mlp.hook_post": "neurons",
 }
@@ -163,6 +164,8 @@ def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
             return SiteRef(f"{block}.{found.attention}", kind, layer)
         case "hook_mlp_out":
             return SiteRef(f"{block}.{found.mlp}", kind, layer)
+        case "mlp.hook_in":  # circuit-tracer's name for what its transcoders read
+            return SiteRef(f"{block}.{found.mlp_module}:input", kind, layer)
         case "mlp.hook_pre":
             return SiteRef(f"{block}.{found.neurons_in}", kind, layer)
         case "mlp.hook_post":
