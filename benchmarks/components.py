@@ -43,9 +43,10 @@ from assay.mechanisms.components.training import make_optimizer
 from assay.targets.tms import TMS, pentagon, untie
 from assay.targets.toys import Autoencoder
 
-PENALTY = SmoothL0(2.4e-3, gamma=0.03, end=0.8)
+PENALTY = SmoothL0(2.8e-3, gamma=0.03, end=0.8)
 SOURCE = Stochastic("binary")
 RECON = (Recon(SOURCE), Recon(SOURCE, "layerwise"))
+ROWS = 2048
 RATES = {"rate": 1e-3, "importance_rate": 6e-3}
 
 
@@ -152,7 +153,8 @@ def report_memory(name: str) -> None:
 
 def print_found(seeds: int, steps: int) -> None:
     """Train both on the same trained networks and print what they find."""
-    print(f"TMS 5-2 after {steps} steps: wrong importances, MMCS, ML2R (encoder + decoder), PGD-20")
+    print(f"TMS 5-2 after {steps} steps of {ROWS} rows, encoder + decoder")
+    print("wrong importances, MMCS, ML2R; then the error under PGD-20")
     for seed in range(seeds):
         tied = toys.tms(5, 2, seed=seed).model
         assert isinstance(tied, Autoencoder)
@@ -168,19 +170,19 @@ def print_found(seeds: int, steps: int) -> None:
                     model,
                     found,
                     Objective(RECON, PENALTY),
-                    lambda generator: skip_zeros(draw(5, 4096, generator)),
+                    lambda generator: skip_zeros(draw(5, ROWS, generator)),
                     Training(steps, **RATES),
                     generator=generator,
                 )
             else:
-                step = stepper("plain", model, found, 4096, steps, seed)
+                step = stepper("plain", model, found, ROWS, steps, seed)
                 for index in range(steps):
                     step(index)
             seconds = time.process_time() - began
             scene = open_scene(
                 model,
                 found,
-                Rows(draw(5, 4096, torch.Generator().manual_seed(99))),
+                Rows(draw(5, ROWS, torch.Generator().manual_seed(99))),
                 "mse",
                 torch.Generator().manual_seed(98),
             )
