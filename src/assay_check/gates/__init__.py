@@ -155,9 +155,7 @@ def _measure(about: dict[str, Any], examples: list[Example]) -> str:
     if about["claim"] == "same-answer":
         return f"the least margin of the untouched network's answer ({name}) {where}{left}"
     if about["claim"] == OVER:
-        return (
-            f"how much worse the metric ({name}) is than without gates on that input, {where}{left}"
-        )
+        return f"how much worse the metric ({name}) is than ungated on that input, {where}{left}"
     signs = {example.sign for example in examples}
     falls = "falls below" if signs == {1.0} else "rises above" if signs == {-1.0} else "moves off"
     return f"how far the metric ({name}) {falls} that of the untouched network, {where}{left}"
