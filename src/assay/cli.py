@@ -263,6 +263,17 @@ def certify(
             help="Examples, from the first.", callback=_within("--examples", 1, 1_000_000)
         ),
     ] = 10,
+    radius: Annotated[
+        float | None,
+        typer.Option("--radius", help="Let every input entry move by up to this beside the gates."),
+    ] = None,
+    references: Annotated[
+        bool,
+        typer.Option(
+            "--references",
+            help="Let a gate of zero bring in any value between those of the run's examples.",
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="CERT.json", help="Write the certificate here."),
@@ -284,6 +295,8 @@ def certify(
         budget=budget,
         level=level,
         examples=examples,
+        radius=radius,
+        references=references,
         certificate=out,
     )
     _table(*found, as_json)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from assay.bounds.search.branch import Budget, least
 from assay.bounds.trace import trace
 from assay.proofs.gate_certificate import Evidence, write_gates
+from assay.proofs.problem import Problem
 from assay_check.gates import constants_digest, graphs_digest
 
 Function = Callable[[Tensor], Tensor]
@@ -79,7 +80,8 @@ def write_case(
     row = np.ones(1)
     found = least(traced, [lows], [ones], row, budget=budget)
     proved = float(function(ones)) - found.bound
-    one = Evidence(0, traced, (lows,), (ones,), (ones,), 1.0, (found,), proved)
+    problem = Problem(function, ("gates",), ("gates",), (lows,), (ones,), (ones,), 1.0, True, False)
+    one = Evidence(0, traced, problem, (found,), proved)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_gates(path, [one], claim="damage", metric="logit", model=network, examples=1)
     weights = path.with_name("weights.safetensors")

@@ -90,6 +90,18 @@ class Mechanisms(ABC):
         ones = self.ones([name])[name]
         return torch.zeros_like(ones), ones
 
+    def references(self, data: Mechanisms) -> tuple[Self, dict[str, tuple[Tensor, Tensor]]]:
+        """Return the least and the largest values that a gate of zero brings in over the examples
+        of another object of this kind, (1 or examples, *value) by group, and these mechanisms with
+        parts wherever those values differ from what is there.
+
+        Raises InputError in a kind whose base is fixed."""
+        raise InputError(f"{self.kind} have one base: a gate of zero brings in no reference")
+
+    def with_references(self, values: Mapping[str, Tensor]) -> Self:
+        """Return these mechanisms with other values that a gate of zero brings in, by group."""
+        raise InputError(f"{self.kind} have one base: a gate of zero brings in no reference")
+
     def take(self, index: Tensor | slice) -> Self:
         """Return the mechanisms of some of the examples, with the references of all of them.
 

@@ -16,14 +16,12 @@ from assay.proofs.boxed import Boxed
 from assay.targets.metrics import last_logits
 
 
-def margin_function(
-    part: Boxed, names: list[str], margins: Callable[[Any, Batch], Tensor]
-) -> Callable[..., Tensor]:
-    def function(*gates: Tensor) -> Tensor:
-        edits = part.inner.edits(dict(zip(names, gates, strict=True)))
-        return margins(run_edited(part.target.model, part.batch.inputs, edits), part.batch)
-
-    return function
+def run_margins(
+    part: Boxed, gates: Mapping[str, Tensor], margins: Callable[[Any, Batch], Tensor]
+) -> Tensor:
+    """Return the margins of one example under gates."""
+    edits = part.inner.edits(gates)
+    return margins(run_edited(part.target.model, part.batch.inputs, edits), part.batch)
 
 
 @torch.no_grad()

@@ -44,6 +44,16 @@ class Boxed(Mechanisms):
         }
         return replace(self, inner=inner, batch=inner.batch, lows=lows)
 
+    def on(self, inputs: Any, references: Mapping[str, Tensor]) -> Boxed:
+        """Return the same gates on other inputs, and with other reference values."""
+        batch = replace(self.batch, inputs=inputs, checked=True)
+        inner = self.inner.with_references(references) if references else self.inner
+        moved = replace(inner, batch=batch)
+        # The same groups: kinds that work them out once read the model's weights for it, and no
+        # number may be read off a tensor while the function is recorded.
+        moved.__dict__["groups"] = self.inner.groups
+        return replace(self, inner=moved, batch=batch)
+
     def values(self, gates: Gates | None = None, *, record: Record | None = None) -> Tensor:
         if self.target is self.inner.target:
             return self.inner.values(gates, record=record)

@@ -19,11 +19,13 @@ Claim = Literal["damage", "same-answer"]
 class Searched:
     """What a search found, (examples,): a LOWER bound of the worst damage (an upper bound of the
     least margin), reached at `gates`. It proves nothing about other gates.
-    """
+
+    elsewhere: the inputs and references there, where those move too."""
 
     values: Tensor
     gates: tuple[Mapping[str, Tensor], ...]
     evaluations: int
+    elsewhere: tuple[Mapping[str, Tensor], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@ slopes of every leaf, for a checker that shares no code with the prover.
 
 The envelope is that of `assay.proofs.certificate`, with the task "gates", and of its own
 
-    about     claim ("damage" or "same-answer"), metric (a label), left_out (examples that have no
-              bound, or in which nothing moves)
-    examples  by number: graph (operations with the names of their constants), low, high and ones
-              (of the gates), sign (1 where a higher metric is right), goals (a tree of splits and
-              the slopes over its leaves, one for each number of the value)
+    about     claim ("damage", "damage over inputs" or "same-answer"), metric (a label), left_out
+              (examples that have no bound, or in which nothing moves)
+    examples  by number: graph (operations with the names of their constants), kinds ("gates",
+              "references" or "inputs", for each input of the graph), their low and high, the point
+              of the untouched network, sign (1 where a higher metric is right), goals (a tree of
+              splits and the slopes over its leaves, one for each number of the value)
 
 model holds the digests of the graphs and of the constants, and which constants are weights: those
 must be tensors of a file of weights that the checker is given. Slopes are stored in float32, since
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from assay.bounds import nonlinear
 from assay.bounds import operations as ops
@@ -34,6 +35,7 @@ from assay.bounds.search.twin import Twin
 from assay.bounds.trace import Traced
 from assay.errors import InputError
 from assay.proofs.certificate import Certificate, check_destination, write
+from assay.proofs.problem import Problem
 from assay_check.gates import RULE, constants_digest, graphs_digest
 from assay_check.gates.claims import read_example, recompute, rounded, unknown_operations
 
@@ -42,17 +44,14 @@ MANY = 16  # leaves whose slopes are worked out at once
 
 @dataclass(frozen=True)
 class Evidence:
-    """What proves the bracket of one example: the traced function, its box, and for each number of
-    the claim the leaves.
+    """What proves the bracket of one example: the traced function with its problem, and for each
+    number of the value the leaves.
 
-    number: of the example. sign: 1 where a higher value is right. proved: the bound."""
+    number: of the example. proved: the bound."""
 
     number: int
     traced: Traced
-    lows: tuple[Tensor, ...]
-    highs: tuple[Tensor, ...]
-    ones: tuple[Tensor, ...]
-    sign: float
+    problem: Problem
     found: tuple[Found, ...]
     proved: float
 
@@ -122,7 +121,7 @@ def _claimed(one: Evidence, entry: Any, held: Mapping[str, np.ndarray], claim: s
         return one.proved
     with np.errstate(all="ignore"):
         found = rounded(claim, recompute(example, claim))
-    weaker = max if claim == "damage" else min
+    weaker = min if claim == "same-answer" else max
     found = weaker(found, one.proved)
     return found if np.isfinite(found) else one.proved
 
@@ -171,14 +170,19 @@ def _example(one: Evidence, held: _Held, claim: str) -> dict[str, Any]:
             held.add(f"{one.number}.{key}.{index}", x.detach().cpu().double().numpy())
             for index, x in enumerate(points)
         ]
-        for key, points in (("low", one.lows), ("high", one.highs), ("ones", one.ones))
+        for key, points in (
+            ("low", one.problem.lows),
+            ("high", one.problem.highs),
+            ("point", one.problem.point),
+        )
     }
     twin = Twin(one.traced.at("float64"))
     goals = [
         _goal(f"{one.number}.{place_}", found, twin, back, held)
         for place_, found in enumerate(one.found)
     ]
-    return {"graph": graph, **ends, "sign": int(one.sign), "goals": goals}
+    kinds, sign = list(one.problem.kinds), int(one.problem.sign)
+    return {"graph": graph, "kinds": kinds, **ends, "sign": sign, "goals": goals}
 
 
 def _needed(nodes: list[Node], output: Ref) -> set[Ref]:

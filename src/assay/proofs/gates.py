@@ -7,7 +7,7 @@ the traced network is bounded over the whole box (linear bounds with optimised s
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -28,10 +28,11 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.target import Target
 from assay.errors import unknown
 from assay.progress import progress
-from assay.proofs.answers import margin_function, margins_of
+from assay.proofs.answers import margins_of
 from assay.proofs.boxed import Boxed, Low, boxed
 from assay.proofs.bracket import Certified, Claim, Proved, Searched
 from assay.proofs.gate_certificate import Evidence, require_writable, write_gates
+from assay.proofs.problem import Problem, descend, hull_of, moving_of, pose
 
 CORNERS = 12
 """Free gates up to which the search from below visits every corner of the box."""
@@ -46,6 +47,9 @@ def certify(
     budget: float | Budget = 10.0,
     level: str = "real",
     seed: int = 0,
+    radius: float | None = None,
+    domain: tuple[float, float] | None = None,
+    references: Mechanisms | None = None,
     certificate: Path | str | None = None,
 ) -> Certified:
     """Bound what the gates that are not kept can do, in any combination and at any strength, on
@@ -55,11 +59,17 @@ def certify(
     value of a free gate, a number or a tensor by group; by default the kind's own box. budget: CPU
     seconds an example, or a `Budget`. level: "real" (real arithmetic on the stored numbers),
     "float32" (as executed in float32) or "float64" (a search that proves nothing). A false claim
-    comes back with the gates that break it. certificate: a `.json` file to be, with the proof of
-    all brackets (level "real"), which `assay_check` verifies with code of its own.
+    comes back with the gates that break it.
+
+    radius: how far every entry of the inputs moves beside the gates, cut to the domain (lowest,
+    highest); damage then compares the gated with the untouched network on the same input.
+    references: nodes at the same sites, whose gate-zero values over all their examples span the box
+    in which those of the gates move. certificate: a `.json` file to be, with the proof of all
+    brackets (level "real"), which `assay_check` verifies with code of its own.
 
     Raises InputError for an unknown claim or level, a low above the box or NaN, masks that do not
-    fit, and a network with an operation that has no rule, which is named with its module."""
+    fit, inputs or references that cannot move, and a network with an operation that has no rule,
+    which is named with its module."""
     if claim not in get_args(Claim):
         raise unknown("claim", str(claim), get_args(Claim))
     if level not in LEVELS:
@@ -67,13 +77,22 @@ def certify(
     if certificate is not None:
         require_writable(certificate, level)
     spent = budget if isinstance(budget, Budget) else Budget(float(budget))
+    mechanisms, moving = moving_of(mechanisms, radius, domain, references)
     narrowed = boxed(mechanisms, low)
     kept = kept_gates(mechanisms, keep or {})
     parts = [_one(narrowed, kept, index) for index in range(len(mechanisms.batch))]
     search = [_search(part, mask, claim, seed) for part, mask in parts]
     found = [
-        _prove(part, mask, claim, worst, spent, level, certificate is not None)
-        for (part, mask), worst in zip(progress(parts, f"certify: {claim}"), search, strict=True)
+        _prove(
+            pose(part, mask, claim, hull_of(moving, index)),
+            worst,
+            spent,
+            level,
+            certificate is not None,
+        )
+        for index, ((part, mask), worst) in enumerate(
+            zip(progress(parts, f"certify: {claim}"), search, strict=True)
+        )
     ]
     free = [
         sum(float(((mask[name] == 0) & (low < 1)).sum()) for name, low in part.lows.items())
@@ -83,7 +102,7 @@ def certify(
         write_gates(
             certificate,
             [replace(entry.evidence, number=i) for i, entry in enumerate(found) if entry.evidence],
-            claim=claim,
+            claim="damage over inputs" if claim == "damage" and radius is not None else claim,
             metric=mechanisms.target.name,
             model=mechanisms.target.model,
             examples=len(found),
@@ -94,11 +113,12 @@ def certify(
             torch.tensor([entry.found for entry in found], dtype=torch.float64),
             tuple(entry.gates for entry in found),
             sum(worst.evaluations for worst in search),
+            tuple(entry.elsewhere for entry in found),
         ),
         Proved(
             torch.tensor([entry.proved for entry in found], dtype=torch.float64),
             level,
-            _assumptions(level),
+            (*_assumptions(level), *moving.words),
         ),
         torch.tensor([entry.full for entry in found], dtype=torch.float64),
         sum(free) / len(free),
@@ -118,6 +138,7 @@ class _Bracket:
     boxes: int
     seconds: float
     vacuous: bool
+    elsewhere: Mapping[str, Tensor]
     evidence: Evidence | None = None
 
 
@@ -148,87 +169,61 @@ def _search(part: Boxed, mask: Mapping[str, Tensor], claim: Claim, seed: int) ->
     return worst_case(part, keep, flips=0, seed=seed)
 
 
-def _prove(
-    part: Boxed,
-    mask: Mapping[str, Tensor],
-    claim: Claim,
-    worst: Any,
-    budget: Budget,
-    level: str,
-    keep: bool,
-) -> _Bracket:
-    ones = part.ones()
-    lows = {name: torch.where(mask[name] == 0, part.lows[name], ones[name]) for name in part.groups}
-    names = [name for name in part.groups if bool((lows[name] < ones[name]).any())]
-    began = time.process_time()
-    if claim == "damage":
-        sign = 1.0 if part.target.higher_is_right else -1.0
-        function = _function(part, names)
-        full = function(*(ones[name] for name in names)).detach().double().numpy()
-    else:
-        sign, margins = 1.0, margins_of(part)
-        function = margin_function(part, names, margins)
-        full = function(*(ones[name] for name in names)).detach().double().numpy()
+def _prove(problem: Problem, worst: Any, budget: Budget, level: str, keep: bool) -> _Bracket:
+    """Bound one example, and search it from below, from the gates that a first search found."""
     reached = {name: gate.detach() for name, gate in worst.gates.items()}
-    if not names:
-        value = 0.0 if claim == "damage" else float(full.min())
-        own = float(full.reshape(-1)[0]) if claim == "damage" else value
-        return _Bracket(own, value, value, reached, 1, 0.0, False)
-    regions = [(lows[name], ones[name]) for name in names]
-    traced = trace(function, *(ones[name] for name in names), regions=regions)
-    start = [[reached[name] for name in names]]
+    began = time.process_time()
+    full = problem.full()
+    own = float(full.min())
+    if not problem.moves:
+        value = 0.0 if problem.offset else own
+        return _Bracket(own, value, value, reached, 1, 0.0, False, {})
+    regions = list(zip(problem.lows, problem.highs, strict=True))
+    traced = trace(problem.function, *problem.point, regions=regions)
+    rows = problem.rows(full)
+    start = [reached[name] for name in problem.names] + list(problem.point[len(problem.names) :])
+    starts = [start]
+    if set(problem.kinds) != {"gates"}:  # the first search moved the gates alone
+        starts += [descend(problem, rows[0], one) for one in (start, list(problem.point))]
     found = [
         least(
             traced,
-            [low for low, _ in regions],
-            [high for _, high in regions],
+            problem.lows,
+            problem.highs,
             row,
             level=level,
-            above=None if claim == "damage" else 0.0,
+            above=0.0 if problem.answer else None,
             reference=float((row * full).sum()),
-            start=start,
+            start=starts,
             budget=replace(
                 budget, seconds=max(budget.seconds - (time.process_time() - began), 0.0)
             ),
         )
-        for row in _rows(full, sign, claim)
+        for row in rows
     ]
-    least_found = min(found, key=lambda entry: entry.value)
-    gates = reached | dict(zip(names, least_found.point, strict=True))
-    proved = min(entry.bound for entry in found)
+    worst_row = min(found, key=lambda entry: entry.value)
+    count = len(problem.names)
+    gates = reached | dict(zip(problem.names, worst_row.point, strict=False))
+    proved, value = min(entry.bound for entry in found), worst_row.value
     boxes, seconds = sum(entry.boxes for entry in found), time.process_time() - began
-    vacuous = _is_vacuous(traced, found, _rows(full, sign, claim), level)
-    own, least_value = float(full.min()), least_found.value
-    if claim == "damage":
-        top = _top(traced, [ones[name] for name in names], sign, level)
-        least_value, proved = max(sign * own - least_value, 0.0), max(top - proved, 0.0)
+    vacuous = _is_vacuous(traced, found, rows, level)
+    if not problem.answer:
+        top, start_value = 0.0, 0.0
+        if problem.offset:
+            top = _top(traced, list(problem.point), problem.sign, level)
+            start_value = problem.sign * own
+        value, proved = max(start_value - value, 0.0), max(top - proved, 0.0)
     evidence = None
     if keep:
         order = np.argsort(full.reshape(-1)).argsort()  # the leaves of every number in turn
-        evidence = Evidence(
-            0,
-            traced,
-            tuple(low for low, _ in regions),
-            tuple(high for _, high in regions),
-            tuple(ones[name] for name in names),
-            sign,
-            tuple(found[place] for place in order),
-            proved,
-        )
-    return _Bracket(own, least_value, proved, gates, boxes, seconds, vacuous, evidence)
-
-
-def _rows(full: np.ndarray, sign: float, claim: Claim) -> list[np.ndarray]:
-    """Return the linear functions of the traced value whose least values make the claim."""
-    if claim == "damage":
-        return [np.full(full.shape, sign)]
-    rows = np.eye(full.size).reshape(full.size, *full.shape)
-    return [rows[index] for index in np.argsort(full.reshape(-1))]
-
-
-def _function(part: Mechanisms, names: list[str]) -> Callable[..., Tensor]:
-    """Return the metric of one example as a plain function of the named gates."""
-    return lambda *gates: part.values(dict(zip(names, gates, strict=True)))
+        leaves = tuple(found[place] for place in order)
+        evidence = Evidence(0, traced, problem, leaves, proved)
+    elsewhere = {
+        f"{kind} {index}": x
+        for index, (kind, x) in enumerate(zip(problem.kinds, worst_row.point, strict=True))
+        if index >= count
+    }
+    return _Bracket(own, value, proved, gates, boxes, seconds, vacuous, elsewhere, evidence)
 
 
 def _top(traced: Traced, ones: list[Tensor], sign: float, level: str) -> float:

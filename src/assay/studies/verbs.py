@@ -136,12 +136,15 @@ def certify_run(
     budget: float = 10.0,
     level: str = "real",
     examples: int = 10,
+    radius: float | None = None,
+    references: bool = False,
     certificate: Path | str | None = None,
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Bound what the parts outside the kept ones can do in the first examples of a run, save the
     brackets as `verb-certify-CLAIM.parquet`, and return them.
 
-    keep: "top:N" keeps the N parts with the largest mean |score|. certificate: write the proof
+    keep: "top:N" keeps the N parts with the largest mean |score|. radius: how far inputs move.
+    references: a gate of zero brings in any value between those of all examples. certificate: write the proof
     there, and have it checked. Raises InputError for another form, for more parts than there are,
     and as `certify`."""
     if certificate is not None:
@@ -157,6 +160,8 @@ def certify_run(
         claim=claim,  # type: ignore[arg-type]
         budget=budget,
         level=level,
+        radius=radius,
+        references=mechanisms if references else None,
         certificate=certificate,
     )
     table = pl.DataFrame(found.rows())

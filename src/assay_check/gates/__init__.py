@@ -17,6 +17,8 @@ from assay_check.envelope import Envelope, Task, Verdict
 from assay_check.gates.arithmetic import Array, rounds_to_nearest
 from assay_check.gates.claims import (
     KINDS,
+    MOVING,
+    OVER,
     Example,
     read_example,
     read_number,
@@ -117,7 +119,7 @@ def _recomputed(
     kind: str, examples: list[Example], claimed: dict[str, Fraction]
 ) -> tuple[bool, str, Fraction | None]:
     worst: float | None = None
-    pick = max if kind == "damage" else min
+    pick = min if kind == "same-answer" else max
     positive = 0
     for example in examples:
         with np.errstate(all="ignore"):
@@ -135,7 +137,7 @@ def _recomputed(
         worst = found if worst is None else pick(worst, found)
     assert worst is not None
     count = len(examples)
-    if kind == "damage":
+    if kind != "same-answer":
         return (
             True,
             f"the damage is at most {worst:.6g} on each of {count} examples",
@@ -147,23 +149,46 @@ def _recomputed(
 
 def _measure(about: dict[str, Any], examples: list[Example]) -> str:
     """Say what is claimed, over which region, from the region itself."""
-    moving = sorted({example.free[0] for example in examples})
-    every = sorted({example.free[1] for example in examples})
-    low = min(float(box.lo.min()) for example in examples for box in example.region)
-    high = max(float(box.hi.max()) for example in examples for box in example.region)
-    free = "-".join(str(n) for n in {moving[0]: 0, moving[-1]: 0})
-    total = "-".join(str(n) for n in {every[0]: 0, every[-1]: 0})
-    where = (
-        f"over every combination of gates in the region: {free} gates of groups of {total} move,"
-        f" within [{low:g}, {high:g}], on {len(examples)} examples"
-    )
+    where = _region(examples)
     left = f"; {about['left_out']} more have no claim" if about["left_out"] else ""
     name = ascii(about["metric"][:60])
     if about["claim"] == "same-answer":
         return f"the least margin of the untouched network's answer ({name}) {where}{left}"
+    if about["claim"] == OVER:
+        return f"how much worse the metric ({name}) is than ungated on that input, {where}{left}"
     signs = {example.sign for example in examples}
     falls = "falls below" if signs == {1.0} else "rises above" if signs == {-1.0} else "moves off"
     return f"how far the metric ({name}) {falls} that of the untouched network, {where}{left}"
+
+
+def _region(examples: list[Example]) -> str:
+    """Say what moves, and how far."""
+
+    def ends(counts: list[int]) -> str:
+        return str(counts[0]) if counts[0] == counts[-1] else f"{counts[0]}-{counts[-1]}"
+
+    parts = []
+    for kind in MOVING:
+        boxes = [
+            box
+            for example in examples
+            for box, k in zip(example.region, example.kinds, strict=True)
+            if k == kind
+        ]
+        if not boxes:
+            continue
+        moving, every = (sorted(e.free(kind)[i] for e in examples) for i in (0, 1))
+        if kind == "gates":
+            low = min(float(box.lo.min()) for box in boxes)
+            high = max(float(box.hi.max()) for box in boxes)
+            what = (
+                f"{ends(moving)} gates of groups of {ends(every)} move, within [{low:g}, {high:g}]"
+            )
+        else:
+            widest = max(float((box.hi - box.lo).max()) for box in boxes)
+            what = f"{ends(moving)} of {ends(every)} numbers of {kind} move, by up to {widest:g}"
+        parts.append(what)
+    return f"over every point of the region: {'; '.join(parts)}; on {len(examples)} examples"
 
 
 def _tie(held: dict[str, Array], names: list[str], given: bool) -> str:

@@ -17,9 +17,11 @@ from assay_check.gates.tree import leaves
 from assay_check.reading import need
 
 Held = Mapping[str, Array]
-KINDS = ("damage", "same-answer")
+OVER = "damage over inputs"
+KINDS = ("damage", OVER, "same-answer")
 KNOWN = {*FLOATS, "move"}
-FIELDS = {"graph", "low", "high", "ones", "sign", "goals"}
+FIELDS = {"graph", "kinds", "low", "high", "point", "sign", "goals"}
+MOVING = ("gates", "references", "inputs")
 PHASES = ("boxes", "rows")
 NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?", re.ASCII)
 
@@ -42,16 +44,16 @@ class Example:
 
     name: str
     graph: Graph
+    kinds: tuple[str, ...]
     region: tuple[Box, ...]
-    ones: tuple[Array, ...]
+    point: tuple[Array, ...]
     sign: float
     goals: tuple[Goal, ...]
 
-    @property
-    def free(self) -> tuple[int, int]:
-        """How many entries of the region move, of how many."""
-        moving = sum(int((box.lo < box.hi).sum()) for box in self.region)
-        return moving, sum(box.lo.size for box in self.region)
+    def free(self, kind: str) -> tuple[int, int]:
+        """How many entries of a kind move, of how many."""
+        boxes = [box for box, k in zip(self.region, self.kinds, strict=True) if k == kind]
+        return sum(int((b.lo < b.hi).sum()) for b in boxes), sum(b.lo.size for b in boxes)
 
 
 def read_example(name: str, entry: Any, held: Held, kind: str) -> Example:
@@ -62,20 +64,27 @@ def read_example(name: str, entry: Any, held: Held, kind: str) -> Example:
     )
     graph = read_graph(entry["graph"], dict(held))
     shapes = [graph.nodes[ref].shape for ref in graph.inputs]
-    low, high, ones = (_points(entry[key], held, shapes, key) for key in ("low", "high", "ones"))
+    low, high, point = (_points(entry[key], held, shapes, key) for key in ("low", "high", "point"))
+    kinds = entry["kinds"]
+    need(
+        isinstance(kinds, list) and len(kinds) == len(shapes) and all(k in MOVING for k in kinds),
+        f"example {name!r}: each of {len(shapes)} inputs must be one of {MOVING}",
+    )
     need(
         all((a <= b).all() for a, b in zip(low, high, strict=True)),
         f"example {name!r}: a lower end of the region exceeds its upper end",
     )
-    inside = all(((a <= p) & (p <= b)).all() for a, p, b in zip(low, ones, high, strict=True))
+    inside = all(((a <= p) & (p <= b)).all() for a, p, b in zip(low, point, high, strict=True))
     need(inside, f"example {name!r}: the untouched network lies outside the region")
-    need(all((p == 1).all() for p in ones), f"example {name!r}: the untouched gates must be one")
+    ones = all((p == 1).all() for p, k in zip(point, kinds, strict=True) if k == "gates")
+    need(ones, f"example {name!r}: the untouched gates must be one")
+    need(kind != "damage" or "inputs" not in kinds, f"example {name!r}: its inputs move")
     sign = entry["sign"]
     need(type(sign) is int and sign in (1, -1), f"example {name!r}: sign must be 1 or -1")
-    need(kind == "damage" or sign == 1, f"example {name!r}: margins have the sign 1")
+    need(kind == "damage" or sign == 1, f"example {name!r}: {kind} has the sign 1")
     region = tuple(Box(a, b) for a, b in zip(low, high, strict=True))
     goals = _goals(name, entry["goals"], graph, held, kind, float(sign))
-    return Example(name, graph, region, tuple(ones), float(sign), goals)
+    return Example(name, graph, tuple(kinds), region, tuple(point), float(sign), goals)
 
 
 def _points(entry: Any, held: Held, shapes: list[tuple[int, ...]], what: str) -> list[Array]:
@@ -99,7 +108,7 @@ def _goals(
 ) -> tuple[Goal, ...]:
     shape = graph.nodes[-1].shape
     size = int(np.prod(shape))
-    need(kind != "damage" or size == 1, f"example {name!r}: the metric must be one number")
+    need(kind == "same-answer" or size == 1, f"example {name!r}: the metric must be one number")
     need(
         isinstance(entry, list) and len(entry) == size,
         f"example {name!r}: one goal for each of {size} numbers is needed",
@@ -152,11 +161,15 @@ def recompute(example: Example, kind: str) -> float:
     if kind == "same-answer":
         return least
     try:
-        point = [Box(p, p) for p in example.ones]
-        row = np.full(example.graph.nodes[-1].shape, -example.sign)
-        top = -Sweep(example.graph, point, {}, tight=False).bound(row, {})
+        at = Sweep(example.graph, [Box(p, p) for p in example.point], {}, tight=False)
+        row = np.ones(example.graph.nodes[-1].shape)
+        low, high = at.bound(row, {}), -at.bound(-row, {})
     except NoBoundError:
         return np.inf
+    if kind == OVER:  # the value is a difference, and none where nothing is switched off
+        near = 1e-6 * (1 + max(float(x.size().max()) for x in at.values))
+        return max(-least, 0.0) if -near <= low <= high <= near else np.inf
+    top = high if example.sign > 0 else -low
     return max(float(up(top - least)), 0.0) if np.isfinite(top) else np.inf
 
 
@@ -201,10 +214,10 @@ def supports(kind: str, found: float, claimed: Fraction) -> bool:
     """Return whether a recomputed bound supports a claimed one."""
     if not np.isfinite(found):
         return False
-    return Fraction(found) <= claimed if kind == "damage" else Fraction(found) >= claimed
+    return Fraction(found) >= claimed if kind == "same-answer" else Fraction(found) <= claimed
 
 
 def rounded(kind: str, found: float) -> float:
     """Return a number that stays supported where sums are formed in another order."""
     slack = 1e-11 * (1 + abs(found))
-    return float(up(found + slack)) if kind == "damage" else float(down(found - slack))
+    return float(down(found - slack)) if kind == "same-answer" else float(up(found + slack))

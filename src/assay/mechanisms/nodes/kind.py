@@ -15,6 +15,7 @@ from torch import Tensor
 from assay.core.mechanisms import Mechanisms, Projection
 from assay.core.parts import Gates, Group, Parts, Whole
 from assay.core.sites import Record, Seen
+from assay.errors import InputError
 from assay.mechanisms.nodes.parts import Columns
 from assay.targets import families, names
 from assay.targets.suffix import Jobs, Suffix, pick, plan
@@ -62,6 +63,17 @@ class Spot:
             )
             return Whole(vectors, self.shape, tuple(difference.shape))
         return Columns(difference[..., self.columns], self.shape, self.columns, self.width)
+
+    def hull(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ends of the reference values over the examples, and of one more; padding and
+        values that are the clean ones do not count.
+        """
+        shape = (*self.active.shape, self.width)
+        base, active = self.base.expand(shape), self.active.unsqueeze(-1)
+        least = base.where(active, torch.inf).amin(0, keepdim=True)
+        most = base.where(active, -torch.inf).amax(0, keepdim=True)
+        mine = own.to(base).expand(len(own) if own.ndim == len(shape) else 1, *shape[1:])
+        return torch.minimum(least, mine), torch.maximum(most, mine)
 
     def take(self, index: Tensor | slice) -> Spot:
         """Return the spot of some of the examples."""
@@ -189,6 +201,27 @@ class Nodes(Mechanisms):
             return "fast=False"
         with torch.no_grad():
             return plan(self.target, self.batch, list(self.sites))
+
+    def references(self, data: Mechanisms) -> tuple[Nodes, dict[str, tuple[Tensor, Tensor]]]:
+        spots, ends = dict[str, Spot](), dict[str, tuple[Tensor, Tensor]]()
+        for name, spot in self.spots.items():
+            other = data.spots.get(name) if isinstance(data, Nodes) else None
+            if other is None or other.active.shape[1:] != spot.active.shape[1:]:
+                raise InputError(
+                    "references: nodes at the same sites and positions are needed; those of"
+                    f" {name!r} differ"
+                )
+            ends[name] = other.hull(spot.base)
+            active = spot.active | other.active.any(0)
+            spots[name] = replace(spot, active=active)
+        return replace(self, spots=spots), ends
+
+    def with_references(self, values: Mapping[str, Tensor]) -> Nodes:
+        spots = {
+            name: replace(spot, base=values.get(name, spot.base))
+            for name, spot in self.spots.items()
+        }
+        return replace(self, spots=spots)
 
     def take(self, index: Tensor | slice) -> Nodes:
         """Return the nodes of some of the examples, with the reference values that were read for
