@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from assay.studies.fields import Name, StudyConfig
 
-STOPS = ("digits-channels", "agreement-attribution", "max-of-k", "tms-directions", "tms-components")
+STOPS = (
+    "digits-channels",
+    "agreement-attribution",
+    "max-of-k",
+    "tms-directions",
+    "tms-components",
+    "crosscoder-proof",
+)
 
 
 class Config(StudyConfig):
