@@ -71,6 +71,4 @@ def _pairs(problem: Problem, sides: Sides) -> pl.DataFrame:
             for f in np.flatnonzero(mean > 0).tolist()
         ]
     frame = pl.DataFrame(rows, schema=schema, orient="row")
-        rows, schema=dict(zip(names, (pl.Int64,) * 3 + (pl.Float64,), strict=True)), orient="row"
-    )
     return frame.sort("cost in margin", descending=True)
