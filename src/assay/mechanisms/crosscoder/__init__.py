@@ -10,6 +10,7 @@ from assay.mechanisms.crosscoder.gates import (
     EverywhereGates,
     FirstGates,
 )
+from assay.mechanisms.crosscoder.initial import start_at_codes
 from assay.mechanisms.crosscoder.objective import Block, Hinge, Interaction
 from assay.mechanisms.crosscoder.states import hash_of, residual_states
 from assay.mechanisms.crosscoder.training import Training, train, unexplained
@@ -29,6 +30,7 @@ __all__ = [
     "load",
     "residual_states",
     "save",
+    "start_at_codes",
     "train",
     "unexplained",
 ]

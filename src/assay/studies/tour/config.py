@@ -11,6 +11,7 @@ STOPS = (
     "max-of-k",
     "tms-directions",
     "tms-components",
+    "crosscoder-proof",
 )
 
 

@@ -1,0 +1,253 @@
+"""The crosscoder proof study: train a network and a crosscoder of it, prove how many points are
+answered right from the features, certify and check.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from torch import Tensor
+
+import assay_check
+from assay.errors import AssayError, InputError
+from assay.io.files import existing
+from assay.io.runs import Run
+from assay.learn.residual_relu import train_max_of_two
+from assay.mechanisms.crosscoder import (
+    Block,
+    Crosscoder,
+    Hinge,
+    Interaction,
+    Training,
+    hash_of,
+    load,
+    residual_states,
+    save,
+    start_at_codes,
+    train,
+    unexplained,
+)
+from assay.mechanisms.crosscoder.objective import Term
+from assay.mechanisms.crosscoder.training import equal_norm_scales, rows_of
+from assay.proofs.crosscoder.arithmetic import Array
+from assay.proofs.crosscoder.certificate import certify_points
+from assay.proofs.crosscoder.certificates import strongest_sides
+from assay.proofs.crosscoder.heuristic import heuristic_estimate
+from assay.proofs.crosscoder.independence import independence
+from assay.proofs.crosscoder.problem import (
+    Network,
+    Points,
+    Problem,
+    claimed_margins,
+    features_of,
+    true_margins,
+)
+from assay.proofs.crosscoder.prove import (
+    STRATEGIES,
+    ProofResult,
+    curve,
+    evaluation_operations,
+    prove,
+)
+from assay.studies.crosscoder_proof.config import Config
+from assay.studies.crosscoder_proof.page import headline, sections
+from assay.targets import residual_relu
+from assay.targets.residual_relu import ResidualReLU, pairs_of_tokens
+
+__all__ = ["Config", "check", "headline", "run", "sections"]
+
+CERTIFICATE = "certificate.json"
+
+
+def check(config: Config) -> None:
+    """Refuse a network or a crosscoder that cannot be proved about."""
+    model = None
+    if config.model.path is not None:
+        model = _load(config.model.path)
+    if config.crosscoder.path is not None:
+        found = load(config.crosscoder.path)
+        if model is not None and found.model_hash not in ("", hash_of(model)):
+            raise InputError(
+                f"the crosscoder in {config.crosscoder.path} was trained on another network (the"
+                " digest of the weights differs)"
+            )
+
+
+def run(config: Config, run: Run) -> dict[str, Any]:
+    """Train or load, prove by every strategy, certify and check; all that the report shows is
+    saved.
+    """
+    model = _network(config, run)
+    path = run.write("weights.safetensors", lambda new: residual_relu.save(new, model))
+    tokens, labels = pairs_of_tokens(model.unembed.out_features)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
+    held = order[: max(1, round(config.held_out * len(labels)))]
+    fitted = order[len(held) :]
+    found = _crosscoder(config, run, model, tokens, labels, fitted)
+    run.write_files(lambda folder: save(folder, found))
+    points = Points(tokens.double().numpy(), labels.numpy(), pairs=True)
+    problem = Problem(Network.of(model), points, features_of(found, model, points))
+    true, outside = true_margins(problem), held.numpy()
+    results = [prove(problem, name) for name in STRATEGIES]
+    table = _table(results, true, outside)
+    run.save_table("proofs.parquet", table)
+    rounds = _curve(problem, config.proofs.depth, outside)
+    run.save_table("curve.parquet", rounds)
+    margins = pl.DataFrame(
+        {"true": true, "claimed": claimed_margins(problem)}
+        | {result.strategy: result.margins for result in results}
+    )
+    run.save_table("margins.parquet", margins)
+    report = independence(problem, strongest_sides(problem))
+    run.save_table("pairs.parquet", report.pairs)
+    neurons = pl.DataFrame({"neuron": range(len(report.strengths)), "mean": report.strengths})
+    run.save_table("neurons.parquet", neurons.sort("mean", descending=True))
+    estimate = heuristic_estimate(problem, fitted.numpy())
+    by_name = {row["strategy"]: row for row in table.iter_rows(named=True)}
+    codes = problem.features.codes
+    states = residual_states(model, tokens, found.sites)
+    return {
+        "points": len(points),
+        "held_out": len(outside),
+        "right": int((true > 0).sum()),
+        "claimed": float((claimed_margins(problem) > 0).mean()),
+        "certified": {name: row["share"] for name, row in by_name.items()},
+        "certified_held_out": {name: row["held out"] for name, row in by_name.items()},
+        "operations": {name: row["operations"] for name, row in by_name.items()},
+        "evaluation_operations": evaluation_operations(problem),
+        "groups_needed": _needed(rounds),
+        "features": found.size,
+        "mean_l0": float((codes > 0).sum(1).mean()),
+        "fvu": unexplained(found, states).max().item(),
+        "certificate": _certify(config, problem, run, path),
+        "estimate": {
+            "right": estimate.right,
+            "half_width": estimate.width(),
+            "stretch": estimate.stretch(true),
+        },
+        "neuron_pairs_without_interaction": report.free_share,
+        "neurons_without_interaction": report.silent,
+    }
+
+
+def _load(path: str) -> ResidualReLU:
+    model = residual_relu.load(existing(Path(path)))
+    Network.of(model)
+    if model.embed.in_features != 2 * model.unembed.out_features:
+        raise InputError(
+            f"model.path: a network for pairs of {model.unembed.out_features} tokens reads"
+            f" {2 * model.unembed.out_features} inputs, this one reads {model.embed.in_features}"
+        )
+    return model
+
+
+def _network(config: Config, run: Run) -> ResidualReLU:
+    chosen = config.model
+    if chosen.path is not None:
+        return _load(chosen.path)
+    return train_max_of_two(
+        chosen.vocabulary,
+        chosen.width,
+        chosen.hidden,
+        seed=config.seed,
+        steps=chosen.steps,
+        rate=chosen.rate,
+        decay=chosen.decay,
+        run=run,
+    )
+
+
+def _crosscoder(
+    config: Config, run: Run, model: ResidualReLU, tokens: Tensor, labels: Tensor, fitted: Tensor
+) -> Crosscoder:
+    chosen = config.crosscoder
+    if chosen.path is not None:
+        return load(chosen.path, model.sites)
+    states = residual_states(model, tokens, model.sites)
+    generator = torch.Generator().manual_seed(config.seed)
+    found = Crosscoder(
+        model.sites, states.shape[2], chosen.features, model_hash=hash_of(model),
+        generator=generator,
+    )  # fmt: skip
+    scales = equal_norm_scales(states[fitted])
+    if chosen.start == "tokens":
+        answers = torch.nn.functional.one_hot(labels, model.unembed.out_features)
+        proposed = torch.cat([tokens, answers.to(tokens)], 1)
+        start_at_codes(found, states[fitted], proposed[fitted], scales)
+    block = Block.of(model.blocks[0], 0)
+    terms: list[Term] = []
+    if chosen.interaction:
+        terms.append(Interaction(block, chosen.interaction))
+    if chosen.hinge:
+        unembed = model.unembed.weight.detach(), model.unembed.bias.detach()
+        terms.append(Hinge(block, *unembed, labels, chosen.margin, chosen.compact, chosen.hinge))
+    training = Training(chosen.steps, chosen.rate, chosen.sparsity)
+    draw = rows_of(states, fitted)
+    train(found, draw, training, terms=terms, scales=scales, generator=generator, run=run)
+    return found.eval()
+
+
+def _table(results: list[ProofResult], true: Array, held: Array) -> pl.DataFrame:
+    rows = [
+        {
+            "strategy": result.strategy,
+            "share": result.share,
+            "held out": float(result.right[held].mean()),
+            "normalised": result.count / max(int((true > 0).sum()), 1),
+            "mean gap": float((true - result.margins).mean()),
+            "groups": result.groups,
+            "operations": result.operations,
+            "CPU seconds": result.seconds,
+            "about": STRATEGIES[result.strategy].about,
+        }
+        for result in results
+    ]
+    for result in results:
+        if (result.margins > true + 1e-6 * (1 + np.abs(true))).any():
+            raise AssayError(f"a bound of {result.strategy} lies above the true margin")
+    return pl.DataFrame(rows)
+
+
+def _curve(problem: Problem, depth: int, held: Array) -> pl.DataFrame:
+    rows = [
+        {
+            "groups": one.groups,
+            "operations": one.operations,
+            "share": float(one.right.mean()),
+            "held out": float(one.right[held].mean()),
+            "bounded in this round": one.bounded,
+            "split by": one.about,
+        }
+        for one in curve(problem, depth)
+    ]
+    return pl.DataFrame(rows)
+
+
+def _needed(rounds: pl.DataFrame) -> int:
+    """Return the fewest groups with which the curve reaches its highest share."""
+    best = rounds["share"].max()
+    groups: int = rounds.filter(pl.col("share") == best)["groups"].min()  # type: ignore[assignment]
+    return groups
+
+
+def _certify(config: Config, problem: Problem, run: Run, weights: Path) -> dict[str, Any]:
+    """Write the certificate and have the independent checker confirm it; AssayError otherwise."""
+    proofs: list[ProofResult] = []
+    name = config.proofs.certified
+    run.write_files(
+        lambda folder: proofs.append(certify_points(problem, name, folder / CERTIFICATE))
+    )
+    verdict = assay_check.check(run.checked(CERTIFICATE), weights)
+    if not verdict.accepted:
+        raise AssayError(f"the independent checker refuses {CERTIFICATE}: {verdict.reason}")
+    return {
+        "strategy": name,
+        "count": proofs[0].count,
+        "share": proofs[0].share,
+        "checked": verdict.reason,
+        "measure": verdict.measure,
+    }

@@ -1,0 +1,108 @@
+"""Lower bounds of a network's margins from features that nobody has to trust, in balls.
+
+With features z >= 0 that write d_f into r_0, `r_0 = sum_f z_f d_f + b + e`: the inputs of a neuron
+are `x = P - N + W_in e`, where P and N are the sums of its positive and of its negative
+contributions, so that `relu(P - N) = P - min(P, N)`. The relu moves by at most |W_in e|, and min(P,
+N) is at most either."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from flint import arb, arb_mat, ctx
+
+from assay_check.crosscoder.model import Model, balls
+
+BITS = 160
+Rows = list[list[arb]]
+
+
+class Advice:
+    """decoder (size, width), bias (width,), codes (points, size); `group` (points,) and `negative`
+    (groups, hidden) where the rule takes them.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        self.decoder, self.bias, self.codes = (
+            balls(arrays[name]) for name in ("decoder", "bias", "codes")
+        )
+        self.group, self.negative = arrays.get("group"), arrays.get("negative")
+
+
+def right_points(
+    model: Model, rule: str, advice: Advice, inputs: np.ndarray, labels: Sequence[int]
+) -> list[bool]:
+    """Return which points provably have their right logit above every other one."""
+    with ctx.workprec(BITS):
+        P, N = _sides(model, advice)
+        state = balls(inputs) * model.E.transpose() + _spread(model.b_E, len(inputs))
+        rebuilt = advice.codes * advice.decoder + _spread(advice.bias, len(inputs))
+        sizes = [_norm(row) for row in (state - rebuilt).tolist()]
+        kept = rebuilt if rule == "compact" else state
+        written = kept + _spread(model.b_out, len(inputs))
+        written = written + arb_mat(P) * model.W_out.transpose()
+        logits = written * model.U.transpose() + _spread(model.b_U, len(inputs))
+        lost = _lost(rule, advice, P, N)
+        inner, rows = (model.U * model.W_out).tolist(), model.U.tolist()
+        reaches = [_norm(row) for row in model.W_in.tolist()]
+        right = [False] * len(labels)
+        for y in sorted(set(labels)):
+            here = [i for i, label in enumerate(labels) if label == y]
+            pulls = [[a - b for a, b in zip(inner[y], row, strict=True)] for row in inner]
+            signed = pulls if rule == "exact" else [[_positive(x) for x in row] for row in pulls]
+            costs = arb_mat([lost[i] for i in here]) * arb_mat(signed).transpose()
+            steps = [
+                sum((abs(x) * r for x, r in zip(row, reaches, strict=True)), arb(0))
+                for row in pulls
+            ]
+            if rule == "compact":
+                ways = [[a - b for a, b in zip(rows[y], row, strict=True)] for row in rows]
+                steps = [step + _norm(way) for step, way in zip(steps, ways, strict=True)]
+            for place, i in enumerate(here):
+                right[i] = all(
+                    logits[i, y] - logits[i, k] - costs[place, k] - steps[k] * sizes[i] > 0
+                    for k in range(len(inner))
+                    if k != y
+                )
+        return right
+
+
+def _sides(model: Model, advice: Advice) -> tuple[Rows, Rows]:
+    """Return P and N of every point and neuron."""
+    single = (advice.decoder * model.W_in.transpose()).tolist()
+    fixed = (advice.bias * model.W_in.transpose() + model.b_in).tolist()[0]
+    found = []
+    for sign in (1, -1):
+        table = arb_mat([[_positive(sign * x) for x in row] for row in single])
+        base = [_positive(sign * x) for x in fixed]
+        sums = (advice.codes * table).tolist()
+        found.append([[a + b for a, b in zip(row, base, strict=True)] for row in sums])
+    return found[0], found[1]
+
+
+def _lost(rule: str, advice: Advice, P: Rows, N: Rows) -> Rows:
+    """Return what is taken off P for the interaction: min(P, N), or the side that was chosen."""
+    if rule == "exact":
+        return [
+            [arb.min(p, n) for p, n in zip(above, below, strict=True)]
+            for above, below in zip(P, N, strict=True)
+        ]
+    assert advice.group is not None
+    assert advice.negative is not None
+    chosen = advice.negative[advice.group].tolist()
+    return [
+        [n if side else p for p, n, side in zip(above, below, sides, strict=True)]
+        for above, below, sides in zip(P, N, chosen, strict=True)
+    ]
+
+
+def _positive(x: arb) -> arb:
+    return arb.max(x, arb(0))
+
+
+def _norm(row: Sequence[arb]) -> arb:
+    """Return the Euclidean norm: at least zero, whatever the rounding."""
+    return arb.max(sum((x * x for x in row), arb(0)), arb(0)).sqrt()
+
+
+def _spread(row: arb_mat, count: int) -> arb_mat:
+    return arb_mat(count, 1, [1] * count) * row

@@ -1,0 +1,231 @@
+"""Certificates of crosscoder proofs: the checker agrees with the prover, and forgeries fail."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import assay_check
+from assay.errors import InputError
+from assay.proofs.crosscoder.certificate import NAMES, RULES, certify_points
+from assay.proofs.crosscoder.problem import Features, Network, Points, Problem, true_margins
+
+V, H = 5, 6
+
+
+def small(seed: int = 0, pairs: bool = True, noise: float = 0.25) -> Problem:
+    """A network that names the larger of two tokens, most of the time, and features that are the
+    tokens, nearly.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(*shape: int, scale: float = noise) -> np.ndarray:
+        return (scale * rng.normal(size=shape)).astype(np.float32).astype(np.float64)
+
+    d = 2 * V
+    growing = np.diag(np.arange(1.0, V + 1))
+    U = np.concatenate([growing, growing], 1) + draw(V, d, scale=0.02)
+    network = Network(
+        np.eye(d), draw(d, scale=0.01), draw(H, d, scale=0.4), draw(H), draw(d, H, scale=0.2),
+        draw(d, scale=0.01), U.astype(np.float32).astype(np.float64), draw(V, scale=0.01),
+    )  # fmt: skip
+    tokens = np.indices((V, V)).reshape(2, -1)
+    inputs = np.concatenate([np.eye(V)[tokens[0]], np.eye(V)[tokens[1]]], 1)
+    decoder = np.stack([np.eye(d), draw(d, d)], 1)
+    decoder[:, 0] += draw(d, d, scale=0.02)
+    features = Features(
+        decoder.astype(np.float32).astype(np.float64),
+        np.stack([network.b_e, draw(d)]),
+        inputs.copy(),
+    )
+    return Problem(network, Points(inputs, tokens.max(0), pairs), features)
+
+
+def put(problem: Problem, folder: Path, strategy: str) -> tuple[Path, Path, int]:
+    weights = folder / "weights.safetensors"
+    arrays = {NAMES[key]: value.astype(np.float32) for key, value in vars(problem.network).items()}
+    save_file({key: np.ascontiguousarray(value) for key, value in arrays.items()}, weights)
+    path = folder / "claim.json"
+    return path, weights, certify_points(problem, strategy, path).count
+
+
+@pytest.mark.parametrize("strategy", RULES)
+@pytest.mark.parametrize("pairs", [True, False])
+def test_the_checker_finds_what_the_prover_found(strategy, pairs, tmp_path):
+    found = []
+    for seed in range(2):
+        of = small(seed, pairs)
+        path, weights, count = put(of, tmp_path, strategy)
+        verdict = assay_check.check(path, weights)
+        assert verdict.accepted, verdict.reason
+        assert verdict.bound == Fraction(count, V * V)
+        assert ("pairs" in verdict.measure) is pairs
+        assert count <= int((true_margins(of) > 0).sum())
+        found.append(count)
+    assert max(found) > 0
+    if strategy == "exact":
+        assert min(found) < V * V
+
+
+def claim_of(count: Any, total: int = V * V) -> dict[str, str]:
+    return {
+        "count": str(count),
+        "total": str(total),
+        "bound": str(Fraction(int(count), total)),
+    }
+
+
+def change_advice(path: Path, **arrays: np.ndarray | None) -> None:
+    """Put other arrays into the advice of a certificate, with the digest made right again."""
+    advice = path.with_suffix(".advice.safetensors")
+    held = load_file(advice)
+    for name, array in arrays.items():
+        if array is None:
+            del held[name]
+        else:
+            held[name] = np.ascontiguousarray(array)
+    save_file(held, advice)
+    entry = json.loads(path.read_text())
+    entry["advice"]["sha256"] = hashlib.sha256(advice.read_bytes()).hexdigest()
+    path.write_text(json.dumps(entry))
+
+
+def advice_of(path: Path) -> dict[str, np.ndarray]:
+    return load_file(path.with_suffix(".advice.safetensors"))
+
+
+def moved(path: Path) -> dict[str, np.ndarray]:
+    decoder = advice_of(path)["decoder"].copy()
+    decoder[[0, 3]] = decoder[[3, 0]]
+    return {"decoder": decoder}
+
+
+def swapped_sides(path: Path) -> dict[str, np.ndarray]:
+    return {"negative": 1 - advice_of(path)["negative"]}
+
+
+def larger_codes(path: Path) -> dict[str, np.ndarray]:
+    return {"codes": 2 * advice_of(path)["codes"]}
+
+
+def fewer(name: str) -> Any:
+    return lambda path: {name: advice_of(path)[name][:-1]}
+
+
+def with_nan(path: Path) -> dict[str, np.ndarray]:
+    return {"codes": np.full_like(advice_of(path)["codes"], np.nan)}
+
+
+def negative_codes(path: Path) -> dict[str, np.ndarray]:
+    return {"codes": advice_of(path)["codes"] - 1}
+
+
+ADVICE = {
+    "a feature moved": moved,
+    "the other sides": swapped_sides,
+    "codes doubled": larger_codes,
+    "codes of fewer points": fewer("codes"),
+    "fewer features": fewer("decoder"),
+    "sides of fewer groups than there are": lambda path: {
+        "group": advice_of(path)["group"] + np.int32(100)
+    },
+    "a group below zero": lambda path: {"group": advice_of(path)["group"] - np.int32(100)},
+    "codes that are no numbers": with_nan,
+    "codes below zero": negative_codes,
+    "sides that are not bits": lambda path: {"negative": 2 * advice_of(path)["negative"] + 2},
+    "sides left out": lambda path: {"negative": None},
+    "inputs of its own": lambda path: {"inputs": np.eye(2 * V, dtype=np.float32)},
+    "the bias of another network": lambda path: {"bias": advice_of(path)["bias"] + 1},
+}
+
+FIELDS: dict[str, dict[str, Any]] = {
+    "one point more": {},
+    "a count below zero": {"claim": {**claim_of(1), "count": "-1"}},
+    "another total": {"claim": claim_of(3, 24)},
+    "a bound that is not count / total": {"claim": {**claim_of(3), "bound": "1"}},
+    "everything": {"claim": claim_of(V * V)},
+    "more than everything": {"claim": claim_of(V * V + 1)},
+    "a level that it was not proved at": {"level": "float32"},
+    "a search as a proof": {"level": "float64"},
+    "a rule that does not exist": {"rule": "strongest"},
+    "the rule that the advice does not fit": {"rule": "exact"},
+    "points of its own": {"points": {"kind": "listed"}},
+    "points without a kind": {"points": {}},
+    "options": {"options": {"side": "P"}},
+    "assumptions": {"assumptions": {"rounding": "none"}},
+    "another task": {"task": "max-of-k"},
+}
+
+
+def refused(path: Path, weights: Path) -> bool:
+    try:
+        return not assay_check.check(path, weights).accepted
+    except assay_check.InputError:
+        return True
+
+
+@pytest.fixture
+def claim(tmp_path: Path) -> tuple[Path, Path, int]:
+    found = put(small(), tmp_path, "strongest")
+    assert 5 < found[2] < V * V
+    return found
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_forged_advice_is_refused(name, claim):
+    path, weights, _ = claim
+    change_advice(path, **ADVICE[name](path))
+    assert refused(path, weights)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_forged_fields_are_refused(name, claim):
+    path, weights, count = claim
+    changed = FIELDS[name] or {"claim": claim_of(count + 1)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    assert refused(path, weights)
+
+
+def test_other_weights_are_refused(claim, tmp_path):
+    path, weights, _ = claim
+    held = load_file(weights)
+    for name, entry in (
+        ("unembed.bias", held["unembed.bias"] + np.float32(1e-3)),
+        ("embed.weight", held["embed.weight"] * np.float32("nan")),
+        ("embed.weight", held["embed.weight"][:, :-1]),
+        ("blocks.1.mlp_in.weight", held["embed.weight"]),
+    ):
+        other = tmp_path / "other.safetensors"
+        save_file({**held, name: np.ascontiguousarray(entry)}, other)
+        assert refused(path, other), name
+    assert not refused(path, weights)
+
+
+def test_a_smaller_claim_is_accepted(claim):
+    path, weights, count = claim
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"claim": claim_of(count - 1)}))
+    assert assay_check.check(path, weights).accepted
+
+
+def test_what_cannot_be_certified_is_refused(tmp_path):
+    with pytest.raises(InputError, match="writes no certificate"):
+        certify_points(small(), "balls", tmp_path / "c.json")
+    with pytest.raises(InputError, match="holds at level real"):
+        certify_points(small().at("float64"), "exact", tmp_path / "c.json")
+    wide = small()
+    codes = wide.features.codes + 1e-12
+    wide = Problem(
+        wide.network,
+        wide.points,
+        Features(wide.features.decoder, wide.features.bias, codes),
+    )
+    with pytest.raises(InputError, match="codes must hold float32"):
+        certify_points(wide, "exact", tmp_path / "c.json")
+    assert not list(tmp_path.iterdir())
