@@ -20,8 +20,8 @@ from assay.dictionaries import Placed, make
 from assay.dictionaries.load import load_dictionaries
 from assay.dictionaries.save import save_circuit_tracer, save_dictionaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-SECONDS = 240
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SECONDS = 240  # for an installation
 X = draw(64, D, seed=3).float()
 SITE, OUT = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
 MORE = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "matryoshka": {"k": 3, "nested": [4, M]}}
@@ -58,7 +58,7 @@ def run(python: Path, script: str, folder: Path) -> dict[str, Tensor]:
         [str(python), str(folder / "script.py"), str(folder)],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=500,
         check=False,
         env=variables,
     )
