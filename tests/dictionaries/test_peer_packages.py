@@ -32,7 +32,8 @@ def environment(package: str, folder: Path) -> Path:
     is skipped with the reason where that fails.
     """
     python = folder / package / "bin" / "python"
-    if python.exists():
+    ready = folder / package / "installed"
+    if ready.exists():
         return python
     release = torch.__version__.partition("+")[0]
     command = [sys.executable, "-m", "venv", "--without-pip", str(folder / package)]
@@ -45,6 +46,7 @@ def environment(package: str, folder: Path) -> Path:
         pytest.skip(f"{package} could not be installed in {SECONDS} seconds")
     if done.returncode:
         pytest.skip(f"{package} could not be installed: {done.stderr.strip()[-300:]}")
+    ready.touch()
     return python
 
 
