@@ -20,8 +20,8 @@ from assay.dictionaries import Placed, make
 from assay.dictionaries.load import load_dictionaries
 from assay.dictionaries.save import save_circuit_tracer, save_dictionaries
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-SECONDS = 240
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+SECONDS = 240  # for an installation
 X = draw(64, D, seed=3).float()
 SITE, OUT = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
 MORE = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "matryoshka": {"k": 3, "nested": [4, M]}}
@@ -32,7 +32,8 @@ def environment(package: str, folder: Path) -> Path:
     is skipped with the reason where that fails.
     """
     python = folder / package / "bin" / "python"
-    if python.exists():
+    ready = folder / package / "installed"
+    if ready.exists():
         return python
     release = torch.__version__.partition("+")[0]
     command = [sys.executable, "-m", "venv", "--without-pip", str(folder / package)]
@@ -45,6 +46,7 @@ def environment(package: str, folder: Path) -> Path:
         pytest.skip(f"{package} could not be installed in {SECONDS} seconds")
     if done.returncode:
         pytest.skip(f"{package} could not be installed: {done.stderr.strip()[-300:]}")
+    ready.touch()
     return python
 
 
@@ -58,7 +60,7 @@ def run(python: Path, script: str, folder: Path) -> dict[str, Tensor]:
         [str(python), str(folder / "script.py"), str(folder)],
         capture_output=True,
         text=True,
-        timeout=SECONDS,
+        timeout=500,
         check=False,
         env=variables,
     )

@@ -24,7 +24,7 @@ def explained_variance(
     in float64; minus infinity for constant values that are not rebuilt.
     """
     flat = values.detach().double().reshape(-1, values.shape[-1])
-    missed = float((flat - rebuilt.detach().double().reshape(flat.shape)).square().sum())
+    missed = float((flat - rebuilt.detach().to(flat).reshape(flat.shape)).square().sum())
     total = float((flat - flat.mean(0)).square().sum())
     if total == 0:
         return 1.0 if missed == 0 else float("-inf")
@@ -34,6 +34,7 @@ def explained_variance(
 @torch.no_grad()
 def likely_cause(placed: Placed, x: Tensor, y: Tensor) -> tuple[str | None, float]:
     """Return the reading under which a dictionary explains most, and how much."""
+    y = y.to(x)
     first_left_out = None
     if x.ndim > 2 and x.shape[-2] > 1:
         first_left_out = x[..., 1:, :], y[..., 1:, :]
