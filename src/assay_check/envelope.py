@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from assay_check.reading import need, parse
+from assay_check.reading import InputError, need, parse
 
 FORMAT = "assay-certificate/1"
 FIELDS = {
@@ -55,6 +55,14 @@ class Envelope:
             f"{name} is not the advice of this certificate",
         )
         return str(name), data
+
+    def needs(self, weights: bytes | None) -> bytes:
+        """Return the weights, without which the task cannot be checked; InputError for none."""
+        if weights is None:
+            raise InputError(
+                f"a certificate of {self.task} is checked with its weights: give --weights"
+            )
+        return weights
 
     def without_advice(self) -> None:
         """Raise InputError unless the certificate says that it has no advice."""

@@ -15,12 +15,12 @@ RULES = ("linear", "compact", "exact")
 POINTS = {"pairs": "all ordered pairs of tokens", "listed": "points that the advice lists"}
 
 
-def check(envelope: Envelope, weights: bytes) -> Verdict:
+def check(envelope: Envelope, weights: bytes | None) -> Verdict:
     """Recompute a claim about a network from its weights, with advice that is sound whatever it
     says.
     """
     need(envelope.rule in RULES, f"unknown rule {envelope.rule!r}; known: {sorted(RULES)}")
-    model = Model(weights)
+    model = Model(envelope.needs(weights))
     need(
         envelope.options == {} == envelope.assumptions,
         f"the rules take no options and assume nothing, got {envelope.options!r} and"

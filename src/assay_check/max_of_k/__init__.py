@@ -12,7 +12,7 @@ from assay_check.max_of_k.execution import logit_error
 from assay_check.max_of_k.margins import Margins
 from assay_check.max_of_k.measure import Measure
 from assay_check.max_of_k.model import Model
-from assay_check.reading import InputError, need
+from assay_check.reading import need
 
 RULES = {**dict.fromkeys(accuracy.RULES, accuracy), cross_entropy.RULE: cross_entropy}
 
@@ -23,9 +23,7 @@ def check(envelope: Envelope, weights: bytes | None) -> Verdict:
     """
     rule = envelope.rule
     need(isinstance(rule, str) and rule in RULES, f"unknown rule {rule!r}; known: {sorted(RULES)}")
-    if weights is None:
-        raise InputError("a certificate of max-of-k is checked with its weights: give --weights")
-    model = Model(weights)
+    model = Model(envelope.needs(weights))
     measure = Measure(envelope.own["measure"], model.V, model.K)
     RULES[rule].read(envelope, measure)
     if envelope.level == "float64":
