@@ -72,7 +72,7 @@ def measure_text(out: Path, text: Path) -> None:
     model = load_language_model(folder)
     ids = read_text(text, model.tokenizer, length=settings.context)
     kept = len(ids) - max(1, len(ids) // 10)  # the rest was held out of the model's training too
-    rows, held = rows_of(ids[:kept], constant=1), rows_of(ids[kept:], constant=1)
+    rows, held = rows_of(ids[:kept], constant=1), rows_of(ids[kept:][:256], constant=1)
     training = Training(steps=1500, batch=1024, end_to_end=0.1, windows=16)
     report("text model", model.model, 2, 512, 16, rows, held, training)
 
