@@ -61,7 +61,9 @@ def measure_agreement(out: Path) -> None:
         ids = encode_sentences(agreement_text(sentences, seed=seed), model.tokenizer)
         return rows_of(ids, ids != model.tokenizer.pad_token_id)
 
-    training = Training(steps=1500, batch=512, rate=2e-3, end_to_end=0.4, windows=64)
+    training = Training(
+        steps=1500, batch=512, rate=2e-3, end_to_end=0.4, windows=64, auxiliary_features=3
+    )
     report("agreement model", model.model, 4, 512, 3, rows(8000, 0), rows(600, 99), training)
 
 
@@ -73,7 +75,7 @@ def measure_text(out: Path, text: Path) -> None:
     ids = read_text(text, model.tokenizer, length=settings.context)
     kept = len(ids) - max(1, len(ids) // 10)  # the rest was held out of the model's training too
     rows, held = rows_of(ids[:kept], constant=1), rows_of(ids[kept:], constant=1)
-    training = Training(steps=1500, batch=1024, end_to_end=0.1, windows=16)
+    training = Training(steps=1500, batch=1024, end_to_end=0.1, windows=16, auxiliary_features=16)
     report("text model", model.model, 2, 512, 16, rows, held, training)
 
 

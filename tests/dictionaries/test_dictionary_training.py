@@ -299,8 +299,8 @@ def test_evaluation_against_plain_hooks(model, rows):
     x = seen[0][kept].double()
     zero, spliced = loss(torch.zeros_like), loss(dictionary)
     one = next(entry for entry in found.sites if entry.name == site)
-    assert found.loss == pytest.approx(clean, abs=1e-6)
-    assert one.loss_zero == pytest.approx(zero, abs=1e-6)
+    assert found.loss == pytest.approx(clean, abs=1e-5)
+    assert one.loss_zero == pytest.approx(zero, abs=1e-5)
     assert one.loss_recovered == pytest.approx((zero - spliced) / (zero - clean), abs=1e-5)
     error = x - dictionary.double()(x)
     centred = x - x.mean(0)
@@ -321,8 +321,8 @@ def test_evaluation_against_plain_hooks(model, rows):
     assert one.pca_loss_recovered == pytest.approx((zero - pca) / (zero - clean), abs=1e-5)
     exact = next(entry for entry in found.sites if entry.name == SITE)
     assert exact.explained == 1.0
-    assert exact.loss_recovered == pytest.approx(1.0, abs=1e-6)
+    assert exact.loss_recovered == pytest.approx(1.0, abs=1e-5)
     # An exact dictionary changes nothing where all are spliced.
-    assert found.loss_spliced == pytest.approx(spliced, abs=1e-6)
+    assert found.loss_spliced == pytest.approx(spliced, abs=1e-5)
     assert "all at once" in repr(found)
     assert "<table>" in found._repr_html_()

@@ -242,7 +242,8 @@ def _loss(model: nn.Module, rows: Rows, run: Callable[[Rows], object]) -> float:
         logits = logits_of(run(some))[:, :-1]
         known = known.to(logits.device)
         labels = some.ids[:, 1:].to(logits.device)
-        total += float(cross_entropy(logits[known].double(), labels[known], reduction="sum"))
+        losses = cross_entropy(logits[known].float(), labels[known], reduction="none")
+        total += float(losses.double().sum())
         count += int(known.sum())
     return total / max(count, 1)
 
