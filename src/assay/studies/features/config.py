@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -63,11 +64,12 @@ class DictionariesConfig(Keys):
     architecture: Literal["batchtopk", "topk"] = "topk"
     features: Count = 512
     k: Count = 3
-    steps: Count = 1200
-    batch: Count = 1024
+    steps: Count = 1000
+    batch: Count = 512
     rate: Positive = 2e-3
-    end_to_end: Probability = 0.1
-    sentences: Count = 24_000
+    end_to_end: Probability = 0.4
+    windows: Count = 64
+    sentences: Count = 8000
 
 
 class EffectsConfig(Keys):
@@ -178,8 +180,8 @@ class Config(StudyConfig):
                 " target.path=MODEL_DIR --set data.path=TEXT; then give their folder as"
                 " dictionaries.path"
             )
-        if self.dictionaries.path is not None:
-            existing(self.dictionaries.path)
+        if self.dictionaries.path is not None and not Path(self.dictionaries.path).is_dir():
+            raise InputError(f"no folder {self.dictionaries.path!r} of dictionaries")
         if self.dictionaries.k > self.dictionaries.features:
             raise InputError(
                 f"dictionaries.k = {self.dictionaries.k} is more than dictionaries.features ="

@@ -66,7 +66,8 @@ def with_node_paths(table: pl.DataFrame, bound: FeatureParts, config: Config) ->
         place = pl.int_range(pl.len()).over("example").alias("place")
         rows = rows.with_columns(place)
         axes = len(rows["index"][0])
-        index = torch.zeros(int(rows["place"].max()) + 1, len(few.batch), axes, dtype=torch.long)  # type: ignore[arg-type]
+        most = max(rows["place"].to_list())
+        index = torch.zeros(most + 1, len(few.batch), axes, dtype=torch.long)
         where = torch.tensor(rows["place"].to_list()), torch.tensor(rows["example"].to_list())
         index[where] = torch.tensor(rows["index"].to_list())
         found = -node_path(few, str(group), index, points=points)[where]

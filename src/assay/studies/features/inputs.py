@@ -38,7 +38,7 @@ from assay.targets.reading import read_values, real_positions
 
 SAVED = "dictionaries"
 """The folder of a run that holds the dictionaries that it trained."""
-_HELD_OUT = 300
+_HELD_OUT = 150
 
 
 def load_model(config: Config, run: Run) -> LanguageModel:
@@ -112,6 +112,7 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
         batch=given.batch,
         rate=given.rate,
         end_to_end=given.end_to_end,
+        windows=given.windows,
         seed=config.seed,
     )
     trained = train(model.model, rows, placed, training, run=run, name=SAVED)
@@ -140,8 +141,7 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
 
 def _rows(sentences: list[str], model: LanguageModel) -> Rows:
     ids = encode_sentences(sentences, model.tokenizer)
-    # Every sentence begins with the same word, whose activations are constant.
-    return rows_of(ids, ids != model.tokenizer.pad_token_id, constant=1)
+    return rows_of(ids, ids != model.tokenizer.pad_token_id)
 
 
 @torch.no_grad()

@@ -25,10 +25,11 @@ def headline(run: Run) -> tuple[str, str]:
     name = config["target"]["path"] or "a small model trained on subject-verb agreement"
     return (
         "Features and what they miss",
-        f"Which features of {name}, at which positions, carry the metric {config['metric']}; what "
-        "do error nodes carry, the part that dictionaries do not explain; and how far do cheap "
-        f"scores agree with exact patching? Parts are features of {_SOURCES[summary['dictionaries']['kind']]}, "
-        f"{summary['dictionaries']['count']} sites, on {summary['pairs']['kept']} pairs of prompts.",
+        f"Which features of {name}, at which positions, carry the metric {config['metric']}; what"
+        " do error nodes carry, the part that dictionaries do not explain; and how far do cheap"
+        " scores agree with exact patching? Parts are features of"
+        f" {_SOURCES[summary['dictionaries']['kind']]}, {summary['dictionaries']['count']} sites,"
+        f" on {summary['pairs']['kept']} pairs of prompts.",
     )
 
 
@@ -44,7 +45,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
                 Fact(
                     f"AtP of {part}s, r",
                     row["pearson"],
-                    f"slope {charts.show(row['slope'])}, sign right in {charts.show(row['sign'])}, {row['n']:,} effects",
+                    f"slope {charts.show(row['slope'])}, sign right in {charts.show(row['sign'])},"
+                    f" {row['n']:,} effects",
                 )
             )
     row = found.get(("node paths", "example", "feature"))
@@ -56,7 +58,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             Fact(
                 "loss recovered, all sites",
                 measured["loss_recovered_all_sites"],
-                f"worst site alone {charts.show(measured['loss_recovered_worst_site'])}; at most {charts.show(measured['largest_l0'])} active features a position",
+                f"worst site alone {charts.show(measured['loss_recovered_worst_site'])}; at most"
+                f" {charts.show(measured['largest_l0'])} active features a position",
             )
         )
     if TOP_BY_SCORE in summary["bars"]:
@@ -79,9 +82,9 @@ def _dictionaries(run: Run, summary: dict[str, Any]) -> Section:
     if run.has("evaluation.parquet"):
         tables.append(Table(run.table("evaluation.parquet"), "On sentences never trained on"))
         text += (
-            " Loss recovered is (zero - spliced) / (zero - clean): cross-entropies of the network "
-            "with zeros, with what the dictionary rebuilds, and as it is; beside it, PCA of as many "
-            "components as features are active."
+            " Loss recovered is (zero - spliced) / (zero - clean): cross-entropies of the network"
+            " with zeros, with what the dictionary rebuilds, and as it is; beside it, PCA of as"
+            " many components as features are active."
         )
     return Section("The dictionaries", text, tables=tables)
 
@@ -159,19 +162,20 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
         "n",
     )
     text = (
-        "Each point is one part of one pair: what the cheap score says (up) against what patching "
-        "it exactly does (across). A correlation says nothing of scale: a slope below one means that "
-        "effects are under-estimated, and `sign` is the share of effects whose sign is right. Over "
-        "`node mean`s, effects of a node are averaged over the pairs first, which hides single "
-        f"examples. Node paths (the gradient averaged along the change of one part alone) were "
-        f"computed for {summary['node_paths']:,} effects."
+        "Each point is one part of one pair: what the cheap score says (up) against what patching"
+        " it exactly does (across). A correlation says nothing of scale: a slope below one means"
+        " that effects are under-estimated, and `sign` is the share of effects whose sign is right."
+        " Over `node mean`s, effects of a node are averaged over the pairs first, which hides"
+        " single examples. Node paths (the gradient averaged along the change of one part alone)"
+        f" were computed for {summary['node_paths']:,} effects."
     )
     shares = summary["site_paths"]
     if shares is not None:
         text += (
-            " Integrated gradients along the path of a whole site give each part its share of the "
-            "joint patch of the site; they scale the bars and are not compared with single patches. "
-            f"Their sums miss the joint effect by at most {charts.show(shares['largest_gap'])} of it."
+            " Integrated gradients along the path of a whole site give each part its share of the"
+            " joint patch of the site; they scale the bars and are not compared with single"
+            " patches. Their sums miss the joint effect by at most"
+            f" {charts.show(shares['largest_gap'])} of it."
         )
     return Section(
         "Is a cheap score right?", text, charts=pictures, tables=[Table(rows, "Agreement")]

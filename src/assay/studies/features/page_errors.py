@@ -38,12 +38,12 @@ def _sizes(run: Run) -> Section:
     nodes = run.table("nodes.parquet").sort("size", descending=True)
     return Section(
         "Size, gradient and angle of error nodes",
-        "An error node's attribution patching score is the product of three numbers: the norm of its "
-        "difference between the patch and the clean run, the norm of the metric's gradient there, "
-        "and the cosine between them. Each point is one error node of one pair, and below them the "
-        "same for whole values of the residual stream. The table averages over pairs: `cosine` is "
-        "the mean of cosines, `cosine_of_means` the mean score over the product of mean norms, as "
-        "earlier work took it.",
+        "An error node's attribution patching score is the product of three numbers: the norm of"
+        " its difference between the patch and the clean run, the norm of the metric's gradient"
+        " there, and the cosine between them. Each point is one error node of one pair, and below"
+        " them the same for whole values of the residual stream. The table averages over pairs:"
+        " `cosine` is the mean of cosines, `cosine_of_means` the mean score over the product of"
+        " mean norms, as earlier work took it.",
         charts=pictures,
         tables=[Table(nodes.select(columns), "Error nodes, means over pairs")],
     )
@@ -118,10 +118,11 @@ def _drivers(summary: dict[str, Any]) -> Section:
     ]
     return Section(
         "What drives the scores",
-        "log |AtP| = log norm + log gradient norm + log |cosine|, and a term's share of its variance "
-        "is its covariance with the sum over the variance of the sum. Peaked means that |AtP| rises "
-        "with the norm up to a break and falls behind it: two lines, the break chosen on the pairs of "
-        "even number and the slopes, with bootstrap intervals over pairs, from the others.",
+        "log |AtP| = log norm + log gradient norm + log |cosine|, and a term's share of its"
+        " variance is its covariance with the sum over the variance of the sum. Peaked means that"
+        " |AtP| rises with the norm up to a break and falls behind it: two lines, the break chosen"
+        " on the pairs of even number and the slopes, with bootstrap intervals over pairs, from the"
+        " others.",
         tables=[
             Table(pl.DataFrame(rows, infer_schema_length=None), title)
             for rows, title in words
@@ -161,8 +162,8 @@ def _bars(summary: dict[str, Any]) -> Section:
         return Section("Bars of error nodes", "Nothing is left to errors by these dictionaries.")
     return Section(
         "Bars of error nodes",
-        "Bars around attribution patching of the error nodes of each kind alone, calibrated on half "
-        "of the pairs and measured on a quarter that neither chose the lists nor calibrated. "
+        "Bars around attribution patching of the error nodes of each kind alone, calibrated on half"
+        " of the pairs and measured on a quarter that neither chose the lists nor calibrated. "
         + " ".join(
             f"{kind}: {found['guarantee']}." for kind, found in summary["error_bars"].items()
         ),
@@ -179,7 +180,8 @@ def _bars(summary: dict[str, Any]) -> Section:
 def _missed(run: Run, summary: dict[str, Any]) -> Section:
     hidden, counts = run.table("missed.parquet"), summary["missed"]
     said = "; ".join(
-        f"{part}s: {counts[part]['missed']:,} of the {counts[part]['above_threshold']:,} effects above it"
+        f"{part}s: {counts[part]['missed']:,} of the {counts[part]['above_threshold']:,} effects"
+        " above it"
         for part in ("feature", "error")
     )
     rows = [
@@ -203,9 +205,9 @@ def _missed(run: Run, summary: dict[str, Any]) -> Section:
         tables.append(Table(hidden.select(columns), "The largest effects that are missed"))
     return Section(
         "What a threshold misses",
-        f"Circuits keep the nodes whose |AtP| is above a threshold. At {charts.show(counts['threshold'])} "
-        f"it misses {said}. A small norm, a small gradient or a right angle hides them; ranks are those "
-        "among all parts whose exact effect is known.",
+        "Circuits keep the nodes whose |AtP| is above a threshold. At"
+        f" {charts.show(counts['threshold'])} it misses {said}. A small norm, a small gradient or a"
+        " right angle hides them; ranks are those among all parts whose exact effect is known.",
         tables=tables,
     )
 
@@ -219,10 +221,10 @@ def _restored(run: Run) -> Section:
     )
     return Section(
         "Ablation and restoration",
-        "Error nodes of the first layers were set to their reference at the last position, and the "
-        "features of later layers with the largest |AtP| put back to what they are in the clean run. "
-        "`recovered` is (restored - ablated) / (clean - ablated), of means over pairs; where the "
-        "ablation changes little, the ratio means little.",
+        "Error nodes of the first layers were set to their reference at the last position, and the"
+        " features of later layers with the largest |AtP| put back to what they are in the clean"
+        " run. `recovered` is (restored - ablated) / (clean - ablated), of means over pairs; where"
+        " the ablation changes little, the ratio means little.",
         charts=[
             charts.line(
                 drawn,
