@@ -43,6 +43,7 @@ _HOMES = {
     "assay.mechanisms.components": ("components", "decomposition"),
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.nodes": ("nodes",),
+    "assay.proofs.circuits": ("certified_circuit",),
     "assay.proofs.gates": ("certify",),
     "assay.targets.load": ("load", "pairs"),
 }
@@ -76,6 +77,7 @@ __all__ = [
     "agreement",
     "attribute",
     "budgeted",
+    "certified_circuit",
     "certify",
     "channels",
     "components",
@@ -121,6 +123,7 @@ if TYPE_CHECKING:
     from assay.mechanisms.components import components, decomposition
     from assay.mechanisms.directions import directions
     from assay.mechanisms.nodes import nodes
+    from assay.proofs.circuits import certified_circuit
     from assay.proofs.gates import certify
     from assay.targets.load import load, pairs
 
