@@ -46,6 +46,7 @@ _HOMES = {
     "assay.mechanisms.directions": ("directions",),
     "assay.mechanisms.features": ("features",),
     "assay.mechanisms.nodes": ("nodes",),
+    "assay.proofs.circuits": ("certified_circuit",),
     "assay.proofs.gates": ("certify",),
     "assay.targets.load": ("load", "pairs"),
 }
@@ -80,6 +81,7 @@ __all__ = [
     "agreement",
     "attribute",
     "budgeted",
+    "certified_circuit",
     "certify",
     "channels",
     "components",
@@ -130,6 +132,7 @@ if TYPE_CHECKING:
     from assay.mechanisms.directions import directions
     from assay.mechanisms.features import features
     from assay.mechanisms.nodes import nodes
+    from assay.proofs.circuits import certified_circuit
     from assay.proofs.gates import certify
     from assay.targets.load import load, pairs
 

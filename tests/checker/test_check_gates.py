@@ -66,7 +66,7 @@ def test_the_verdict_says_what_was_proved(relu: tuple[Network, Path, Path]) -> N
     _, path, weights = relu
     verdict = check(path, weights)
     assert "how far the metric ('logit') falls below" in verdict.measure
-    assert "4 gates of groups of 5 move within [0.4, 1]" in verdict.measure
+    assert "4 gates of groups of 5 move, within [0.4, 1]" in verdict.measure
     assert verdict.level == "real"
     assert "are tensors of the weights file" in verdict.assumptions[1]
     alone = check(path)
