@@ -144,15 +144,9 @@ def certify_run(
     brackets as `verb-certify-CLAIM.parquet`, and return them.
 
     keep: "top:N" keeps the N parts with the largest mean |score|. radius: how far inputs move.
-<<<<<<< HEAD
     references: a gate of zero brings in any value between those of all examples. certificate:
     write the proof there, and have it checked. Raises InputError for another form, for more parts
     than there are, and as `certify`."""
-=======
-    references: a gate of zero brings in any value between those of all examples. certificate: write
-    the proof there, and have it checked. Raises InputError for another form, for more parts than
-    there are, and as `certify`."""
->>>>>>> certs
     if certificate is not None:
         require_writable(certificate, level)
     run, mechanisms = _open(folder)
