@@ -84,10 +84,12 @@ def assert_below(bounds: np.ndarray, true: list[Fraction], what: str) -> None:
         assert bound == -np.inf or Fraction(bound) <= margin, what
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))]
+)
 def test_no_bound_exceeds_the_true_margin(seed):
     for error, scale in ((1.0, 1.0), (0.01, 1.0), (0.0, 1.0), (0.1, 1e-3), (0.1, 30.0)):
-        of = problem(seed, error=error, scale=scale)
+        of = problem(seed, error=error, scale=scale, points=8)
         true = exact_true_margins(of)
         for name in STRATEGIES:
             assert_below(prove(of, name).margins, true, f"{name}, error {error}, scale {scale}")
@@ -96,7 +98,7 @@ def test_no_bound_exceeds_the_true_margin(seed):
 
 
 @given(st.integers(0, 10_000), st.floats(0, 3), st.integers(1, 4))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_any_advice_is_sound(seed, error, groups):
     of = problem(seed, points=6, error=error)
     rng = np.random.default_rng(seed + 1)
@@ -178,7 +180,7 @@ def test_operations_are_those_of_the_sums():
 
 
 @given(st.integers(0, 1000))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_relaxations_lie_below_the_neurons(seed):
     rng = np.random.default_rng(seed)
     low = rng.normal(size=4) * rng.choice([0, 1, 10])

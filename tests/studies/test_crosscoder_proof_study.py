@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 import assay_check
 from assay.errors import InputError
@@ -15,6 +14,8 @@ from assay.proofs.crosscoder.prove import STRATEGIES
 from assay.studies import runner
 from assay.targets import residual_relu
 from assay.targets.residual_relu import ResidualReLU
+
+slow = pytest.mark.slow
 
 SMALL = [
     "model.vocabulary=12",
@@ -34,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@slow
 def test_summary_certificate_and_report(folder: Path) -> None:
     summary = files.read_json(folder / "summary.json")
     true = summary["right"] / summary["points"]
@@ -57,6 +59,7 @@ def test_summary_certificate_and_report(folder: Path) -> None:
         assert title in page
 
 
+@slow
 def test_a_network_and_a_crosscoder_of_a_user(folder: Path, tmp_path: Path) -> None:
     words = [
         f"model.path={folder / 'weights.safetensors'}",
@@ -70,23 +73,27 @@ def test_a_network_and_a_crosscoder_of_a_user(folder: Path, tmp_path: Path) -> N
     assert again["certificate"]["share"] == before["certified"]["exact"]
 
 
-def test_bad_input_is_refused(folder: Path, tmp_path: Path) -> None:
-    def refused(message: str, *words: str) -> None:
-        with pytest.raises(InputError, match=message):
-            runner.execute(runner.load("crosscoder-proof", list(words)), tmp_path / "run")
-        assert not (tmp_path / "run").exists()
+def refused(tmp_path: Path, message: str, *words: str) -> None:
+    with pytest.raises(InputError, match=message):
+        runner.execute(runner.load("crosscoder-proof", list(words)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
-    weights = f"model.path={folder / 'weights.safetensors'}"
-    refused("at most a quarter of the 576 points", "crosscoder.features=145")
-    refused("needs 72 features", "crosscoder.features=70")
-    refused("proofs.certified must be one of", "proofs.certified=balls")
-    refused("no file", "model.path=nowhere.safetensors")
-    other = ResidualReLU(24, 26, 24, 12, generator=torch.Generator().manual_seed(5))
-    path = residual_relu.save(tmp_path / "other.safetensors", other)
-    refused("was trained on another network", f"model.path={path}", f"crosscoder.path={folder}")
+
+def test_bad_keys_and_files_are_refused(tmp_path: Path) -> None:
+    refused(tmp_path, "at most a quarter of the 576 points", "crosscoder.features=145")
+    refused(tmp_path, "needs 72 features", "crosscoder.features=70")
+    refused(tmp_path, "proofs.certified must be one of", "proofs.certified=balls")
+    refused(tmp_path, "no file", "model.path=nowhere.safetensors")
     deep = residual_relu.save(tmp_path / "deep.safetensors", ResidualReLU(24, 5, 5, 12, 2))
-    refused("the network has 2", f"model.path={deep}")
+    refused(tmp_path, "the network has 2", f"model.path={deep}")
     wide = residual_relu.save(tmp_path / "wide.safetensors", ResidualReLU(23, 5, 5, 12))
-    refused("reads 24 inputs, this one reads 23", f"model.path={wide}")
-    save(tmp_path / "layers", Crosscoder(("embed",), 26, 4))
-    refused("not the sites", weights, f"crosscoder.path={tmp_path / 'layers'}")
+    refused(tmp_path, "reads 24 inputs, this one reads 23", f"model.path={wide}")
+    model = residual_relu.save(tmp_path / "model.safetensors", ResidualReLU(24, 5, 5, 12))
+    mine, layers = tmp_path / "mine", ("embed", "blocks.0")
+    for found, message in (
+        (Crosscoder(("embed",), 5, 4), "not the sites"),
+        (Crosscoder(layers, 4, 4), "states of width 4"),
+        (Crosscoder(layers, 5, 4, model_hash="0" * 64), "was trained on another network"),
+    ):
+        save(mine, found)
+        refused(tmp_path, message, f"model.path={model}", f"crosscoder.path={mine}")

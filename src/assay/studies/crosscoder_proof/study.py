@@ -69,7 +69,13 @@ def check(config: Config) -> None:
     if config.model.path is not None:
         model = _load(config.model.path)
     if config.crosscoder.path is not None:
-        found = load(config.crosscoder.path)
+        found = load(config.crosscoder.path, ("embed", "blocks.0"))
+        width = config.model.width if model is None else model.embed.out_features
+        if found.width != width:
+            raise InputError(
+                f"the crosscoder in {config.crosscoder.path} reads states of width {found.width},"
+                f" the network's are of width {width}"
+            )
         if model is not None and found.model_hash not in ("", hash_of(model)):
             raise InputError(
                 f"the crosscoder in {config.crosscoder.path} was trained on another network (the"
