@@ -43,7 +43,7 @@ from assay.mechanisms.components.training import make_optimizer
 from assay.targets.tms import TMS, pentagon, untie
 from assay.targets.toys import Autoencoder
 
-PENALTY = SmoothL0(2.8e-3, gamma=0.03, end=0.8)
+PENALTY = SmoothL0(3.4e-3, gamma=0.03, end=0.8)
 SOURCE = Stochastic("binary")
 RECON = (Recon(SOURCE), Recon(SOURCE, "layerwise"))
 ROWS = 2048
