@@ -392,7 +392,7 @@ def random_dictionary(
 
 
 def bound_features(
-    examples: int = 4,
+    examples: int = 3,
     dtype: torch.dtype = torch.float64,
     placed: Sequence[tuple[str, str, tuple[str, ...]]] = (
         ("relu", "blocks.0", ("blocks.0",)),
@@ -413,14 +413,14 @@ def bound_features(
     dictionaries = {
         reads if writes == (reads,) else f"{reads} to {writes[-1]}": Placed(
             random_dictionary(
-                4, 5, number + seed, name, **wide(reads, writes), **options.get(name, {})
+                4, 4, number + seed, name, **wide(reads, writes), **options.get(name, {})
             ),
             reads,
             writes,
         )
         for number, (name, reads, writes) in enumerate(placed)
     }
-    clean, patch = (tiny_batch(4, positions=2, seed=seed, dtype=dtype) for seed in (1, 2))
+    clean, patch = (tiny_batch(3, positions=2, seed=seed, dtype=dtype) for seed in (1, 2))
     found = features(model, dictionaries, clean, patch, reference)  # type: ignore[arg-type]
     return found.take(slice(0, examples))
 
@@ -439,7 +439,7 @@ def bound_language_features(
     return found.take(slice(0, examples))
 
 
-def bound_neurons(examples: int = 4, dtype: torch.dtype = torch.float64) -> Mechanisms:
+def bound_neurons(examples: int = 3, dtype: torch.dtype = torch.float64) -> Mechanisms:
     """Identity dictionaries: neurons as features, nothing left to errors."""
     model = tiny_target(dtype=dtype)
     clean, patch = (tiny_batch(examples, positions=2, seed=seed, dtype=dtype) for seed in (1, 2))

@@ -8,8 +8,13 @@ from invariants import INVARIANTS
 
 from assay.mechanisms import KINDS, kind
 
+SLOW = {"features, language", "features, zero"}
+"""Cases whose rules are those of faster ones."""
 
-@pytest.mark.parametrize("case", CASES)
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES]
+)
 @pytest.mark.parametrize("invariant", INVARIANTS, ids=lambda function: function.__name__)
 def test_invariant(invariant, case):
     invariant(CASES[case])

@@ -25,6 +25,7 @@ SLOW = {
     "nodes, residual",
     "nodes, neurons",
     "features, language",
+    "features, identity",
 }
 REFUSED = {
     "features, zero": r"operation aten\.gt",

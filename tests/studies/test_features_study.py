@@ -146,7 +146,7 @@ def test_a_killed_run_ends_with_the_same_numbers(ours, tmp_path):
     done, kills = None, 0
     for pause in (6.0, 9.0, 13.0, 18.0, 24.0, None):
         process = subprocess.Popen(
-            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         if pause is None:
             done = process.wait(600)
