@@ -5,6 +5,7 @@ from __future__ import annotations
 import catalogue_bounds
 import catalogue_checker
 import catalogue_components
+import catalogue_crosscoder
 import catalogue_networks
 import catalogue_proofs
 from run_mutants import Mutant
@@ -36,6 +37,7 @@ CATALOGUE = [
     *catalogue_proofs.MUTANTS,
     *catalogue_checker.MUTANTS,
     *catalogue_components.MUTANTS,
+    *catalogue_crosscoder.MUTANTS,
     *catalogue_networks.MUTANTS,
     # core
     Mutant(

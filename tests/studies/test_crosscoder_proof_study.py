@@ -11,7 +11,7 @@ from assay.errors import InputError
 from assay.io import files
 from assay.mechanisms.crosscoder import Crosscoder, save
 from assay.proofs.crosscoder.prove import STRATEGIES
-from assay.studies import runner
+from assay.studies import runner, verbs
 from assay.targets import residual_relu
 from assay.targets.residual_relu import ResidualReLU
 
@@ -71,6 +71,23 @@ def test_a_network_and_a_crosscoder_of_a_user(folder: Path, tmp_path: Path) -> N
     before = files.read_json(folder / "summary.json")
     assert again["certified"] == before["certified"]
     assert again["certificate"]["share"] == before["certified"]["exact"]
+
+
+@slow
+def test_every_verb_works_over_the_run(folder: Path) -> None:
+    _, table = verbs.attribute_run(folder, top=3)
+    part = table["part"][0]
+    assert table.height == 3
+    _, exact = verbs.ablate_run(folder, [part])
+    assert exact["part"][0] == part
+    assert verbs.audit_run(folder, exact=16)[1].height
+    found, contexts = verbs.explain_run(folder, part, top=4)
+    assert found["part"] == part
+    assert contexts.columns[:3] == ["first", "second", "larger"]
+    summary, brackets = verbs.certify_run(folder, "top:30", budget=0.5, examples=2)
+    assert brackets.height == 2
+    assert summary["free_gates"] > 0
+    assert verbs.compare_runs(folder, folder)[1].height
 
 
 def refused(tmp_path: Path, message: str, *words: str) -> None:

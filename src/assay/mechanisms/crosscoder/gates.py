@@ -85,7 +85,8 @@ class CrosscoderMechanisms(Mechanisms):
     def describe(self, group: str, index: tuple[int, ...]) -> str:
         feature = [f"feature {index[-1]}"] if group == FEATURES else []
         places = index[:-1] if group == FEATURES else index
-        return f"{group}[{', '.join([*(f'pos {place}' for place in places), *feature])}]"
+        inside = ", ".join([*(f"pos {place}" for place in places), *feature])
+        return f"{group}[{inside}]" if inside else group
 
 
 @dataclass(frozen=True)

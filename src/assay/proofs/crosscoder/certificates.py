@@ -49,9 +49,9 @@ def strongest_sides(problem: Problem) -> Sides:
 
 def strongest(problem: Problem, count: int) -> Int[Array, "points count"]:
     """Return the features of every point with the largest `z_f ||W_in d_{f,0}||`, largest first."""
-    f = problem.features
-    norms = np.linalg.norm(f.decoder[:, 0] @ problem.network.W_in.T, axis=1)
-    return np.argsort(-(f.codes * norms), axis=1, kind="stable")[:, :count]
+    decoder, W_in = np.asarray(problem.features.decoder[:, 0]), np.asarray(problem.network.W_in)
+    sizes = np.asarray(problem.features.codes) * np.linalg.norm(decoder @ W_in.T, axis=1)
+    return np.argsort(-sizes, axis=1, kind="stable")[:, :count]
 
 
 def _smaller(problem: Problem, group: Array, groups: int) -> Sides:

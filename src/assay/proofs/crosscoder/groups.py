@@ -76,10 +76,10 @@ def group_margins(problem: Problem, rows: Int[Array, " rows"]) -> Float[Array, "
     return least(ar.low(found), label)
 
 
-def refine(problem: Problem, depth: int = 3) -> Iterator[Round]:
+def refine(problem: Problem, depth: int = 1) -> Iterator[Round]:
     """Yield bounds of finer and finer groups: points of one label, split by the strongest feature,
-    by the strongest two, and so on to `depth`; then groups that fail are halved where their codes
-    differ most, down to single points. What is certified stays.
+    by the strongest two, and so on to `depth`; then groups that fail are halved along the
+    direction in which they differ most, down to single points. What is certified stays.
     """
     labels = problem.points.labels
     ranks = strongest(problem, depth)
@@ -110,16 +110,17 @@ def refine(problem: Problem, depth: int = 3) -> Iterator[Round]:
 
 
 def _halves(problem: Problem, group: Array, failing: Array) -> Array:
-    """Return which half of its group each point is in: groups are cut at the middle of the code
-    whose decoder moves most over the group, or of the index where all codes agree.
+    """Return which half of its group each point is in: groups are cut in the middle along the
+    direction in which what the features write at layer 0 differs most.
     """
     f = problem.features
-    norms = np.linalg.norm(f.decoder[:, 0], axis=1)
+    # Any split is sound, so that finding one is no operation of the verifier.
+    written = np.asarray(f.codes) @ np.asarray(f.decoder[:, 0])
     keys = np.zeros(len(group), dtype=np.int64)
     for one in np.unique(group[failing]).tolist():
         rows = np.flatnonzero(group == one)
-        codes = f.codes[rows] * norms
-        values = codes[:, np.ptp(codes, axis=0).argmax()]
-        order = np.argsort(values, kind="stable")
+        centred = written[rows] - written[rows].mean(0)
+        along = np.linalg.svd(centred, full_matrices=False)[0][:, 0]
+        order = np.argsort(along, kind="stable")
         keys[rows[order[len(rows) // 2 :]]] = 1
     return keys

@@ -147,7 +147,7 @@ class CurvePoint:
         return self.round.margins > 0
 
 
-def curve(problem: Problem, depth: int = 3) -> list[CurvePoint]:
+def curve(problem: Problem, depth: int = 1) -> list[CurvePoint]:
     """Return certified points against groups and operations, group by group finer; see
     `assay.proofs.crosscoder.groups.refine`.
     """

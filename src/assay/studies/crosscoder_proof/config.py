@@ -17,6 +17,7 @@ from assay.studies.fields import (
     Share,
     Size,
     StudyConfig,
+    Whole,
 )
 from assay.studies.fields import Config as Keys
 
@@ -60,7 +61,7 @@ class ProofsConfig(Keys):
     """
 
     certified: Name = "strongest"
-    depth: Count = 3
+    depth: Whole = 1
 
 
 class Config(StudyConfig):

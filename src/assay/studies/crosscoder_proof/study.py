@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 import assay_check
+from assay.core.target import Batch, target
 from assay.errors import AssayError, InputError
 from assay.io.files import existing
 from assay.io.runs import Run
@@ -20,17 +21,20 @@ from assay.learn.residual_relu import train_max_of_two
 from assay.mechanisms.crosscoder import (
     Block,
     Crosscoder,
+    CrosscoderMechanisms,
     Hinge,
     Interaction,
     Training,
+    crosscoder,
     hash_of,
-    load,
     residual_states,
     save,
     start_at_codes,
     train,
     unexplained,
 )
+from assay.mechanisms.crosscoder import load as load_crosscoder
+from assay.mechanisms.crosscoder.files import CONFIG, WEIGHTS
 from assay.mechanisms.crosscoder.objective import Term
 from assay.mechanisms.crosscoder.training import equal_norm_scales, rows_of
 from assay.proofs.crosscoder.arithmetic import Array
@@ -58,7 +62,7 @@ from assay.studies.crosscoder_proof.page import headline, sections
 from assay.targets import residual_relu
 from assay.targets.residual_relu import ResidualReLU, pairs_of_tokens
 
-__all__ = ["Config", "check", "headline", "run", "sections"]
+__all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 CERTIFICATE = "certificate.json"
 
@@ -69,7 +73,7 @@ def check(config: Config) -> None:
     if config.model.path is not None:
         model = _load(config.model.path)
     if config.crosscoder.path is not None:
-        found = load(config.crosscoder.path, ("embed", "blocks.0"))
+        found = load_crosscoder(config.crosscoder.path, ("embed", "blocks.0"))
         width = config.model.width if model is None else model.embed.out_features
         if found.width != width:
             raise InputError(
@@ -140,6 +144,31 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     }
 
 
+def load(run: Run) -> CrosscoderMechanisms:
+    """Bind the features of a run again, on all pairs of tokens; the metric is the lead of the
+    right token over the mean of the others.
+    """
+    model = residual_relu.load(run.checked("weights.safetensors"))
+    run.checked(WEIGHTS)
+    found = load_crosscoder(run.checked(CONFIG).parent, model.sites)
+    inputs, labels = pairs_of_tokens(model.unembed.out_features)
+    return crosscoder(target(model, _lead, "lead of the right token"), Batch(inputs, labels), found)
+
+
+def contexts(run: Run) -> pl.DataFrame:
+    """Return the two tokens of every pair, and the larger one."""
+    model = residual_relu.load(run.checked("weights.safetensors"))
+    first, second = np.indices((model.unembed.out_features,) * 2).reshape(2, -1)
+    return pl.DataFrame({"first": first, "second": second, "larger": np.maximum(first, second)})
+
+
+def _lead(output: Tensor, batch: Batch) -> Tensor:
+    """Return the right logit minus the mean of all others."""
+    tokens = torch.arange(output.shape[1], device=output.device)
+    right = (batch.labels[:, None] == tokens).to(output.dtype)
+    return (output * (right - (1 - right) / (output.shape[1] - 1))).sum(1)
+
+
 def _load(path: str) -> ResidualReLU:
     model = residual_relu.load(existing(Path(path)))
     Network.of(model)
@@ -172,7 +201,7 @@ def _crosscoder(
 ) -> Crosscoder:
     chosen = config.crosscoder
     if chosen.path is not None:
-        return load(chosen.path, model.sites)
+        return load_crosscoder(chosen.path, model.sites)
     states = residual_states(model, tokens, model.sites)
     generator = torch.Generator().manual_seed(config.seed)
     found = Crosscoder(
