@@ -341,6 +341,7 @@ def bound_on(graph: Graph, box: Box, sign: float, slopes: dict[int, Any]) -> flo
             return -np.inf
 
 
+@pytest.mark.slow
 def test_margins_of_every_rival_are_needed(tmp_path: Path) -> None:
     """A claim about margins has one tree for each of them."""
     import cases

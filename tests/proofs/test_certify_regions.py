@@ -91,6 +91,7 @@ def test_no_input_and_no_gate_leaves_the_bracket(name: str, tmp_path: Path) -> N
     assert "than ungated on that input" in verdict.measure
 
 
+@pytest.mark.slow
 def test_one_trace_of_both_networks_is_tighter_than_two() -> None:
     """The damage over inputs is far below the swing of the metric that inputs alone make."""
     mechanisms = one("channels")

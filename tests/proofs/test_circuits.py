@@ -24,6 +24,7 @@ def one(name: str) -> Mechanisms:
     return cases.CASES[name]().take(slice(0, 1))
 
 
+@pytest.mark.slow
 def test_a_circuit_is_between_its_bounds() -> None:
     """On six parts every circuit is tried at all corners: none that survives is smaller than the
     bound, and the circuit that is returned survives.
