@@ -71,7 +71,7 @@ def dense(name, dictionary, x, training):
     before, norms = dictionary.before(x), dictionary.W_dec.norm(dim=1)
     if name == "jumprelu":
         codes = dictionary.encode_training(x, training.bandwidth)
-        return codes, dictionary.count_active(x, training.bandwidth).sum()
+        return codes, dictionary.count_active(x, training.bandwidth).sum() / 6
     if name == "gated":
         return dictionary.encode(x), (dictionary.open_gates(x) * norms).sum() / 6**0.5
     codes = dictionary.encode_training(x)

@@ -143,10 +143,10 @@ def _jumprelu(
     moved = threshold - threshold.detach()  # zero in value, one in derivative
     values = torch.relu(taken) * open_ - threshold.detach() * near * moved
     if training.penalty == "l0":
-        penalty = (open_ - near * moved).sum()
+        penalty = (open_ - near * moved).sum() / dictionary.d_out
     else:
         sizes = values * active.of_feature(dictionary.W_dec.norm(dim=1))
-        penalty = torch.tanh(sizes).sum()
+        penalty = torch.tanh(sizes).sum() / dictionary.d_out
     return Codes(active, values, before, penalty)
 
 

@@ -31,7 +31,7 @@ class Training:
     batch: int = 4096
     rate: float = 1e-3
     warmup: float = 0.02
-    sparsity: float = 0.1
+    sparsity: float = 0.3
     penalty: Penalty = "l0"
     bandwidth: float = 0.05
     threshold: float = 0.1

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
 from assay.errors import InputError
+from assay.progress import progress
 from assay.targets.names import SiteRef, resolve
 
 TOKENS_PER_RUN = 4096
@@ -134,7 +135,7 @@ class Reader:
 
 def read_all(reader: Reader, rows: Rows) -> dict[str, Float[Tensor, "kept width"]]:
     """Return the values of many windows, read some at a time."""
-    parts = [reader(rows.take(some)) for some in chunks(rows)]
+    parts = [reader(rows.take(some)) for some in progress(chunks(rows), "activations")]
     return {name: torch.cat([part[name] for part in parts]) for name in reader.refs}
 
 

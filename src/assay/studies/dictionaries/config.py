@@ -53,7 +53,7 @@ class TrainingConfig(Keys):
     steps: Count = 2000
     batch: Count = 2048
     rate: Positive = 1e-3
-    sparsity: Amount = 0.1
+    sparsity: Amount = 0.3
     end_to_end: Probability = 0.1
     local: Amount = 1.0
     windows: Count = 32
