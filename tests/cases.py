@@ -447,14 +447,14 @@ def bound_neurons(examples: int = 3, dtype: torch.dtype = torch.float64) -> Mech
 
 
 def bound_crosscoder(
-    examples: int = 4, dtype: torch.dtype = torch.float64, rule: str = "first"
+    examples: int = 3, dtype: torch.dtype = torch.float64, rule: str = "first"
 ) -> Mechanisms:
     """Features and errors of a random crosscoder over three layers of a small residual network;
     some features begin after the first layer.
     """
-    model, batch = tiny_target(dtype=dtype), tiny_batch(examples, positions=2, dtype=dtype)
+    model, batch = tiny_target(dtype=dtype), tiny_batch(examples, positions=1, dtype=dtype)
     generator = torch.Generator().manual_seed(4)
-    found = Crosscoder(("embed", "blocks.0", "blocks.2"), 4, 5, generator=generator)
+    found = Crosscoder(("embed", "blocks.0", "blocks.2"), 4, 4, generator=generator)
     with torch.no_grad():
         found.W_dec[2:4, 0] = 0
         found.W_dec[3, 1] = 0

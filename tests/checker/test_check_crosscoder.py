@@ -57,7 +57,7 @@ def put(problem: Problem, folder: Path, strategy: str) -> tuple[Path, Path, int]
 
 
 @pytest.mark.parametrize("strategy", RULES)
-@pytest.mark.parametrize("pairs", [True, False])
+@pytest.mark.parametrize("pairs", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_checker_finds_what_the_prover_found(strategy, pairs, tmp_path):
     found = []
     for seed in range(2):
