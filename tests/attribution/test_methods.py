@@ -84,7 +84,7 @@ def test_integrated_gradients_spend_no_more_than_allowed_and_report_the_gap():
     scores = attribute(dictionary(), IntegratedGradients(tolerance=1e-12, max_nodes=5))
     assert all(gap.nodes <= 5 for gap in scores.gaps.values())
     assert any(gap.relative > 1e-12 for gap in scores.gaps.values())
-    for bad in ({"scope": "site"}, {"tolerance": 0.0}, {"max_nodes": 2}):
+    for bad in ({"scope": "layer"}, {"tolerance": 0.0}, {"max_nodes": 2}):
         with pytest.raises(InputError):
             attribute(dictionary(), IntegratedGradients(**bad))
 

@@ -46,8 +46,8 @@ MUTANTS = [
     # tasks
     Mutant(
         "assay_check/tasks.py",
-        '{"max-of-k": MAX_OF_K}',
-        '{"max_of_k": MAX_OF_K}',
+        '"max-of-k": MAX_OF_K}',
+        '"max_of_k": MAX_OF_K}',
         ("tests/checker/test_check_envelope.py",),
     ),
     # max_of_k

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
@@ -25,6 +26,8 @@ OWN = {
     "directions": ["target.path=model", f"data.path={__file__}"],
     "components": ["target.path=model", f"data.path={__file__}"],
     "dictionaries": ["target.path=model", f"data.path={__file__}"],
+    "features": ["target.path=model", f"data.pairs={__file__}"],
+    "gemma2-features": [f"data.pairs={__file__}", f"dictionaries.path={Path(__file__).parent}"],
     "llama-components": ["target.path=model", f"data.path={__file__}"],
 }
 BAD = {
