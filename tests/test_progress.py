@@ -88,6 +88,7 @@ def on_a_terminal(words: list[str]) -> str:
     return said.decode()
 
 
+@pytest.mark.slow
 def test_every_long_loop_shows_a_bar_on_a_terminal_and_nothing_elsewhere(tmp_path: Path) -> None:
     words = [sys.executable, "-c", LOOPS, str(Path(__file__).parent), str(tmp_path / "w")]
     said = on_a_terminal([*words[:-1], f"{words[-1]}1.safetensors"])

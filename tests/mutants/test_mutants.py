@@ -19,6 +19,7 @@ def test_every_mutant_changes_a_line_that_stands_once_and_names_tests_that_exist
     assert len({mutant.name for mutant in CATALOGUE}) == len(CATALOGUE) >= LEAST
 
 
+@pytest.mark.slow
 def test_a_mutant_whose_tests_do_not_look_survives():
     first = CATALOGUE[0]
     missing = Mutant(first.file, first.old, first.new, ("tests/core/no_such_test.py",))

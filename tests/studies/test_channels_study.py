@@ -253,6 +253,7 @@ def images(examples, *shape):
     return x, (x.reshape(examples, -1)[:, 0] > 0.5).astype(np.int64)
 
 
+@pytest.mark.slow
 def test_blank_images_are_exact_and_do_not_end_the_study(tmp_path):
     x, y = images(160, 4, 4)
     x[::8] = 0
@@ -261,6 +262,7 @@ def test_blank_images_are_exact_and_do_not_end_the_study(tmp_path):
     assert summary["top"]["exact_by_construction"] >= 5
 
 
+@pytest.mark.slow
 def test_forty_rows_are_enough_or_refused_in_one_line(tmp_path):
     from assay.errors import InputError
 
@@ -290,6 +292,7 @@ def test_other_objectives_and_depths_are_a_row_each(tmp_path):
     assert "What makes attributions right" in (tmp_path / "run" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_copies_of_an_input_are_measured_once(tmp_path):
     x, y = images(100, 4, 4)
     summary = user_run(tmp_path, np.repeat(x, 5, 0), np.repeat(y, 5))
@@ -314,6 +317,7 @@ def test_images_with_their_channels_last_are_the_same_images(tmp_path):
     user_run(tmp_path / "said", x[:, :3], y, "data.layout=channels-last", "model.patch=3")
 
 
+@pytest.mark.slow
 def test_a_choice_never_reads_the_test_part(tmp_path):
     x, y = images(200, 4, 4)
     x, y = torch.from_numpy(x), torch.from_numpy(y)
@@ -338,7 +342,13 @@ def table(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "extra", [[], ["model.norm=true"], ["model.gate=gelu"], ["audit.functional=cross_entropy"]]
+    "extra",
+    [
+        [],
+        pytest.param(["model.norm=true"], marks=pytest.mark.slow),
+        pytest.param(["model.gate=gelu"], marks=pytest.mark.slow),
+        pytest.param(["audit.functional=cross_entropy"], marks=pytest.mark.slow),
+    ],
 )
 def test_the_users_own_data(table, tmp_path, extra):
     overrides = [

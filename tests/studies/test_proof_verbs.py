@@ -56,6 +56,7 @@ def test_the_loss_has_one_strategy(weights: Path) -> None:
             prove_task("max-of-k", weights, strategy=strategy, loss=True)
 
 
+@pytest.mark.slow
 def test_commands_print_what_a_verdict_is_about(weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "loss.json"
     done = command("prove", "max-of-k", weights, "--loss", "-o", path)

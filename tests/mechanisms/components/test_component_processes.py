@@ -75,7 +75,8 @@ def results(world: int, folder: Path) -> dict[str, torch.Tensor]:
     return torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("world", [2, 4])
 def test_several_processes_agree_with_one(world, tmp_path):
     alone, shared = results(1, tmp_path), results(world, tmp_path)
     assert len(alone) > 20
