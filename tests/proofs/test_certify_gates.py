@@ -135,7 +135,7 @@ def test_a_bracket_is_the_damage_where_the_network_is_multi_affine() -> None:
 def test_transformers_meet_their_corners() -> None:
     mechanisms = one("nodes")
     keep = few_free(mechanisms, 3)
-    found = certify(mechanisms, keep, low=0.5, budget=Budget(seconds=10, gap=1e-3))
+    found = certify(mechanisms, keep, low=0.5, budget=Budget(seconds=60, gap=1e-3))
     assert float(found.found.values) <= float(found.proved.values)
     assert found.ratio > 0.99
 
