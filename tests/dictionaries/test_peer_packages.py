@@ -21,7 +21,7 @@ from assay.dictionaries.load import load_dictionaries
 from assay.dictionaries.save import save_circuit_tracer, save_dictionaries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SECONDS = 240  # for an installation
+SECONDS = 150  # for an installation
 X = draw(64, D, seed=3).float()
 SITE, OUT = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
 MORE = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "matryoshka": {"k": 3, "nested": [4, M]}}
