@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,18 @@ from assay.io import files
 FORMAT = "assay-certificate/1"
 ADVICE = ".advice.safetensors"
 MARK = {"advice": FORMAT}  # in the header of an advice file: it may be overwritten
+
+
+def weights_digest(weights: Any, names: Mapping[str, str]) -> str:
+    """Return the SHA-256 of float32 weights, the arrays of a dataclass whose fields have `names`
+    in a model file: the name, the shape and the bytes of each, in order.
+    """
+    digest = hashlib.sha256()
+    for entry in fields(weights):
+        array = np.ascontiguousarray(getattr(weights, entry.name), dtype="<f4")
+        digest.update(f"{names[entry.name]}\n{'x'.join(map(str, array.shape))}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

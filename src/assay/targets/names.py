@@ -7,6 +7,7 @@ A and B is seen, a change is written at A)."""
 
 from __future__ import annotations
 
+import fnmatch
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -115,6 +116,23 @@ def site_names(
     return names + [
         f"blocks.{layer}.{hook}" for layer in chosen for hook in order if _HOOKS[hook] in wanted
     ]
+
+
+def match_names(model: nn.Module, patterns: Iterable[str]) -> list[str]:
+    """Return the names that patterns (`*`, `?`) match, TransformerLens names first and then module
+    paths, in the order of the network.
+
+    Module paths count only where no TransformerLens name matches. Raises InputError, with the
+    nearest names, for a pattern that matches nothing."""
+    known = site_names(model) if find_family(model) is not None else []
+    paths = [path for path, _ in model.named_modules() if path]
+    found: set[str] = set()
+    for pattern in patterns:
+        names = fnmatch.filter(known, pattern) or fnmatch.filter(paths, pattern)
+        if not names:
+            raise unknown("site", pattern, [*known, *paths])
+        found.update(names)
+    return [name for name in dict.fromkeys([*known, *paths]) if name in found]
 
 
 def resolve(model: nn.Module, name: str) -> SiteRef:

@@ -28,9 +28,7 @@ The level is "real"."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from dataclasses import fields
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -38,7 +36,7 @@ from typing import Any
 import numpy as np
 
 from assay.errors import InputError
-from assay.proofs.certificate import Certificate, check_destination, write
+from assay.proofs.certificate import Certificate, check_destination, weights_digest, write
 from assay.proofs.crosscoder.arithmetic import Array
 from assay.proofs.crosscoder.problem import Network, Problem
 from assay.proofs.crosscoder.prove import STRATEGIES, ProofResult, prove
@@ -61,13 +59,8 @@ NAMES = {
 
 def model_entry(network: Network) -> dict[str, Any]:
     """Return what a certificate says of its model: the digest of the weights, and the sizes."""
-    digest = hashlib.sha256()
-    for entry in fields(network):
-        array = np.ascontiguousarray(getattr(network, entry.name), dtype="<f4")
-        digest.update(f"{NAMES[entry.name]}\n{'x'.join(map(str, array.shape))}\n".encode())
-        digest.update(array.tobytes())
     return {
-        "sha256": digest.hexdigest(),
+        "sha256": weights_digest(network, NAMES),
         "inputs": network.E.shape[1],
         "width": network.E.shape[0],
         "hidden": network.W_in.shape[0],

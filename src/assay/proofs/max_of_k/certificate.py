@@ -69,14 +69,12 @@ fraction. All inputs count the same. The inequality is that of
 
 from __future__ import annotations
 
-import hashlib
-from dataclasses import fields
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from assay.proofs.certificate import Certificate
+from assay.proofs.certificate import Certificate, weights_digest
 from assay.proofs.max_of_k.cells import ACCURACY, Measure, Sets
 from assay.proofs.max_of_k.strategies.base import Advice, Problem, Strategy
 from assay.targets.max_of_k import NAMES, Weights
@@ -87,13 +85,8 @@ CROSS_ENTROPY = "cross-entropy"
 
 def model_entry(weights: Weights) -> dict[str, Any]:
     """Return what a certificate says of its model: the digest of the weights, and the sizes."""
-    digest = hashlib.sha256()
-    for entry in fields(weights):
-        array = np.ascontiguousarray(getattr(weights, entry.name), dtype="<f4")
-        digest.update(f"{NAMES[entry.name]}\n{'x'.join(map(str, array.shape))}\n".encode())
-        digest.update(array.tobytes())
     sizes = {name: getattr(weights, name) for name in ("vocabulary", "positions", "width", "head")}
-    return {"sha256": digest.hexdigest(), **sizes}
+    return {"sha256": weights_digest(weights, NAMES), **sizes}
 
 
 def pack(sets: Sets) -> np.ndarray:

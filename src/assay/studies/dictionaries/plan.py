@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from assay.errors import InputError
 from assay.memory import available
 from assay.studies.dictionaries.config import Config
-from assay.studies.dictionaries.sites import features_at, match_sites
+from assay.studies.dictionaries.sites import features_at
 from assay.studies.rates import measure_rate
-from assay.targets.names import resolve
+from assay.targets.names import match_names, resolve
 
 
 def plan(config: Config) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def plan(config: Config) -> dict[str, Any]:
         raise InputError(f"{config.target.path} has no config of a model: {first}") from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(found)
-    names = match_sites(model, config.sites)
+    names = match_names(model, config.sites)
     widths = {name: _width(model, name) for name in names}
     sizes = {name: features_at(config, width) for name, width in widths.items()}
     parameters = sum(2 * widths[name] * sizes[name] for name in names)

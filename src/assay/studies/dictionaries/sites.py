@@ -1,33 +1,12 @@
-"""Which sites of a network patterns mean, and the dictionaries that stand there."""
+"""The dictionaries that stand at the sites of a run."""
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Mapping, Sequence
-
-from torch import nn
+from collections.abc import Mapping
 
 from assay.dictionaries import Placed, architecture
-from assay.errors import InputError, unknown
+from assay.errors import InputError
 from assay.studies.dictionaries.config import Config
-from assay.targets.families import find_family
-from assay.targets.names import site_names
-
-
-def match_sites(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Return the names that match, TransformerLens names first, then module paths.
-
-    Raises InputError, with the nearest names, for a pattern that matches nothing."""
-    known = site_names(model) if find_family(model) is not None else []
-    paths = [path for path, _ in model.named_modules() if path]
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        names = fnmatch.filter(known, pattern) or fnmatch.filter(paths, pattern)
-        if not names:
-            raise unknown("site", pattern, [*known, *paths])
-        found |= dict.fromkeys(names)
-    order = {name: place for place, name in enumerate([*known, *paths])}
-    return sorted(found, key=lambda name: order[name])
 
 
 def place(config: Config, widths: Mapping[str, int]) -> dict[str, Placed]:

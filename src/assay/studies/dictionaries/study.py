@@ -21,8 +21,9 @@ from assay.learn.reading import Reader, Rows, rows_of, widths_of
 from assay.studies.dictionaries.config import Config
 from assay.studies.dictionaries.page import headline, sections
 from assay.studies.dictionaries.plan import plan
-from assay.studies.dictionaries.sites import match_sites, place
+from assay.studies.dictionaries.sites import place
 from assay.targets.language import LanguageModel, load_language_model, require_context
+from assay.targets.names import match_names
 
 __all__ = ["Config", "check", "headline", "plan", "run", "sections"]
 
@@ -42,7 +43,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """
     began = time.process_time()
     model, rows, held = _inputs(config)
-    names = match_sites(model.model, config.sites)
+    names = match_names(model.model, config.sites)
     placed = place(config, widths_of(Reader(model.model, names), held))
     if not run.has(SAVED):
         settings = config.training.model_dump()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
@@ -17,7 +15,6 @@ from assay.dictionaries.load import load_dictionaries
 from assay.dictionaries.save import save_dictionaries
 from assay.dictionaries.settings import Training
 from assay.dictionaries.training import train
-from assay.errors import unknown
 from assay.io.prompts import Pairs
 from assay.io.runs import Run
 from assay.learn.reading import Reader, Rows, rows_of, widths_of
@@ -30,10 +27,9 @@ from assay.targets.agreement import (
     draw_sentences,
     encode_sentences,
 )
-from assay.targets.families import find_family
 from assay.targets.language import LanguageModel
 from assay.targets.metrics import choose_metric, pair_batch
-from assay.targets.names import resolve, site_names
+from assay.targets.names import match_names, resolve
 from assay.targets.reading import read_values, real_positions
 
 SAVED = "dictionaries"
@@ -58,21 +54,6 @@ def make_batches(config: Config, model: LanguageModel, pairs: Pairs) -> tuple[Ta
     return target, pair_batch(pairs, "clean"), pair_batch(pairs, "patch")
 
 
-def match_sites(model: LanguageModel, patterns: Sequence[str]) -> list[str]:
-    """Return the sites that patterns mean; InputError, with the nearest names, for a pattern that
-    matches nothing.
-    """
-    known = site_names(model.model) if find_family(model.model) is not None else []
-    paths = [path for path, _ in model.model.named_modules() if path]
-    found: dict[str, None] = {}
-    for pattern in patterns:
-        names = fnmatch.filter(known, pattern) or fnmatch.filter(paths, pattern)
-        if not names:
-            raise unknown("site", pattern, [*known, *paths])
-        found |= dict.fromkeys(names)
-    return [name for name in (*known, *paths) if name in found]
-
-
 def find_dictionaries(
     config: Config, run: Run, model: LanguageModel, target: Target, clean: Batch
 ) -> DictionarySet:
@@ -87,7 +68,7 @@ def find_dictionaries(
                 given.path, reads=given.reads, writes=given.writes, scale=given.scale, stream=True
             )
         case "identity":
-            return identities(target, clean, match_sites(model, config.sites))
+            return identities(target, clean, match_names(model.model, config.sites))
         case _:
             if not run.has(SAVED):
                 _train(config, run, model)
@@ -99,7 +80,7 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
     explain of sentences that it never saw.
     """
     given = config.dictionaries
-    names = match_sites(model, config.sites)
+    names = match_names(model.model, config.sites)
     rows = _rows(agreement_text(given.sentences, seed=config.seed), model)
     widths = widths_of(Reader(model.model, names), rows.take(slice(0, 8)))
     made: Any = architecture(given.architecture)
