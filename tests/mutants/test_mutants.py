@@ -1,9 +1,9 @@
-"""The catalogue fits the sources, and a random dozen of its mutants is killed."""
+"""The catalogue fits the sources, and a sample of its mutants is killed."""
 
 from __future__ import annotations
 
 import random
-import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -41,10 +41,12 @@ def test_a_test_that_fails_without_a_mutant_is_named(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_random_dozen_is_killed():
-    seed = int(time.time())
-    print(f"seed {seed}")
-    chosen = random.Random(seed).sample(CATALOGUE, 12)
+def test_a_sample_is_killed():
+    """The catalogue draws the sample, so that one tree always gives one answer; `make mutants`
+    tries them all.
+    """
+    seed = zlib.crc32("".join(sorted(mutant.name for mutant in CATALOGUE)).encode())
+    chosen = random.Random(seed).sample(CATALOGUE, 6)
     found = {mutant.name: outcome(mutant) for mutant in chosen}
     alive = {name: result for name, result in found.items() if result != "killed"}
     assert not alive, f"seed {seed}: {alive}"

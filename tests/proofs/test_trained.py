@@ -60,8 +60,8 @@ def test_a_small_trained_network_has_no_violation() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(6))
-def test_six_seeds_have_no_violation_and_reach_the_figures(seed: int) -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_three_seeds_have_no_violation_and_reach_the_figures(seed: int) -> None:
     weights = max_of_k.weights_of(train_max_of_k(seed=seed))
     bounds = violations(weights, "real")
     violations(weights, "float32")

@@ -137,8 +137,9 @@ def test_agreement_study_refuses_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_number_direction_moves_agreement_more_than_any_other(tmp_path: Path) -> None:
+def test_the_number_direction_moves_agreement_most_on_new_prompts_too(tmp_path: Path) -> None:
+    """Chosen on other prompts, so that a rival may come within the noise of the choice."""
     summary = runner.execute(runner.load("agreement-directions"), tmp_path / "run")
-    assert summary["number_effect"] > summary["next_effect"]
-    assert summary["number_effect"] > summary["eigenvector_effect"]
+    assert summary["number_effect"] > 0.9 * summary["next_effect"]
+    assert summary["number_effect"] > 3 * summary["eigenvector_effect"]
     assert summary["number_away"] <= 0.1
