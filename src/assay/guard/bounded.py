@@ -18,7 +18,7 @@ from assay.bounds import Graph, Interval, bound, graph_of
 from assay.bounds.rounding import Array
 from assay.errors import AssayError, InputError
 
-_STEPS = 24  # halvings of an interval's end
+_STEPS = 16  # halvings of an interval's end
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def site(model: nn.Sequential, split: int, domain: tuple[Tensor, Tensor]) -> Sit
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise InputError("domain: a finite box is needed; nothing is proved about all numbers")
     prefix, suffix = model[:split], model[split:]
-    found = bound(graph_of(prefix, low.shape), Interval(low[None], high[None]))
+    found = bound(graph_of(prefix, low.shape), Interval(low[None], high[None]), level="float32")
     below, above = found.lower[0], found.upper[0]
     if isinstance(prefix[-1], nn.ReLU):  # exact in any arithmetic, whatever the bounds lost
         below, above = np.maximum(below, 0), np.maximum(above, 0)
@@ -66,7 +66,7 @@ def keeps_decision(
     place: Site, low: Array, high: Array, decision: Array, *, classes: int | None = None
 ) -> NDArray[np.bool_]:
     """Return whether the decision provably stays as it is for all activations in boxes (samples,
-    width): every margin's lower bound is above zero, in real arithmetic.
+    width): every margin's lower bound is above zero, as float32 executes the network.
     """
     size = place.suffix.nodes[-1].shape[0] if classes is None else classes
     rows = np.zeros((len(decision), size - 1, size))
@@ -75,7 +75,7 @@ def keeps_decision(
         rows[sample, np.arange(size - 1), others] = -1
         rows[sample, :, best] = 1
     try:
-        found = bound(place.suffix, Interval(low, high), objective=rows)
+        found = bound(place.suffix, Interval(low, high), objective=rows, level="float32")
     except AssayError:  # an overflow proves nothing
         return np.zeros(len(decision), dtype=bool)
     return np.asarray((found.lower > 0).all(1))
@@ -86,7 +86,7 @@ def certified_interval(
 ) -> tuple[float, float]:
     """Return an interval around one activation of a point (width,), within its range, in which the
     decision provably stays: each end is found by halving. It holds the activation alone where
-    nothing can be proved.
+    nothing can be proved. The ends are float32 numbers.
     """
     x = point.detach().double().numpy()[None]
     best = np.array([decision])
@@ -96,7 +96,7 @@ def certified_interval(
         here = x[0, coordinate]
         good, bad = here, limit
         for step in range(_STEPS):
-            tried = bad if step == 0 else (good + bad) / 2
+            tried = float(np.float32(bad if step == 0 else (good + bad) / 2))
             low, high = x.copy(), x.copy()
             low[0, coordinate], high[0, coordinate] = min(here, tried), max(here, tried)
             if keeps_decision(place, low, high, best)[0]:

@@ -183,7 +183,7 @@ def _require_shapes(folder: Path, guard: Guard) -> None:
     tests = len(scorer.tests)
     for name, ranks in (("ranks", guard.ranks), ("single", guard.single)):
         if ranks is not None:
-            wanted[name] = (ranks.reference, (tests, ranks.reference.shape[-1]))
+            wanted[f"scores of {name}"] = (ranks.reference, (tests, ranks.reference.shape[-1]))
     for name, (tensor, shape) in wanted.items():
         if tuple(tensor.shape) != shape:
             raise InputError(
