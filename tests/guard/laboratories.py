@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -26,14 +28,14 @@ def three(sizes: tuple[int, int, int] = (400, 200, 200), *, seed: int = 0) -> li
     """Return training, fresh and calibration splits of one laboratory."""
     whole = chain(sum(sizes), seed=seed)
     ends = [0, sizes[0], sizes[0] + sizes[1], sum(sizes)]
-    return [whole.take(slice(a, b)) for a, b in zip(ends, ends[1:], strict=False)]
+    return [whole.take(slice(a, b)) for a, b in pairwise(ends)]
 
 
 def small_network(seed: int = 0, widths: tuple[int, ...] = (4, 6, 5, 3)) -> nn.Sequential:
     """Return a ReLU network with drawn weights, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in pairwise(widths):
         layer = nn.Linear(before, after)
         layer.weight.data = torch.randn(after, before, generator=generator) / before**0.5
         layer.bias.data = 0.3 * torch.randn(after, generator=generator)

@@ -130,9 +130,9 @@ def test_places_that_do_not_fit_are_refused(model, place):
     ):
         with pytest.raises(InputError, match=message):
             site(model, split, domain)
+    small = fit(*[part.columns([0, 1]) for part in parts], Settings(bins=3))
     with pytest.raises(InputError, match="6 activations and the guard reads 2"):
-        small = [part.columns([0, 1]) for part in parts]
-        fit(*small, Settings(bins=3)).attach(place)
+        small.attach(place)
     bare = [Observed(part.values, NAMES) for part in parts]
     with pytest.raises(InputError, match="this guard reads no logits"):
         fit(*bare, Settings(bins=3)).attach(place)

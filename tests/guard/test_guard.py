@@ -16,7 +16,7 @@ from assay.errors import InputError
 from assay.guard import Explanation, Observed, Settings, fit, split
 from assay.guard.admission import Laboratory, admit, candidates
 from assay.guard.compiled import compile_explanations
-from assay.guard.fit import calibrate, laboratory
+from assay.guard.fitting import calibrate, laboratory
 from assay.guard.tables import lower_bound
 
 few = settings(max_examples=25, deadline=None)

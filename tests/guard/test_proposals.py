@@ -97,7 +97,7 @@ def test_a_true_prediction_that_saves_nothing_is_refused(scene):
 
 
 def test_the_prediction_is_the_share_over_swapped_runs(scene):
-    model, quantiser, swap, _, clean = scene
+    model, _, swap, _, clean = scene
     paired = draw_inputs(1500, 2)
     first, brought = model.first(clean), model.first(paired)
     first = torch.cat([brought[:, :1], first[:, 1:]], 1)

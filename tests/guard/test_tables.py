@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import hypothesis.strategies as st
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from laboratories import chain
 
 from assay.errors import InputError
-from assay.guard.quantise import quantise
+from assay.guard.quantise import quantise, without_knowledge
 from assay.guard.tables import interval, lower_bound, needed, tabulate, upper_bound
 
 few = settings(max_examples=60, deadline=None)
@@ -153,3 +154,19 @@ def test_tables_count_what_a_loop_counts():
     assert float(found.information()[0, 1]) == pytest.approx(information)
     with pytest.raises(InputError, match="NaN"):
         tabulate(bins - 1, quantiser)
+
+
+def test_without_knowledge_bins_have_the_shares_of_their_widths():
+    values = torch.tensor([[-1.0, 0.0], [0.5, 0.0], [1.0, 0.0], [3.0, 2.0]] * 5)
+    quantiser = quantise(values, 3, least=5)
+    shares = without_knowledge(quantiser, values)
+    assert torch.allclose(shares.sum(1), torch.ones(2, dtype=torch.float64))
+    cuts = [-1.0, *quantiser.cuts[0][torch.isfinite(quantiser.cuts[0])].tolist(), 3.0]
+    wide = [high - low for low, high in itertools.pairwise(cuts)]
+    lone = [len(set(values[quantiser(values)[:, 0] == one, 0].tolist())) < 2 for one in range(3)]
+    rest = 1 - sum(lone) / 3
+    total = sum(w for w, alone in zip(wide, lone, strict=True) if not alone)
+    for one in range(3):
+        wanted = 1 / 3 if lone[one] else rest * wide[one] / total if total else 0
+        assert float(shares[0, one]) == pytest.approx(wanted)
+    assert shares[1, :2].tolist() == [0.5, 0.5]  # both bins hold one value each

@@ -1,7 +1,8 @@
 """Admission of statistical explanations: by what they unblock, by description length, and by a
 fresh split.
 
-An edge is admitted if `N I(i; j) > 1/2 (B_i - 1)(B_j - 1) ln N + 2 ln n` (nats; it is reported in
+A marginal or a constant saves `N sum_b p_b ln(p_b / q_b)` over the shares q of bins for one who
+knows only where the values lie, less `1/2 (B - 1) ln N + 2 ln n`. An edge is admitted if `N I(i; j) > 1/2 (B_i - 1)(B_j - 1) ln N + 2 ln n` (nats; it is reported in
 bits), and if every cell's Clopper-Pearson interval on the fresh split overlaps that of the table.
 """
 
@@ -28,7 +29,8 @@ SHOWN = 200  # refused explanations that are kept
 @dataclass(frozen=True)
 class Laboratory:
     """The tables of explanations, those of the fresh split that tries them, the bins that the
-    tables count (inputs, features), their root values, and the count that supports an event.
+    tables count (inputs, features), their root values, the count that supports an event, and the
+    shares of bins (features, bins) for one who knows nothing but where a feature's values lie.
     """
 
     tables: Tables
@@ -36,6 +38,7 @@ class Laboratory:
     bins: Tensor
     roots: Tensor | None
     needed: int
+    prior: Tensor
 
     def explained(self, explanation: Explanation) -> Tensor:
         """Return where a statement explains its features, (inputs,): its event there occurred often
@@ -72,14 +75,17 @@ def candidates(laboratory: Laboratory, *, marginals: bool, added: bool) -> list[
     n, sizes, log_n = len(tables.sizes), tables.sizes.double(), math.log(max(tables.total, 2))
     found: list[Explanation] = []
     counts = tables.single.double()
-    entropy = -(counts * (counts / tables.total).clamp_min(1e-300).log()).sum(1)
     name = 2 * math.log(max(n, 2))
-    single = tables.total * sizes.log() - entropy - (sizes - 1) / 2 * log_n
+    known = (
+        counts
+        * (counts / tables.total / laboratory.prior.clamp_min(1e-300)).clamp_min(1e-300).log()
+    )
+    saved = torch.where(counts > 0, known, 0.0).sum(1)
+    single = saved - (sizes - 1) / 2 * log_n - name
     for feature in range(n):
         constant = bool((counts[feature] == tables.total).any())
         if constant:
-            gain = float(tables.total * sizes[feature].log()) - name
-            found.append(_named("constant", (feature,), gain))
+            found.append(_named("constant", (feature,), float(saved[feature]) - name))
         elif marginals:
             found.append(_named("marginal", (feature,), float(single[feature])))
     if not added:

@@ -82,6 +82,16 @@ def digests(rows: Tensor) -> tuple[str, ...]:
     return tuple(hashlib.sha256(row.numpy().tobytes()).hexdigest() for row in plain)
 
 
+def concatenate(parts: Sequence[Observed]) -> Observed:
+    """Return the inputs of several observations of the same features."""
+    first = parts[0]
+    logits = None
+    if first.logits is not None:
+        logits = torch.cat([part.logits for part in parts if part.logits is not None])
+    keys = tuple(key for part in parts for key in part.keys)
+    return Observed(torch.cat([part.values for part in parts]), first.names, logits, keys)
+
+
 def split(data: Observed, shares: Sequence[float], seed: int = 0) -> list[Observed]:
     """Return disjoint random parts of the distinct inputs, in the given shares (they sum to at
     most one).

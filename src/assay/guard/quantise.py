@@ -89,3 +89,34 @@ def _cuts(values: Tensor, wanted: int, least: int) -> Tensor:
     places = torch.arange(1, count) * len(values) // count
     inner = values.sort().values[places - 1].unique()
     return inner[inner < values.max()]
+
+
+def without_knowledge(
+    quantiser: Quantiser, values: Float[Tensor, "inputs features"]
+) -> Float[Tensor, "features bins"]:
+    """Return the shares that bins have for one who knows of a feature only where its values lie:
+    uniform over their range, and `1/bins` for a bin whose values are all one (the zeros of a ReLU).
+    """
+    placed, size = quantiser(values), quantiser.bins
+    shares = torch.zeros(len(quantiser.cuts), size, dtype=torch.float64)
+    for feature, cuts in enumerate(quantiser.cuts.double()):
+        inside, own = values[:, feature].double(), cuts[torch.isfinite(cuts)]
+        bins = len(own) + 1
+        ends = torch.cat([inside.min()[None], own, inside.max()[None]]).clamp(
+            float(inside.min()), float(inside.max())
+        )
+        widths = ends.diff().clamp_min(0)
+        spread = torch.tensor(
+            [
+                float(here.max() - here.min()) if len(here) else 0.0
+                for here in (inside[placed[:, feature] == one] for one in range(bins))
+            ]
+        )
+        single = spread == 0
+        widths = torch.where(single, 0.0, widths)
+        rest = 1 - float(single.sum()) / bins
+        total = float(widths.sum())
+        shares[feature, :bins] = torch.where(
+            single, 1 / bins, rest * widths / total if total else 0.0
+        )
+    return shares

@@ -16,7 +16,7 @@ from assay.guard.conformal import combine, ranks
 from assay.guard.explanations import Explanation, Refused, require_forest
 from assay.guard.guard import Guard, Scorer, root_values
 from assay.guard.observed import Observed, classes_of
-from assay.guard.quantise import Quantiser, quantise
+from assay.guard.quantise import Quantiser, quantise, without_knowledge
 from assay.guard.scores import TWO_SIDED, WEIGHTS, mahalanobis
 from assay.guard.settings import Settings
 from assay.guard.tables import needed, tabulate
@@ -45,7 +45,8 @@ def laboratory(
     found = tabulate(bins, quantiser, roots, values)
     tried = tabulate(quantiser(fresh.values), quantiser, _roots(fresh, classes), values)
     least = needed(found.total, settings.theta, settings.delta / found.candidates)
-    return Laboratory(found, tried, bins, roots, least), quantiser, classes
+    prior = without_knowledge(quantiser, tables.values.float())
+    return Laboratory(found, tried, bins, roots, least, prior), quantiser, classes
 
 
 def fit(
