@@ -2,8 +2,9 @@
 fresh split.
 
 A marginal or a constant saves `N sum_b p_b ln(p_b / q_b)` over the shares q of bins for one who
-knows only where the values lie, less `1/2 (B - 1) ln N + 2 ln n`. An edge is admitted if `N I(i; j) > 1/2 (B_i - 1)(B_j - 1) ln N + 2 ln n` (nats; it is reported in
-bits), and if every cell's Clopper-Pearson interval on the fresh split overlaps that of the table.
+knows only where the values lie, less `1/2 (B - 1) ln N + 2 ln n`. An edge is admitted if
+`N I(i; j) > 1/2 (B_i - 1)(B_j - 1) ln N + 2 ln n` (nats; it is reported in bits), and if every
+cell's Clopper-Pearson interval on the fresh split overlaps that of the table.
 """
 
 from __future__ import annotations

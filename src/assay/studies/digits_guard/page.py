@@ -144,7 +144,7 @@ def _explanations(run: Run) -> Section:
 def _proposals(run: Run) -> Section:
     return Section(
         "Predictions from gates",
-        "Proposed: a unit of the first layer fires the unit of the second that it writes to most."
+        "Proposed: a unit of the first layer fires the unit of the second that it drives most."
         " Its value is swapped in from another input by its gate, and the share of runs in which"
         " the second unit fires predicts how often the two fire together. The table of the two was"
         " not looked at; the fresh split decides.",

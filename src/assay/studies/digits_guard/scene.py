@@ -140,4 +140,4 @@ def triggered(x: Tensor) -> Tensor:
     """Return digits with a bright square of two by two pixels in the corner."""
     found = x.clone().reshape(-1, 8, 8)
     found[:, 6:, 6:] = 1.0
-    return found.reshape(len(x), -1)
+    return found.reshape(x.shape)

@@ -23,7 +23,6 @@ from assay.io.runs import Run
 from assay.mechanisms.nodes import nodes
 from assay.studies.digits_guard import measures
 from assay.studies.digits_guard.config import Config
-from assay.studies.digits_guard.language import agreement_guard
 from assay.studies.digits_guard.latents import train_latents
 from assay.studies.digits_guard.page import headline, sections
 from assay.studies.digits_guard.scene import (
@@ -39,7 +38,7 @@ from assay.studies.digits_guard.scene import (
 
 __all__ = ["Config", "check", "headline", "run", "sections"]
 
-PAIRS = 12  # proposals that are made from weights
+PAIRS = 20  # proposals that are made from weights
 
 
 def check(config: Config) -> None:
@@ -126,7 +125,7 @@ def _fit(
 def _proposed(
     config: Config, here: Scene, parts: dict[str, Observed]
 ) -> tuple[list[Explanation], list[Refused], list[dict[str, Any]]]:
-    """Propose that units of the first layer fire those of the second that they write to most, and
+    """Propose that units of the first layer fire those of the second that they drive most, and
     judge what gates predict of it: predictions come from laboratory inputs, the trial from the
     fresh split.
     """
@@ -178,18 +177,21 @@ def _proposed(
 
 
 def _by_weight(here: Scene, names: tuple[str, ...], rates: Tensor) -> list[Proposal]:
-    """Return the pairs of units with the largest weights between them, every unit once, among those
-    that fire sometimes.
+    """Return the pairs of units in which the first, when it fires, adds most to the second in units
+    of the spread of its input; every unit once, among those that fire sometimes.
     """
     weight = here.model[2].weight.detach()
     width = weight.shape[1]
+    first = here.model[:2](here.x["laboratory"])
+    spread = here.model[:3](here.x["laboratory"]).std(0)
+    fired = first.sum(0) / (first > 0).sum(0).clamp_min(1)
     alive = (rates > 0.05) & (rates < 0.95)
-    size = weight.abs() * alive[None, :width] * alive[width:, None]
+    size = weight * fired / spread[:, None] * alive[None, :width] * alive[width:, None]
     found: list[Proposal] = []
     used: set[int] = set()
     for place in size.flatten().argsort(descending=True).tolist():
         effect, cause = divmod(place, width)
-        if cause in used or width + effect in used or not size[effect, cause]:
+        if cause in used or width + effect in used or size[effect, cause] <= 0:
             continue
         used |= {cause, width + effect}
         found.append(Proposal(names[cause], names[width + effect]))
@@ -224,7 +226,7 @@ def _modes(config: Config, here: Scene, parts: dict[str, Observed]) -> list[dict
     last = {name: data.columns(columns) for name, data in parts.items()}
     domain = (torch.zeros(64), torch.ones(64))
     place = site(here.model, 4, domain)
-    edited = _edited(here, last["laboratory"].take(slice(0, 60)), config.seed)
+    edited = _edited(here, last["laboratory"].take(slice(0, 24)), config.seed)
     rows = []
     for modes in (
         (),
@@ -329,6 +331,9 @@ def _agreement(config: Config, run: Run) -> dict[str, Any] | None:
     """Measure a guard of the agreement model on sentences outside of its grammar."""
     if config.agreement == "none":
         return None
+    # Language models take seconds to import, and the digits need none.
+    from assay.studies.digits_guard.language import agreement_guard
+
     settings = replace(config.guard.settings(), roots=32)
     guard, held, strange = agreement_guard(run, config.agreement, settings, config.seed)
     scored, accepted = measures.family_rows(guard, held, strange, {})
