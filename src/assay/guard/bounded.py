@@ -57,7 +57,7 @@ def site(model: nn.Sequential, split: int, domain: tuple[Tensor, Tensor]) -> Sit
     prefix, suffix = model[:split], model[split:]
     found = bound(graph_of(prefix, low.shape), Interval(low[None], high[None]), level="float32")
     below, above = found.lower[0], found.upper[0]
-    if isinstance(prefix[-1], nn.ReLU):  # exact in any arithmetic, whatever the bounds lost
+    if isinstance(model[split - 1], nn.ReLU):  # exact in any arithmetic, whatever the bounds lost
         below, above = np.maximum(below, 0), np.maximum(above, 0)
     return Site(graph_of(suffix, (len(below),)), below, above)
 

@@ -27,23 +27,21 @@ class Firing(nn.Module):
         normal = torch.distributions.Normal(0.0, 1.0)
         fires = float(normal.icdf(torch.tensor(1 - RATE)))
         stops = float(normal.icdf(torch.tensor(1 - STOPPED)))
-        self.first = nn.Sequential(nn.Linear(5, 6), nn.ReLU())
-        self.second = nn.Sequential(nn.Linear(6, 3), nn.ReLU())
+        read, write = nn.Linear(5, 6), nn.Linear(6, 3)
         self.head = nn.Linear(3, 2)
-        read = torch.zeros(6, 5)
-        for row, column in enumerate((0, 1, 1, 2, 3, 4)):  # A, C, the twin, three inhibitors
-            read[row, column] = 1
-        write = torch.zeros(3, 6)
-        for row, (cause, inhibitor) in enumerate(((0, 3), (1, 4), (1, 5))):
-            write[row, cause], write[row, inhibitor] = 1.0, -100.0
         with torch.no_grad():
-            self.first[0].weight.copy_(read)  # type: ignore[operator, union-attr]
-            bias = torch.tensor([-fires] * 3 + [-stops] * 3)
-            self.first[0].bias.copy_(bias)  # type: ignore[operator, union-attr]
-            self.second[0].weight.copy_(write)  # type: ignore[operator, union-attr]
-            self.second[0].bias.zero_()  # type: ignore[operator, union-attr]
+            read.weight.zero_()
+            write.weight.zero_()
+            for row, column in enumerate((0, 1, 1, 2, 3, 4)):  # A, C, the twin, three inhibitors
+                read.weight[row, column] = 1
+            for row, (cause, inhibitor) in enumerate(((0, 3), (1, 4), (1, 5))):
+                write.weight[row, cause], write.weight[row, inhibitor] = 1.0, -100.0
+            read.bias.copy_(torch.tensor([-fires] * 3 + [-stops] * 3))
+            write.bias.zero_()
             self.head.weight.copy_(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]]))
             self.head.bias.zero_()
+        self.first = nn.Sequential(read, nn.ReLU())
+        self.second = nn.Sequential(write, nn.ReLU())
         self.requires_grad_(False).eval()
 
     def forward(self, x: Float[Tensor, "inputs 5"]) -> Float[Tensor, "inputs 2"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import polars as pl
 
 from assay import charts
@@ -68,7 +70,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     return facts, found
 
 
-def _promises(summary: dict) -> Section:  # type: ignore[type-arg]
+def _promises(summary: dict[str, Any]) -> Section:
     held = summary["held_out"]
     low, high = held["unsupported_interval"]
     return Section(
@@ -152,7 +154,7 @@ def _proposals(run: Run) -> Section:
     )
 
 
-def _modes(run: Run, summary: dict) -> Section:  # type: ignore[type-arg]
+def _modes(run: Run, summary: dict[str, Any]) -> Section:
     weights = summary["weights"]
     return Section(
         "Modes",
@@ -175,7 +177,7 @@ def _backdoor(run: Run) -> Section:
     )
 
 
-def _agreement(run: Run, summary: dict) -> Section:  # type: ignore[type-arg]
+def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     table = run.table("agreement_detectors.parquet")
     return Section(
         "Sentences outside of a grammar",

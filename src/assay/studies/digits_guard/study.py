@@ -180,7 +180,7 @@ def _by_weight(here: Scene, names: tuple[str, ...], rates: Tensor) -> list[Propo
     """Return the pairs of units in which the first, when it fires, adds most to the second in units
     of the spread of its input; every unit once, among those that fire sometimes.
     """
-    weight = here.model[2].weight.detach()
+    weight = dict(here.model.named_parameters())["2.weight"].detach()
     width = weight.shape[1]
     first = here.model[:2](here.x["laboratory"])
     spread = here.model[:3](here.x["laboratory"]).std(0)
