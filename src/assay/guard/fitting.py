@@ -134,7 +134,7 @@ def calibrate(guard: Guard, fresh: Observed, calibration: Observed) -> Guard:
     reference = ranks(guard.scorer(fresh).scores, sides)
     scores = guard.scorer(calibration).scores
     single = ranks(scores, sides)
-    weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in guard.scorer.tests])
+    weights = torch.tensor([WEIGHTS[name] for name in guard.scorer.tests])
     statistic = combine(reference(scores), weights).sort().values
     return replace(guard, ranks=reference, single=single, statistic=statistic)
 

@@ -275,9 +275,15 @@ class Guard:
         """Return the p-value of the tests together, zero where a score is NaN."""
         if self.ranks is None:  # nothing to compare with: nothing is accepted
             return torch.zeros(scores.shape[1], dtype=torch.float64)
-        weights = torch.tensor([WEIGHTS.get(name, 1.0) for name in self.scorer.tests])
-        found = level(combine(self.ranks(scores), weights), self.statistic)
+        found = level(self.combined(scores), self.statistic)
         return found.masked_fill(scores.isnan().any(0), 0.0)
+
+    def combined(self, scores: Tensor) -> Float[Tensor, " inputs"]:
+        """Return the combination of test scores that the p-value of the tests together is about."""
+        if self.ranks is None:
+            raise InputError("this guard is not calibrated")
+        weights = torch.tensor([WEIGHTS[name] for name in self.scorer.tests])
+        return combine(self.ranks(scores), weights)
 
     def single_p_values(self, verdicts: Verdicts) -> dict[str, Float[Tensor, " inputs"]]:
         """Return the conformal p-value of every test by itself."""

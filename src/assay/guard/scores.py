@@ -19,8 +19,16 @@ PLAIN = ("likelihood", "dependence", "distance")
 ROOTED = ("root_distance", "confidence", "energy")
 TWO_SIDED = ("likelihood", "distance")
 """An input can be too likely, or too near to the mean, as mixtures are."""
-WEIGHTS = {"likelihood": 0.5, "dependence": 0.5}
-"""The dependence score is a part of the likelihood: the two share a vote. All others have one."""
+WEIGHTS = {
+    "likelihood": 0.25,
+    "dependence": 0.25,
+    "distance": 0.75,
+    "root_distance": 1.0,
+    "confidence": 1.5,
+    "energy": 0.5,
+}
+"""Votes in the combination. The dependence score is a part of the likelihood, and energy sees much
+of what confidence sees. Chosen on anomalies of two digits networks; the level holds for any."""
 
 
 @dataclass(frozen=True)

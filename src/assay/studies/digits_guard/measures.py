@@ -12,8 +12,9 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from assay.guard import Guard, Observed, Settings, split
+from assay.guard import Guard, Observed, Settings
 from assay.guard.compiled import compile_explanations
+from assay.guard.conformal import level
 from assay.guard.fitting import calibrate, laboratory
 from assay.guard.guard import Verdicts
 from assay.guard.quantise import quantise
@@ -30,27 +31,28 @@ def auroc(usual: Tensor, strange: Tensor) -> float:
 
 
 def level_over_resplits(
-    guard: Guard, fresh: Observed, pool: Observed, count: int, share: float, seed: int
+    guard: Guard, pool: Observed, count: int, share: float, seed: int
 ) -> dict[str, float]:
     """Return the share that the tests reject of held-out inputs, over random splits of a pool into
     calibration and held-out inputs, with its standard error and the nominal share.
 
-    The nominal share is `floor(alpha (n + 1)) / (n + 1)` for n calibration inputs."""
-    rates = []
-    calibrating = 0
+    The nominal share is `floor(alpha (n + 1)) / (n + 1)` for n calibration inputs. The combination
+    of an input does not depend on the split, only its level does."""
+    statistic = guard.combined(guard.scorer(pool).scores)
+    alpha, calibrating = guard.settings.alpha, round(share * len(pool))
+    rates = np.empty(count)
     for offset in range(count):
-        one, other = split(pool, (share, 1 - share), seed + offset)
-        calibrating = len(one)
-        again = calibrate(guard, fresh, one)
-        rates.append(float((again(other).p <= guard.settings.alpha).double().mean()))
-    found = np.array(rates)
-    nominal = np.floor(guard.settings.alpha * (calibrating + 1) + 1e-9) / (calibrating + 1)
-    error = float(found.std(ddof=1) / len(found) ** 0.5)
+        generator = torch.Generator().manual_seed(seed + offset)
+        order = torch.randperm(len(pool), generator=generator)
+        one, other = statistic[order[:calibrating]], statistic[order[calibrating:]]
+        rates[offset] = float((level(other, one.sort().values) <= alpha).double().mean())
+    nominal = np.floor(alpha * (calibrating + 1) + 1e-9) / (calibrating + 1)
+    error = float(rates.std(ddof=1) / count**0.5)
     return {
-        "mean": float(found.mean()),
+        "mean": float(rates.mean()),
         "standard_error": error,
         "nominal": float(nominal),
-        "errors_from_nominal": float((found.mean() - nominal) / error),
+        "errors_from_nominal": float((rates.mean() - nominal) / error),
         "resplits": count,
         "calibrating": calibrating,
     }

@@ -73,9 +73,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("explanations.parquet", _explanations(guard))
     pool = here.observed(torch.cat([here.x["calibration"], here.x["held out"]]))
     share = len(parts["calibration"]) / len(pool)
-    level = measures.level_over_resplits(
-        guard, parts["fresh"], pool, config.resplits, share, config.seed
-    )
+    level = measures.level_over_resplits(guard, pool, config.resplits, share, config.seed)
     modes = _modes(config, here, parts)
     run.save_table("modes.parquet", pl.DataFrame(modes))
     backdoor = _backdoor(config, run)
@@ -235,7 +233,6 @@ def _modes(config: Config, here: Scene, parts: dict[str, Observed]) -> list[dict
         ("constant",),
         ("constant", "marginal"),
         ("constant", "add"),
-        ("constant", "add", "prune"),
         ("constant", "marginal", "add", "prune"),
     ):
         settings = config.guard.settings(modes)
