@@ -54,10 +54,12 @@ def site(model: nn.Sequential, split: int, domain: tuple[Tensor, Tensor]) -> Sit
         raise InputError("domain: two vectors low <= high of one length are needed")
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise InputError("domain: a finite box is needed; nothing is proved about all numbers")
-    prefix, suffix = model[:split], model[split:]
+    # A ReLU is exact in any arithmetic: its ends are those of what it reads, cut at zero.
+    rectified = split > 1 and isinstance(model[split - 1], nn.ReLU)
+    prefix, suffix = model[: split - rectified], model[split:]
     found = bound(graph_of(prefix, low.shape), Interval(low[None], high[None]), level="float32")
     below, above = found.lower[0], found.upper[0]
-    if isinstance(model[split - 1], nn.ReLU):  # exact in any arithmetic, whatever the bounds lost
+    if rectified:
         below, above = np.maximum(below, 0), np.maximum(above, 0)
     return Site(graph_of(suffix, (len(below),)), below, above)
 
