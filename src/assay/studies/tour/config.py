@@ -12,6 +12,7 @@ STOPS = (
     "tms-directions",
     "tms-components",
     "crosscoder-proof",
+    "digits-guard",
 )
 
 

@@ -1,0 +1,132 @@
+"""A guard around a network at run time: one forward pass, one verdict per input."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from assay.errors import AssayError, InputError
+from assay.guard.guard import REASONS, Guard
+from assay.guard.reading import reading_of
+from assay.io.files import digest_of_tensors
+
+_EVENTS = 8  # events without support that are named per input
+
+
+class RejectedError(AssayError):
+    """A guarded network was asked to raise on rejection, and rejected; `served` holds the rest."""
+
+    def __init__(self, message: str, served: Served):
+        super().__init__(message)
+        self.served = served
+
+
+@dataclass(frozen=True)
+class Served:
+    """The network's output (None where it failed), which inputs were accepted, a reason and the
+    first events without support for every input, and what went wrong, if anything.
+    """
+
+    output: Any
+    accepted: tuple[bool, ...]
+    reasons: tuple[str, ...]
+    events: tuple[tuple[str, ...], ...]
+    p: tuple[float, ...]
+    error: str | None = None
+
+    @property
+    def all_accepted(self) -> bool:
+        """Whether there are inputs and all of them are accepted."""
+        return bool(self.accepted) and all(self.accepted)
+
+
+def hash_of(model: nn.Module) -> str:
+    """Return the digest that tells networks apart: the SHA-256 of all their tensors."""
+    return digest_of_tensors(
+        {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
+    )
+
+
+class Guarded:
+    """A network behind a guard: `guarded(x)` or `guarded(input_ids=..., attention_mask=...)`.
+
+    It returns a `Served` whatever happens: an exception, in the network or in the guard, is a
+    rejection, with `error` set. With `raises` a rejection raises `RejectedError` instead, and
+    nothing else is ever raised. Raises InputError at once, before anything is served, for a guard
+    that was fitted on another network (by the digest of its tensors) or without a reading."""
+
+    def __init__(self, model: nn.Module, guard: Guard, *, raises: bool = False):
+        if guard.model_hash and guard.model_hash != hash_of(model):
+            raise InputError(
+                "this guard was fitted on another network (the digest of the weights differs); fit"
+                " one for this network"
+            )
+        self.model, self.guard, self.raises = model, guard, raises
+        self.reading = reading_of(dict(guard.reading), "this guard")
+        if self.reading.names != guard.names:
+            raise InputError("the guard's reading names other features than the guard")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Served:
+        """Run the network once and judge every input."""
+        try:
+            served = self._serve(kwargs if kwargs else args[0] if len(args) == 1 else args)
+        except Exception as error:  # nothing may be raised, nor accepted, in the served path
+            served = _failed(args, kwargs, error)
+        if self.raises and not served.all_accepted:
+            raise RejectedError(_first_reason(served), served)
+        return served
+
+    def _serve(self, inputs: Any) -> Served:
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            data, output = self.reading.run(self.model, inputs)
+        finally:
+            self.model.train(was_training)
+        verdicts = self.guard(data)
+        accepted = verdicts.accepted.tolist()
+        events = tuple(
+            () if accepted[place] else tuple(self.guard.unsupported(verdicts, place)[:_EVENTS])
+            for place in range(len(data))
+        )
+        reasons = tuple(REASONS[why] for why in verdicts.why.tolist())
+        return Served(output, tuple(accepted), reasons, events, tuple(verdicts.p.tolist()))
+
+
+def _failed(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Served:
+    """Return a rejection of every input, as many as there seem to be."""
+    sizes = [
+        leaf.shape[0]
+        for leaf in tree_flatten((args, dict(kwargs)))[0]
+        if isinstance(leaf, Tensor) and leaf.ndim
+    ]
+    count = sizes[0] if sizes else 1
+    message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return Served(
+        None,
+        (False,) * count,
+        ("the guard or the network failed",) * count,
+        ((),) * count,
+        (0.0,) * count,
+        message,
+    )
+
+
+def _first_reason(served: Served) -> str:
+    place = next((at for at, good in enumerate(served.accepted) if not good), None)
+    if place is None:
+        return "rejected: there is no input"
+    events = "; ".join(served.events[place][:3])
+    return f"input {place} is rejected: {served.error or served.reasons[place]}" + (
+        f" ({events})" if events else ""
+    )
+
+
+def memory(guard: Guard) -> int:
+    """Return the bytes that a guard holds while it serves."""
+    own = guard.memory
+    return guard.size() + (0 if own is None else own.numel() * own.element_size())
