@@ -75,28 +75,15 @@ def train(
             f" {len(found.sites)}, {found.width})"
         )
     scales = equal_norm_scales(first) if scales is None else scales
-    tracker = _Threshold(found)
+    tracker = Threshold(found)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         states, rows = draw(generator)
-        scaled = states * scales[:, None]
-        codes = found.encode(scaled)
-        rest = (scaled - found.decode(codes)).square().sum((1, 2)).mean()
-        total_norms = found.W_dec.norm(dim=2).sum(1)
-        sparse = (codes @ total_norms).mean()
-        losses = {"reconstruction": rest, "sparsity": sparse}
-        grown = ramp(step / training.steps, 0.0, training.ramp_share)
-        total = rest + training.sparsity * sparse
-        folded = Folded(
-            found.W_dec / scales[:, None], found.b_dec / scales[:, None], codes, states, rows
+        total, losses, codes = losses_of(
+            found, states, rows, scales, training, terms, step / training.steps
         )
-        for term in terms:
-            losses[term.name] = term(folded)
-            total = total + grown * term.weight * losses[term.name]
         tracker.see(codes)
-        metrics = {f"losses/{key}": entry for key, entry in losses.items()}
-        metrics["metrics/l0"] = (codes > 0).float().sum(1).mean()
-        return total, metrics
+        return total, losses
 
     fit(
         found,
@@ -111,6 +98,34 @@ def train(
         save_every=training.save_every,
     )
     fold(found, scales)
+
+
+def losses_of(
+    found: Crosscoder,
+    states: Float[Tensor, "rows layers width"],
+    rows: Tensor | None,
+    scales: Float[Tensor, " layers"],
+    training: Training,
+    terms: Sequence[Term],
+    done: float,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Return the loss of one step at a share `done` of training, what it is made of, and codes."""
+    scaled = states * scales[:, None]
+    codes = found.encode(scaled)
+    rest = (scaled - found.decode(codes)).square().sum((1, 2)).mean()
+    sparse = (codes @ found.W_dec.norm(dim=2).sum(1)).mean()
+    losses = {"losses/reconstruction": rest, "losses/sparsity": sparse}
+    total = rest + training.sparsity * sparse
+    folded = Folded(
+        found.W_dec / scales[:, None], found.b_dec / scales[:, None], codes, states, rows
+    )
+    grown = ramp(done, 0.0, training.ramp_share)
+    for term in terms:
+        value = term(folded)
+        losses[f"losses/{term.name}"] = value
+        total = total + grown * term.weight * value
+    losses["metrics/l0"] = (codes > 0).float().sum(1).mean()
+    return total, losses, codes
 
 
 @torch.no_grad()
@@ -143,7 +158,7 @@ def unexplained(
     return rest / (states - states.mean(0)).square().sum((0, 2))
 
 
-class _Threshold:
+class Threshold:
     """The running mean of the smallest code that BatchTopK kept: its threshold after training."""
 
     def __init__(self, found: Crosscoder):

@@ -42,7 +42,13 @@ from assay.proofs.crosscoder.problem import Network, Problem
 from assay.proofs.crosscoder.prove import STRATEGIES, ProofResult, prove
 
 TASK = "crosscoder"
-RULES = {"one_side": "linear", "strongest": "linear", "compact": "compact", "exact": "exact"}
+RULES = {
+    "one_side": "linear",
+    "one_side_compact": "compact",
+    "strongest": "linear",
+    "compact": "compact",
+    "exact": "exact",
+}
 """The strategies whose claims can be certified, each with its rule."""
 
 NAMES = {

@@ -56,6 +56,9 @@ def _compact(problem: Problem, sides: Sides | None) -> Array:
 STRATEGIES: Mapping[str, Strategy] = {
     "balls": Strategy("scalar error balls, layer by layer", lambda p, _: ball_margins(p)),
     "one_side": Strategy("one side per neuron, linear in the codes", _linear, one_side),
+    "one_side_compact": Strategy(
+        "as one_side, knowing of the error its norm alone", _compact, one_side
+    ),
     "strongest": Strategy(
         "one side per strongest feature and neuron, linear in the codes", _linear, strongest_sides
     ),
