@@ -16,8 +16,8 @@ from assay.learn.loop import cosine, fit, ramp
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.objective import Folded, Term
 
-Draw = Callable[[torch.Generator], tuple[Float[Tensor, "rows layers width"], Tensor | None]]
-"""Draws states, with the indices of the points that they belong to where terms need them."""
+Draw = Callable[[int, torch.Generator], tuple[Float[Tensor, "rows layers width"], Tensor | None]]
+"""Draws the states of a step, with the indices of their points where terms need them."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def train(
     measured on one draw). With `run`, training is resumed from its checkpoint and ends with the
     same bits. Raises InputError for states of another shape or all zero, AssayError for a loss that
     is not finite."""
-    first, _ = draw(torch.Generator().manual_seed(0))
+    first, _ = draw(0, torch.Generator().manual_seed(0))
     if first.ndim != 3 or first.shape[1:] != (len(found.sites), found.width):
         raise InputError(
             f"states have shape {tuple(first.shape)}; the crosscoder reads (rows,"
@@ -78,7 +78,7 @@ def train(
     tracker = Threshold(found)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        states, rows = draw(generator)
+        states, rows = draw(step, generator)
         total, losses, codes = losses_of(
             found, states, rows, scales, training, terms, step / training.steps
         )
@@ -178,7 +178,7 @@ def rows_of(states: Float[Tensor, "points layers width"], index: Int[Tensor, " s
     """Return a draw of the states of some points, all of them at every step."""
     chosen = states[index]
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return chosen, index
 
     return draw
