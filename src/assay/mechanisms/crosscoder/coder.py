@@ -93,7 +93,7 @@ class Crosscoder(nn.Module, Kind):
         above = (before > self.threshold).to(kept)
         if self.activation == "jumprelu" and self.training:
             near = (0.5 + (before.detach() - self.threshold) / _BANDWIDTH).clamp(0, 1)
-            above = above + near - near.detach()
+            above = above + (near - near.detach())
         return kept * above
 
     def decode(self, codes: Float[Tensor, "*rows size"]) -> States:
