@@ -21,7 +21,7 @@ from assay.studies.fields import (
 )
 from assay.studies.fields import Config as Keys
 
-CERTIFIED = ("one_side", "one_side_compact", "strongest", "compact", "exact")
+CERTIFIED = ("one_side", "one_side_compact", "strongest", "compact", "exact", "groups")
 DIGITS = 1797
 
 

@@ -150,13 +150,23 @@ def _independence(run: Run) -> Section:
     share = summary["neuron_pairs_without_interaction"]
     shown = neurons.head(30).with_columns(pl.col("neuron").cast(pl.String))
     picture = charts.bars(shown, "neuron", "mean", y_title="mean interaction")
+    costly = pairs.head(40).with_columns(pl.col("strongest", "other").cast(pl.String))
+    squares = charts.heatmap(
+        costly,
+        "other",
+        "strongest",
+        "cost in margin",
+        x_title="other feature",
+        y_title="strongest feature",
+        title="The pairs that cost most",
+    )
     return Section(
         "Independence of features",
         f"At {100 * share:.0f} % of all pairs of point and neuron, features do not interact;"
         f" {summary['neurons_without_interaction']} neurons have no interaction at any point. The"
         " table lists pairs of a strongest feature and another one by what their interaction costs"
         " in margin: more interpretation pays most at its top. These numbers are measured.",
-        charts=[picture],
+        charts=[picture, squares],
         tables=[Table(pairs, "Pairs of features by cost in margin")],
     )
 
