@@ -1,6 +1,6 @@
 """Crosscoder proofs of a bilinear network that reads digits: interactions exact and quadratic.
 
-Run with `python benchmarks/crosscoder_bilinear.py [--seeds 1] [--steps 800]`: minutes a seed. A
+Run with `python benchmarks/crosscoder_bilinear.py [--seeds 1] [--steps 600]`: minutes a seed. A
 network of one block and its crosscoder are trained together (the network is made to be proved
 about), 359 of the 1797 digits held out; the script prints the certified shares, and how the
 operations of the proofs and of running the network grow with the number of points."""
@@ -66,7 +66,7 @@ def trained(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--features", type=int, default=64)

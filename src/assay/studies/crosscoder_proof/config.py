@@ -54,7 +54,7 @@ class CrosscoderConfig(Keys):
     rate: Positive = 3e-4
     sparsity: Amount = 0.1
     interaction: Amount = 0.0
-    hinge: Amount = 4.0
+    hinge: Amount = 1.0
     margin: Positive = 1.0
     compact: Probability = 0.5
     cotrain: bool = False
