@@ -1,5 +1,5 @@
-"""Make the README's picture from a finished run of `assay run digits-channels`: python
-docs/pictures.py RUN_FOLDER.
+"""Make the pictures of the README and of docs/crosscoder.md from finished runs: python
+docs/pictures.py RUN_FOLDER, of `assay run digits-channels` or `assay run digits-crosscoder-proof`.
 """
 
 from __future__ import annotations
@@ -10,11 +10,26 @@ from pathlib import Path
 import polars as pl
 
 from assay import charts
-from assay.io.runs import opened
+from assay.io.runs import Run, opened
+
+IMAGES = Path(__file__).parent / "images"
 
 
 def main() -> None:
     run = opened(sys.argv[1])
+    make = draw_growth if run.has("growth.parquet") else draw_channels
+    print(make(run))
+
+
+def draw_growth(run: Run) -> Path:
+    table = run.table("growth.parquet")
+    picture = charts.line(
+        table, "points", "operations", colour="what", log_x=True, log_y=True, points=True
+    )
+    return charts.png(picture, IMAGES / "crosscoder-growth.png", scale=1.0)
+
+
+def draw_channels(run: Run) -> Path:
     points = run.table("channels.parquet").with_columns(
         (pl.col("attribution") - pl.col("exact")).abs().alias("error")
     )
@@ -32,7 +47,7 @@ def main() -> None:
         x_title="log10 of the true error (each channel switched off exactly)",
         y_title="log10 of the certified bound",
     )
-    print(charts.png(picture, Path(__file__).parent / "images" / "digits.png"))
+    return charts.png(picture, IMAGES / "digits.png")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def run(
 
 @app.command()
 def train(
-    what: Annotated[str, typer.Argument(help="What is trained: dictionaries.")],
+    what: Annotated[str, typer.Argument(help="What is trained: crosscoder or dictionaries.")],
     out: Out = None,
     overrides: Set = None,
     resume: Resume = False,
@@ -125,8 +125,8 @@ def train(
     dry: Dry = False,
     as_json: Json = False,
 ) -> None:
-    """Train dictionaries on your own model and text: --set target.path=MODEL_DIR --set
-    data.path=TEXT --set sites=PATTERN.
+    """Train dictionaries or a crosscoder on your own model and text: --set
+    target.path=MODEL_DIR --set data.path=TEXT --set sites=PATTERN.
     """
     from assay.studies.names import require_training
 

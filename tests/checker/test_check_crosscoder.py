@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import assay_check
 from assay.errors import InputError
 from assay.proofs.crosscoder.certificate import NAMES, RULES, certify_points
+from assay.proofs.crosscoder.groups import grouped_margins
 from assay.proofs.crosscoder.problem import Features, Network, Points, Problem, true_margins
 
 V, H = 5, 6
@@ -191,6 +192,52 @@ def test_forged_fields_are_refused(name, claim):
     changed = FIELDS[name] or {"claim": claim_of(count + 1)}
     path.write_text(json.dumps(json.loads(path.read_text()) | changed))
     assert refused(path, weights)
+
+
+GROUPED = {
+    "a feature moved": moved,
+    "codes of other points": lambda path: {"codes": advice_of(path)["codes"][::-1]},
+    "groups of several labels": lambda path: {"group": 0 * advice_of(path)["group"]},
+    "a group below zero": lambda path: {"group": advice_of(path)["group"] - np.int32(1)},
+    "groups of fewer points": fewer("group"),
+    "sides that are not asked for": lambda path: {"negative": np.zeros((1, H), np.uint8)},
+    "features elsewhere": lambda path: {"decoder": advice_of(path)["decoder"] + 1},
+}
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_forged_groups_are_refused(name, tmp_path):
+    # Larger groups than the search's, so that what the advice says decides how much is proved.
+    of = small()
+    path, weights, _ = put(of, tmp_path, "groups")
+    labels = of.points.labels.astype(np.int32)
+    change_advice(path, group=labels)
+    claim_what_is_proved(path, of, labels)
+    assert not refused(path, weights)
+    change_advice(path, **GROUPED[name](path))
+    assert refused(path, weights)
+
+
+def claim_what_is_proved(path: Path, of: Problem, group: np.ndarray) -> None:
+    """Claim what these groups prove."""
+    count = int((grouped_margins(of, group) > 0).sum())
+    assert count > 5
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"claim": claim_of(count)}))
+
+
+def test_groups_prove_no_more_in_balls_than_the_prover_finds(tmp_path):
+    of = small(1)
+    path, weights, count = put(of, tmp_path, "groups")
+    assert count == int((true_margins(of) > 0).sum())
+    for group in (of.points.labels, 5 * of.points.labels + np.arange(V * V) % 2):
+        expected = int((grouped_margins(of, group) > 0).sum())
+        change_advice(path, group=np.unique(group, return_inverse=True)[1].astype(np.int32))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"claim": claim_of(expected)}))
+        verdict = assay_check.check(path, weights)
+        assert verdict.accepted
+        assert verdict.bound == Fraction(expected, V * V)
+    with pytest.raises(InputError, match="group 0 holds points of several labels"):
+        grouped_margins(of, np.zeros(V * V, dtype=np.int64))
 
 
 def test_other_weights_are_refused(claim, tmp_path):

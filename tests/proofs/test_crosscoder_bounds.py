@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -12,7 +13,13 @@ from hypothesis import strategies as st
 
 from assay.errors import InputError
 from assay.proofs.crosscoder.arithmetic import arithmetic
-from assay.proofs.crosscoder.certificates import Sides, exact_margins, interactions, linear_margins
+from assay.proofs.crosscoder.certificates import (
+    Sides,
+    exact_margins,
+    interactions,
+    linear_margins,
+    one_side,
+)
 from assay.proofs.crosscoder.groups import group_margins, refine
 from assay.proofs.crosscoder.heuristic import heuristic_estimate
 from assay.proofs.crosscoder.problem import (
@@ -132,6 +139,21 @@ def test_the_interaction_identity_is_exact():
 def test_without_error_exact_interactions_give_the_margin_itself():
     of = problem(1, error=0.0)
     np.testing.assert_allclose(exact_margins(of), true_margins(of), atol=1e-9)
+
+
+def test_an_error_that_no_neuron_reads_counts_by_its_norm():
+    of = problem(0, error=1.0)
+    of = replace(of, network=replace(of.network, W_out=0 * of.network.W_out))
+    n, f, labels = of.network, of.features, of.points.labels
+    rebuilt = f.codes @ f.decoder[:, 0] + f.bias[0]
+    size = np.linalg.norm(of.points.inputs @ n.E.T + n.b_e - rebuilt, axis=1)
+    logits = (rebuilt + n.b_out) @ n.U.T + n.b_u
+    leads = logits[np.arange(12), labels][:, None] - logits
+    expected = leads - size[:, None] * np.linalg.norm(n.U[labels][:, None] - n.U, axis=2)
+    expected[np.arange(12), labels] = np.inf
+    found = linear_margins(of, one_side(of), compact=True)
+    np.testing.assert_allclose(found, expected.min(1), atol=1e-9)
+    assert_below(found, exact_true_margins(of), "compact")
 
 
 def test_levels_agree_and_only_one_proves():

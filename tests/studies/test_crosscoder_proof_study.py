@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 import assay_check
 from assay.errors import InputError
 from assay.io import files
-from assay.mechanisms.crosscoder import Crosscoder, save
+from assay.mechanisms.crosscoder import Crosscoder, hash_of, save
+from assay.mechanisms.crosscoder import load as load_crosscoder
 from assay.proofs.crosscoder.prove import STRATEGIES
 from assay.studies import runner, verbs
 from assay.targets import residual_relu
@@ -90,6 +92,35 @@ def test_every_verb_works_over_the_run(folder: Path) -> None:
     assert verbs.compare_runs(folder, folder)[1].height
 
 
+@slow
+def test_digits_are_proved_of_a_network_that_was_trained_for_it(tmp_path: Path) -> None:
+    words = ["model.width=12", "model.hidden=32", "model.steps=60", "crosscoder.features=24",
+             "crosscoder.steps=80", "crosscoder.batch=256"]  # fmt: skip
+    out = tmp_path / "run"
+    summary = runner.execute(runner.load("digits-crosscoder-proof", words), out)
+    assert (summary["points"], summary["held_out"], summary["cotrained"]) == (1797, 359, True)
+    true = summary["right"] / summary["points"]
+    assert all(share <= true for share in summary["certified"].values())
+    verdict = assay_check.check(out / "certificate.json", out / "weights.safetensors")
+    assert verdict.accepted
+    assert "points that the advice lists" in verdict.measure
+    growth = pl.read_parquet(out / "growth.parquet").pivot(
+        "what", index="points", values="operations"
+    )
+    assert growth["points"].to_list() == [224, 449, 898, 1797]
+    compact, running = (
+        growth[name].to_list() for name in ("one_side_compact", "running the network")
+    )
+    # Tables are paid once: eight times the points are less than eight times the operations.
+    assert compact[-1] < 7 * compact[0]
+    assert running[-1] == pytest.approx(running[0] * 1797 / 224)
+    _, contexts = verbs.explain_run(out, verbs.attribute_run(out, top=1)[1]["part"][0], top=3)
+    assert {"digit", "mean pixel"} <= set(contexts.columns)
+    assert load_crosscoder(out).model_hash == hash_of(
+        residual_relu.load(out / "weights.safetensors")
+    )
+
+
 def refused(tmp_path: Path, message: str, *words: str) -> None:
     with pytest.raises(InputError, match=message):
         runner.execute(runner.load("crosscoder-proof", list(words)), tmp_path / "run")
@@ -101,6 +132,17 @@ def test_bad_keys_and_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "needs 72 features", "crosscoder.features=70")
     refused(tmp_path, "proofs.certified must be one of", "proofs.certified=balls")
     refused(tmp_path, "no file", "model.path=nowhere.safetensors")
+    refused(tmp_path, "start = tokens is for the task pairs", "task=digits")
+    words = ("task=digits", "crosscoder.start=random")
+    refused(tmp_path, "a quarter of the 1797 points", *words, "crosscoder.features=450")
+    refused(
+        tmp_path,
+        "cotrain trains a network and",
+        "crosscoder.cotrain=true",
+        "model.path=x.safetensors",
+    )
+    pairs = residual_relu.save(tmp_path / "pairs.safetensors", ResidualReLU(24, 5, 5, 12))
+    refused(tmp_path, "reads 64 pixels and has 10 outputs", *words, f"model.path={pairs}")
     deep = residual_relu.save(tmp_path / "deep.safetensors", ResidualReLU(24, 5, 5, 12, 2))
     refused(tmp_path, "the network has 2", f"model.path={deep}")
     wide = residual_relu.save(tmp_path / "wide.safetensors", ResidualReLU(23, 5, 5, 12))

@@ -26,6 +26,7 @@ OWN = {
     "channels": [f"data.path={__file__}"],
     "directions": ["target.path=model", f"data.path={__file__}"],
     "components": ["target.path=model", f"data.path={__file__}"],
+    "crosscoder": ["target.path=model", f"data.path={__file__}"],
     "dictionaries": ["target.path=model", f"data.path={__file__}"],
     "features": ["target.path=model", f"data.pairs={__file__}"],
     "gemma2-features": [f"data.pairs={__file__}", f"dictionaries.path={Path(__file__).parent}"],

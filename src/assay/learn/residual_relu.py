@@ -1,15 +1,19 @@
-"""Training of residual ReLU networks: the largest of two tokens."""
+"""Training of small residual networks on all points at once: the largest of two tokens, digits."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TypeVar
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
 from assay.targets.residual_relu import ResidualReLU, pairs_of_tokens
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def train_max_of_two(
@@ -29,6 +33,25 @@ def train_max_of_two(
     generator = torch.Generator().manual_seed(seed)
     model = ResidualReLU(2 * vocabulary, width, hidden, vocabulary, 1, generator)
     inputs, labels = pairs_of_tokens(vocabulary)
+    return train_classifier(
+        model, inputs, labels, generator=generator, steps=steps, rate=rate, decay=decay, run=run
+    )
+
+
+def train_classifier(
+    model: Network,
+    inputs: Float[Tensor, "points inputs"],
+    labels: Int[Tensor, " points"],
+    *,
+    generator: torch.Generator,
+    steps: int = 1500,
+    rate: float = 3e-3,
+    decay: float = 0.3,
+    run: Run | None = None,
+) -> Network:
+    """Train a network in place by cross-entropy on all points at every step (AdamW, cosine), and
+    return it.
+    """
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return nn.functional.cross_entropy(model(inputs), labels), {}

@@ -14,7 +14,7 @@ from assay.io.files import existing
 
 _STEM = 50  # letters, at most 4 bytes each, of the 255 bytes that a name may have
 
-TRAININGS = ("dictionaries",)
+TRAININGS = ("crosscoder", "dictionaries")
 """What `assay train` trains: recipes that take the user's own network."""
 
 TASKS = ("max-of-k",)

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from assay_check.crosscoder.groups import right_points_of_groups
 from assay_check.crosscoder.margins import Advice, right_points
 from assay_check.crosscoder.model import MOST, Model, float32
 from assay_check.envelope import Envelope, Task, Verdict
 from assay_check.reading import need, tensors
 
-RULES = ("linear", "compact", "exact")
+RULES = ("linear", "compact", "exact", "groups")
 POINTS = {"pairs": "all ordered pairs of tokens", "listed": "points that the advice lists"}
 
 
@@ -39,7 +40,10 @@ def check(envelope: Envelope, weights: bytes | None) -> Verdict:
     if int(count) > total or envelope.claim != claim:
         reason = f"the total is {total}, and the bound must be count / total"
         return _verdict(envelope, False, reason)
-    right = right_points(model, envelope.rule, advice, inputs, labels)
+    if envelope.rule == "groups":
+        right = right_points_of_groups(model, advice, inputs, labels)
+    else:
+        right = right_points(model, envelope.rule, advice, inputs, labels)
     found = sum(right)
     reason = f"{found} of {total} points are proved right, {count} are claimed"
     return _verdict(envelope, found >= int(count), reason, Fraction(found, total))
@@ -56,7 +60,8 @@ def _read(envelope: Envelope, kind: str, model: Model) -> tuple[Advice, np.ndarr
     name, data = envelope.advice()
     found = tensors(data, name)
     wanted = {"decoder", "bias", "codes"}
-    wanted |= set() if envelope.rule == "exact" else {"group", "negative"}
+    wanted |= set() if envelope.rule == "exact" else {"group"}
+    wanted |= {"negative"} if envelope.rule in ("linear", "compact") else set()
     wanted |= {"inputs", "labels"} if kind == "listed" else set()
     need(found.keys() == wanted, f"{name}: the tensors must be {sorted(wanted)}")
     width, hidden, outputs = (model.entry[key] for key in ("width", "hidden", "outputs"))
@@ -86,7 +91,14 @@ def _read(envelope: Envelope, kind: str, model: Model) -> tuple[Advice, np.ndarr
         )
         arrays[key] = array
     need((arrays["codes"] >= 0).all(), f"{name}: codes must not be negative")
-    if envelope.rule != "exact":
+    if envelope.rule == "groups":
+        group = _integers(found["group"], (points,), points, f"{name}: group")
+        need(
+            len(set(zip(group, labels, strict=True))) == len(set(group)),
+            f"{name}: every group must hold points of one label",
+        )
+        arrays["group"] = np.array(group)
+    elif envelope.rule != "exact":
         sides = found["negative"]
         need(
             sides.dtype == np.uint8 and sides.ndim == 2 and sides.shape[1] == hidden

@@ -25,6 +25,7 @@ class Advice:
         self.decoder, self.bias, self.codes = (
             balls(arrays[name]) for name in ("decoder", "bias", "codes")
         )
+        self.plain_codes = arrays["codes"]
         self.group, self.negative = arrays.get("group"), arrays.get("negative")
 
 
@@ -34,13 +35,13 @@ def right_points(
     """Return which points provably have their right logit above every other one."""
     with ctx.workprec(BITS):
         P, N = _sides(model, advice)
-        state = balls(inputs) * model.E.transpose() + _spread(model.b_E, len(inputs))
-        rebuilt = advice.codes * advice.decoder + _spread(advice.bias, len(inputs))
+        state = balls(inputs) * model.E.transpose() + spread(model.b_E, len(inputs))
+        rebuilt = advice.codes * advice.decoder + spread(advice.bias, len(inputs))
         sizes = [_norm(row) for row in (state - rebuilt).tolist()]
         kept = rebuilt if rule == "compact" else state
-        written = kept + _spread(model.b_out, len(inputs))
+        written = kept + spread(model.b_out, len(inputs))
         written = written + arb_mat(P) * model.W_out.transpose()
-        logits = written * model.U.transpose() + _spread(model.b_U, len(inputs))
+        logits = written * model.U.transpose() + spread(model.b_U, len(inputs))
         lost = _lost(rule, advice, P, N)
         inner, rows = (model.U * model.W_out).tolist(), model.U.tolist()
         reaches = [_norm(row) for row in model.W_in.tolist()]
@@ -48,7 +49,7 @@ def right_points(
         for y in sorted(set(labels)):
             here = [i for i, label in enumerate(labels) if label == y]
             pulls = [[a - b for a, b in zip(inner[y], row, strict=True)] for row in inner]
-            signed = pulls if rule == "exact" else [[_positive(x) for x in row] for row in pulls]
+            signed = pulls if rule == "exact" else [[positive(x) for x in row] for row in pulls]
             costs = arb_mat([lost[i] for i in here]) * arb_mat(signed).transpose()
             steps = [
                 sum((abs(x) * r for x, r in zip(row, reaches, strict=True)), arb(0))
@@ -72,8 +73,8 @@ def _sides(model: Model, advice: Advice) -> tuple[Rows, Rows]:
     fixed = (advice.bias * model.W_in.transpose() + model.b_in).tolist()[0]
     found = []
     for sign in (1, -1):
-        table = arb_mat([[_positive(sign * x) for x in row] for row in single])
-        base = [_positive(sign * x) for x in fixed]
+        table = arb_mat([[positive(sign * x) for x in row] for row in single])
+        base = [positive(sign * x) for x in fixed]
         sums = (advice.codes * table).tolist()
         found.append([[a + b for a, b in zip(row, base, strict=True)] for row in sums])
     return found[0], found[1]
@@ -95,7 +96,7 @@ def _lost(rule: str, advice: Advice, P: Rows, N: Rows) -> Rows:
     ]
 
 
-def _positive(x: arb) -> arb:
+def positive(x: arb) -> arb:
     return arb.max(x, arb(0))
 
 
@@ -104,5 +105,5 @@ def _norm(row: Sequence[arb]) -> arb:
     return arb.max(sum((x * x for x in row), arb(0)), arb(0)).sqrt()
 
 
-def _spread(row: arb_mat, count: int) -> arb_mat:
+def spread(row: arb_mat, count: int) -> arb_mat:
     return arb_mat(count, 1, [1] * count) * row

@@ -57,7 +57,7 @@ def test_activations_keep_what_they_say():
     states = states_of()
     jump, batch = coder("jumprelu"), coder("batch_topk", k=2)
     with torch.no_grad():
-        jump.get_buffer("threshold").fill_(0.7)
+        jump.threshold.fill_(0.7)
         before = jump.before(states)
         assert torch.equal(jump.eval().encode(states), before * (before > 0.7))
         codes = batch.train().encode(states)
@@ -96,7 +96,7 @@ def test_training_explains_states_that_are_sums_of_features(activation):
     before = (states - found(states)).square().sum()
     train(
         found,
-        lambda generator: (states, None),
+        lambda step, generator: (states, None),
         Training(steps=120, rate=2e-2, sparsity=1e-3),
         generator=torch.Generator().manual_seed(0),
     )
@@ -179,7 +179,7 @@ def test_the_share_moves_where_a_feature_begins():
 def test_a_saved_crosscoder_is_the_same(tmp_path):
     found = coder("jumprelu", model_hash="abc")
     with torch.no_grad():
-        found.get_buffer("threshold").copy_(torch.rand(5))
+        found.threshold.copy_(torch.rand(5))
     save(tmp_path / "c", found)
     save(tmp_path / "c", found)
     again = load(tmp_path / "c")

@@ -3,6 +3,7 @@ the network its gates act."""
 
 from assay.mechanisms.crosscoder.bind import crosscoder
 from assay.mechanisms.crosscoder.coder import Crosscoder
+from assay.mechanisms.crosscoder.cotraining import Cotraining, cotrain
 from assay.mechanisms.crosscoder.files import load, save
 from assay.mechanisms.crosscoder.gates import (
     ClampedGates,
@@ -18,6 +19,7 @@ from assay.mechanisms.crosscoder.training import Training, train, unexplained
 __all__ = [
     "Block",
     "ClampedGates",
+    "Cotraining",
     "Crosscoder",
     "CrosscoderMechanisms",
     "EverywhereGates",
@@ -25,6 +27,7 @@ __all__ = [
     "Hinge",
     "Interaction",
     "Training",
+    "cotrain",
     "crosscoder",
     "hash_of",
     "load",

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 Activation = Literal["relu", "jumprelu", "batch_topk"]
 States = Float[Tensor, "*rows layers width"]
+_BANDWIDTH = 0.1  # around a threshold: where its pseudo-derivative is not zero
 
 
 class Crosscoder(nn.Module, Kind):
@@ -25,12 +26,14 @@ class Crosscoder(nn.Module, Kind):
 
     `z = act(sum_l r_l W_enc[l] + b_enc) >= 0` and `rhat_l = sum_f z_f W_dec[f, l] + b_dec[l]`, with
     W_enc (layers, width, size), W_dec (size, layers, width), and the states r_l of the named sites.
-    Activations: "relu"; "jumprelu", which keeps what exceeds a threshold per feature; "batch_topk",
-    which in training keeps the `k` largest entries per row over the whole batch (arXiv 2412.06410)
-    and afterwards whatever exceeds the one threshold that training measured. `model_hash` is the
-    digest of the network that it was trained on, or empty. Sheet: crosscoder_and_guard."""
+    Activations: "relu"; "jumprelu", which keeps what exceeds a threshold per feature, trained by
+    the rectangle pseudo-derivative (arXiv 2407.14435); "batch_topk", which in training keeps the
+    `k` largest entries per row over the whole batch (arXiv 2412.06410) and afterwards whatever
+    exceeds the one threshold that training measured. `model_hash` is the digest of the network that
+    it was trained on, or empty. Sheet: crosscoder_and_guard."""
 
     name = "crosscoder"
+    threshold: Tensor
 
     def __init__(
         self,
@@ -59,8 +62,10 @@ class Crosscoder(nn.Module, Kind):
         self.W_enc = nn.Parameter(drawn.permute(1, 2, 0).clone())
         self.b_enc = nn.Parameter(torch.zeros(size))
         self.b_dec = nn.Parameter(torch.zeros(len(sites), width))
-        thresholds = size if activation == "jumprelu" else 1
-        self.register_buffer("threshold", torch.zeros(thresholds))
+        if activation == "jumprelu":
+            self.threshold = nn.Parameter(torch.zeros(size))
+        else:
+            self.register_buffer("threshold", torch.zeros(1))
 
     @property
     def size(self) -> int:
@@ -85,7 +90,11 @@ class Crosscoder(nn.Module, Kind):
             rows = before.flatten(0, -2).shape[0]
             least = kept.flatten().topk(min(self.k * rows, kept.numel())).values[-1]
             return kept * (kept >= least.detach())
-        return kept * (before > self.get_buffer("threshold"))
+        above = (before > self.threshold).to(kept)
+        if self.activation == "jumprelu" and self.training:
+            near = (0.5 + (before.detach() - self.threshold) / _BANDWIDTH).clamp(0, 1)
+            above = above + (near - near.detach())
+        return kept * above
 
     def decode(self, codes: Float[Tensor, "*rows size"]) -> States:
         """Return the residual states that codes rebuild."""

@@ -50,8 +50,10 @@ class Block:
     layer: int
 
     @staticmethod
-    def of(module: nn.Module, layer: int) -> Block:
-        """Return the tensors of a block with the linear layers `mlp_in` and `mlp_out`."""
+    def of(module: nn.Module, layer: int, *, live: bool = False) -> Block:
+        """Return the tensors of a block with the linear layers `mlp_in` and `mlp_out`; `live` ones
+        pass gradients on to the network.
+        """
         try:
             inner, outer = module.get_submodule("mlp_in"), module.get_submodule("mlp_out")
         except AttributeError as error:
@@ -59,7 +61,7 @@ class Block:
                 "the interaction of features needs blocks with linear layers mlp_in and mlp_out"
             ) from error
         tensors = [
-            entry.detach() if isinstance(entry, Tensor) else None
+            (entry if live else entry.detach()) if isinstance(entry, Tensor) else None
             for entry in (inner.weight, inner.bias, outer.weight, outer.bias)
         ]
         W_in, b_in, W_out, b_out = tensors

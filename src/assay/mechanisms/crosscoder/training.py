@@ -16,8 +16,8 @@ from assay.learn.loop import cosine, fit, ramp
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.objective import Folded, Term
 
-Draw = Callable[[torch.Generator], tuple[Float[Tensor, "rows layers width"], Tensor | None]]
-"""Draws states, with the indices of the points that they belong to where terms need them."""
+Draw = Callable[[int, torch.Generator], tuple[Float[Tensor, "rows layers width"], Tensor | None]]
+"""Draws the states of a step, with the indices of their points where terms need them."""
 
 
 @dataclass(frozen=True)
@@ -68,35 +68,22 @@ def train(
     measured on one draw). With `run`, training is resumed from its checkpoint and ends with the
     same bits. Raises InputError for states of another shape or all zero, AssayError for a loss that
     is not finite."""
-    first, _ = draw(torch.Generator().manual_seed(0))
+    first, _ = draw(0, torch.Generator().manual_seed(0))
     if first.ndim != 3 or first.shape[1:] != (len(found.sites), found.width):
         raise InputError(
             f"states have shape {tuple(first.shape)}; the crosscoder reads (rows,"
             f" {len(found.sites)}, {found.width})"
         )
     scales = equal_norm_scales(first) if scales is None else scales
-    tracker = _Threshold(found)
+    tracker = Threshold(found)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        states, rows = draw(generator)
-        scaled = states * scales[:, None]
-        codes = found.encode(scaled)
-        rest = (scaled - found.decode(codes)).square().sum((1, 2)).mean()
-        total_norms = found.W_dec.norm(dim=2).sum(1)
-        sparse = (codes @ total_norms).mean()
-        losses = {"reconstruction": rest, "sparsity": sparse}
-        grown = ramp(step / training.steps, 0.0, training.ramp_share)
-        total = rest + training.sparsity * sparse
-        folded = Folded(
-            found.W_dec / scales[:, None], found.b_dec / scales[:, None], codes, states, rows
+        states, rows = draw(step, generator)
+        total, losses, codes = losses_of(
+            found, states, rows, scales, training, terms, step / training.steps
         )
-        for term in terms:
-            losses[term.name] = term(folded)
-            total = total + grown * term.weight * losses[term.name]
         tracker.see(codes)
-        metrics = {f"losses/{key}": entry for key, entry in losses.items()}
-        metrics["metrics/l0"] = (codes > 0).float().sum(1).mean()
-        return total, metrics
+        return total, losses
 
     fit(
         found,
@@ -111,6 +98,34 @@ def train(
         save_every=training.save_every,
     )
     fold(found, scales)
+
+
+def losses_of(
+    found: Crosscoder,
+    states: Float[Tensor, "rows layers width"],
+    rows: Tensor | None,
+    scales: Float[Tensor, " layers"],
+    training: Training,
+    terms: Sequence[Term],
+    done: float,
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Return the loss of one step at a share `done` of training, what it is made of, and codes."""
+    scaled = states * scales[:, None]
+    codes = found.encode(scaled)
+    rest = (scaled - found.decode(codes)).square().sum((1, 2)).mean()
+    sparse = (codes @ found.W_dec.norm(dim=2).sum(1)).mean()
+    losses = {"losses/reconstruction": rest, "losses/sparsity": sparse}
+    total = rest + training.sparsity * sparse
+    folded = Folded(
+        found.W_dec / scales[:, None], found.b_dec / scales[:, None], codes, states, rows
+    )
+    grown = ramp(done, 0.0, training.ramp_share)
+    for term in terms:
+        value = term(folded)
+        losses[f"losses/{term.name}"] = value
+        total = total + grown * term.weight * value
+    losses["metrics/l0"] = (codes > 0).float().sum(1).mean()
+    return total, losses, codes
 
 
 @torch.no_grad()
@@ -143,7 +158,7 @@ def unexplained(
     return rest / (states - states.mean(0)).square().sum((0, 2))
 
 
-class _Threshold:
+class Threshold:
     """The running mean of the smallest code that BatchTopK kept: its threshold after training."""
 
     def __init__(self, found: Crosscoder):
@@ -163,7 +178,7 @@ def rows_of(states: Float[Tensor, "points layers width"], index: Int[Tensor, " s
     """Return a draw of the states of some points, all of them at every step."""
     chosen = states[index]
 
-    def draw(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(step: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return chosen, index
 
     return draw

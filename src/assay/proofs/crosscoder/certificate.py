@@ -23,6 +23,8 @@ Rules, with the inequality of `assay.proofs.crosscoder.certificates`:
              P_n; `group` (points,) int32
     compact  the same, and eps_0 enters by its norm alone
     exact    the interaction itself, min(P_n, N_n); no `group`, no `negative`
+    groups   `group` alone, points of one label each: over the box of a group's codes and eps_0
+             every neuron has a linear bound, and each margin one in (z, eps_0)
 
 The level is "real"."""
 
@@ -42,7 +44,14 @@ from assay.proofs.crosscoder.problem import Network, Problem
 from assay.proofs.crosscoder.prove import STRATEGIES, ProofResult, prove
 
 TASK = "crosscoder"
-RULES = {"one_side": "linear", "strongest": "linear", "compact": "compact", "exact": "exact"}
+RULES = {
+    "one_side": "linear",
+    "one_side_compact": "compact",
+    "strongest": "linear",
+    "compact": "compact",
+    "exact": "exact",
+    "groups": "groups",
+}
 """The strategies whose claims can be certified, each with its rule."""
 
 NAMES = {
@@ -95,7 +104,8 @@ def certify_points(
     if sides is not None:
         groups, group = np.unique(sides.group, return_inverse=True)
         advice["group"] = group.astype(np.int32)
-        advice["negative"] = sides.negative[groups].astype(np.uint8)
+        if RULES[strategy] != "groups":
+            advice["negative"] = sides.negative[groups].astype(np.uint8)
     if not problem.points.pairs:
         advice["inputs"] = _narrow("inputs", problem.points.inputs)
         advice["labels"] = problem.points.labels.astype(np.int32)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
+from assay.errors import InputError
 from assay.proofs.crosscoder.arithmetic import Array
-from assay.proofs.crosscoder.certificates import least, rivals, strongest
+from assay.proofs.crosscoder.certificates import Sides, least, rivals, strongest
 from assay.proofs.crosscoder.problem import Problem
 from assay.proofs.crosscoder.relaxation import relax
 
@@ -74,6 +75,28 @@ def group_margins(problem: Problem, rows: Int[Array, " rows"]) -> Float[Array, "
     found = ar.combine(codes, ar.transpose(of_codes))
     found = found + ar.matmul(error, ar.transpose(of_error)) + fixed
     return least(ar.low(found), label)
+
+
+def grouped_margins(problem: Problem, group: Int[Array, " points"]) -> Float[Array, " points"]:
+    """Return lower bounds of all margins, one linear function per group.
+
+    Raises InputError for a group that holds points of several labels."""
+    found = np.empty(len(group))
+    for one in np.unique(group).tolist():
+        rows = np.flatnonzero(group == one)
+        if len(np.unique(problem.points.labels[rows])) > 1:
+            raise InputError(f"group {one} holds points of several labels; split it by label")
+        found[rows] = group_margins(problem, rows)
+    return found
+
+
+def split_groups(problem: Problem) -> Sides:
+    """Return the groups with which the splits of `refine` end, found at level float64; a bound of a
+    group needs no sides.
+    """
+    *_, last = refine(problem.at("float64"))
+    _, group = np.unique(last.group, return_inverse=True)
+    return Sides(group.astype(np.int64), np.zeros((last.groups, 0), dtype=bool))
 
 
 def refine(problem: Problem, depth: int = 1) -> Iterator[Round]:

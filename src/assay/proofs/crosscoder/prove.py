@@ -24,7 +24,7 @@ from assay.proofs.crosscoder.certificates import (
     one_side,
     strongest_sides,
 )
-from assay.proofs.crosscoder.groups import Round, refine
+from assay.proofs.crosscoder.groups import Round, grouped_margins, refine, split_groups
 from assay.proofs.crosscoder.problem import Problem
 from assay.proofs.max_of_k import operations
 
@@ -53,9 +53,17 @@ def _compact(problem: Problem, sides: Sides | None) -> Array:
     return linear_margins(problem, sides, compact=True)
 
 
+def _groups(problem: Problem, sides: Sides | None) -> Array:
+    assert sides is not None
+    return grouped_margins(problem, sides.group)
+
+
 STRATEGIES: Mapping[str, Strategy] = {
     "balls": Strategy("scalar error balls, layer by layer", lambda p, _: ball_margins(p)),
     "one_side": Strategy("one side per neuron, linear in the codes", _linear, one_side),
+    "one_side_compact": Strategy(
+        "as one_side, knowing of the error its norm alone", _compact, one_side
+    ),
     "strongest": Strategy(
         "one side per strongest feature and neuron, linear in the codes", _linear, strongest_sides
     ),
@@ -63,6 +71,11 @@ STRATEGIES: Mapping[str, Strategy] = {
         "as strongest, knowing of the error its norm alone", _compact, strongest_sides
     ),
     "exact": Strategy("the interaction of features, exactly", lambda p, _: exact_margins(p)),
+    "groups": Strategy(
+        "one linear function per group of points, groups split until they pass",
+        _groups,
+        split_groups,
+    ),
     "intervals": Strategy(
         "baseline: intervals propagated for every point", lambda p, _: interval_margins(p)
     ),

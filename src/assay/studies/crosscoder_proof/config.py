@@ -21,12 +21,14 @@ from assay.studies.fields import (
 )
 from assay.studies.fields import Config as Keys
 
-CERTIFIED = ("one_side", "strongest", "compact", "exact")
+CERTIFIED = ("one_side", "one_side_compact", "strongest", "compact", "exact", "groups")
+DIGITS = 1797
 
 
 class ModelConfig(Keys):
-    """`path` is a safetensors file of a residual ReLU network of one block for pairs of tokens
-    (embed, blocks.0.mlp_in, blocks.0.mlp_out, unembed; weight and bias); without it one is trained.
+    """`path` is a safetensors file of a residual ReLU network of one block (embed, blocks.0.mlp_in,
+    blocks.0.mlp_out, unembed; weight and bias); without it one is trained. `vocabulary` is that of
+    the task "pairs".
     """
 
     path: Input | None = None
@@ -40,7 +42,9 @@ class ModelConfig(Keys):
 
 class CrosscoderConfig(Keys):
     """`path` is a folder of a crosscoder; without it one is trained, starting at proposed codes
-    (one feature per token and position, one per answer) or at random ("random").
+    (one feature per token and position, one per answer) or at random ("random"). `cotrain` trains
+    the network along with it, `batch` points a step, with the hinge in the loss of both:
+    the network is then one that was made to be proved about.
     """
 
     path: Input | None = None
@@ -53,6 +57,8 @@ class CrosscoderConfig(Keys):
     hinge: Amount = 1.0
     margin: Positive = 1.0
     compact: Probability = 0.5
+    cotrain: bool = False
+    batch: Count = 512
 
 
 class ProofsConfig(Keys):
@@ -65,6 +71,9 @@ class ProofsConfig(Keys):
 
 
 class Config(StudyConfig):
+    """`task`: name the larger of two tokens, on all pairs, or the digits of scikit-learn."""
+
+    task: Literal["pairs", "digits"] = "pairs"
     model: ModelConfig = ModelConfig()
     crosscoder: CrosscoderConfig = CrosscoderConfig()
     proofs: ProofsConfig = ProofsConfig()
@@ -79,17 +88,28 @@ class Config(StudyConfig):
                 f"proofs.certified must be one of {', '.join(CERTIFIED)}, got"
                 f" {self.proofs.certified!r}"
             )
+        chosen = self.crosscoder
+        if chosen.cotrain and (chosen.path is not None or self.model.path is not None):
+            raise InputError(
+                "crosscoder.cotrain trains a network and a crosscoder anew; it goes with neither"
+                " model.path nor crosscoder.path"
+            )
+        if chosen.start == "tokens" and self.task != "pairs" and chosen.path is None:
+            raise InputError(
+                f"crosscoder.start = tokens is for the task pairs; set it to random for {self.task}"
+            )
         if self.model.path is not None:
             existing(self.model.path)
             return
-        points, needed = self.model.vocabulary**2, 3 * self.model.vocabulary
-        if self.crosscoder.path is None and 4 * self.crosscoder.features > points:
+        vocabulary = self.model.vocabulary
+        points = vocabulary**2 if self.task == "pairs" else DIGITS
+        if chosen.path is None and 4 * chosen.features > points:
             raise InputError(
                 f"crosscoder.features must be at most a quarter of the {points} points, got"
-                f" {self.crosscoder.features}"
+                f" {chosen.features}"
             )
-        if self.crosscoder.start == "tokens" and self.crosscoder.features < needed:
+        if chosen.start == "tokens" and chosen.features < 3 * vocabulary:
             raise InputError(
-                f"crosscoder.start = tokens needs {needed} features, three per token, got"
-                f" {self.crosscoder.features}"
+                f"crosscoder.start = tokens needs {3 * vocabulary} features, three per token, got"
+                f" {chosen.features}"
             )

@@ -13,9 +13,12 @@ def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
     summary, config = run.json("summary.json"), run.json("config.json")["config"]
     source = config["model"]["path"] or "trained here"
+    does = {"pairs": "names the larger of two tokens", "digits": "reads digits"}[config["task"]]
+    if config["crosscoder"]["cotrain"]:
+        source += ", together with its crosscoder, so that much can be proved of it"
     return (
         "What do features prove?",
-        f"A residual network ({source}) names the larger of two tokens. A crosscoder of"
+        f"A residual network ({source}) {does}. A crosscoder of"
         f" {summary['features']} features describes its {summary['points']} inputs. Errors are"
         " computed once per feature and added up per input, and give a lower bound of every margin:"
         " the certified shares below are proved in real arithmetic, and an independent checker"
@@ -49,6 +52,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     return facts, [
         _certificates(run),
         _curve(run),
+        _growth(run),
         _margins(run),
         _independence(run),
         _estimate(run),
@@ -100,6 +104,27 @@ def _curve(run: Run) -> Section:
     )
 
 
+def _growth(run: Run) -> Section:
+    table = run.table("growth.parquet")
+    most = table["points"].to_list()[-1]
+    last = dict(table.filter(pl.col("points") == most).select("what", "operations").iter_rows())
+    cost = last.pop("running the network")
+    cheap = [name for name, count in last.items() if count < cost]
+    dear = [name for name, count in last.items() if count >= cost]
+    return Section(
+        "Operations of proofs and of running the network",
+        f"Tables of the features are made once, whatever the points. At {most} points cheaper than"
+        f" running the network: {', '.join(cheap) or 'none'}; dearer: {', '.join(dear) or 'none'}."
+        " Codes are advice: the operations of the encoder are not counted.",
+        charts=[
+            charts.line(
+                table, "points", "operations", colour="what", log_x=True, log_y=True, points=True
+            )
+        ],
+        tables=[Table(table, "Operations by number of points")],
+    )
+
+
 def _margins(run: Run) -> Section:
     table = run.table("margins.parquet")
     chosen = run.json("config.json")["config"]["proofs"]["certified"]
@@ -125,13 +150,23 @@ def _independence(run: Run) -> Section:
     share = summary["neuron_pairs_without_interaction"]
     shown = neurons.head(30).with_columns(pl.col("neuron").cast(pl.String))
     picture = charts.bars(shown, "neuron", "mean", y_title="mean interaction")
+    costly = pairs.head(40).with_columns(pl.col("strongest", "other").cast(pl.String))
+    squares = charts.heatmap(
+        costly,
+        "other",
+        "strongest",
+        "cost in margin",
+        x_title="other feature",
+        y_title="strongest feature",
+        title="The pairs that cost most",
+    )
     return Section(
         "Independence of features",
         f"At {100 * share:.0f} % of all pairs of point and neuron, features do not interact;"
         f" {summary['neurons_without_interaction']} neurons have no interaction at any point. The"
         " table lists pairs of a strongest feature and another one by what their interaction costs"
         " in margin: more interpretation pays most at its top. These numbers are measured.",
-        charts=[picture],
+        charts=[picture, squares],
         tables=[Table(pairs, "Pairs of features by cost in margin")],
     )
 

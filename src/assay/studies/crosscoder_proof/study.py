@@ -17,26 +17,16 @@ from assay.core.target import Batch, target
 from assay.errors import AssayError, InputError
 from assay.io.files import existing
 from assay.io.runs import Run
-from assay.learn.residual_relu import train_max_of_two
 from assay.mechanisms.crosscoder import (
-    Block,
-    Crosscoder,
     CrosscoderMechanisms,
-    Hinge,
-    Interaction,
-    Training,
     crosscoder,
     hash_of,
     residual_states,
     save,
-    start_at_codes,
-    train,
     unexplained,
 )
 from assay.mechanisms.crosscoder import load as load_crosscoder
 from assay.mechanisms.crosscoder.files import CONFIG, WEIGHTS
-from assay.mechanisms.crosscoder.objective import Term
-from assay.mechanisms.crosscoder.training import equal_norm_scales, rows_of
 from assay.proofs.crosscoder.arithmetic import Array
 from assay.proofs.crosscoder.certificate import certify_points
 from assay.proofs.crosscoder.certificates import strongest_sides
@@ -59,19 +49,23 @@ from assay.proofs.crosscoder.prove import (
 )
 from assay.studies.crosscoder_proof.config import Config
 from assay.studies.crosscoder_proof.page import headline, sections
+from assay.studies.crosscoder_proof.tasks import Task, digits_task, pairs_task
+from assay.studies.crosscoder_proof.training import network_and_crosscoder
 from assay.targets import residual_relu
-from assay.targets.residual_relu import ResidualReLU, pairs_of_tokens
+from assay.targets.residual_relu import ResidualReLU
 
 __all__ = ["Config", "check", "contexts", "headline", "load", "run", "sections"]
 
 CERTIFICATE = "certificate.json"
+PIXELS, DIGITS = 64, 10
+GROWING = ("one_side_compact", "compact", "one_side", "strongest", "exact", "intervals")
 
 
 def check(config: Config) -> None:
     """Refuse a network or a crosscoder that cannot be proved about."""
     model = None
     if config.model.path is not None:
-        model = _load(config.model.path)
+        model = _load(config, config.model.path)
     if config.crosscoder.path is not None:
         found = load_crosscoder(config.crosscoder.path, ("embed", "blocks.0"))
         width = config.model.width if model is None else model.embed.out_features
@@ -91,15 +85,14 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """Train or load, prove by every strategy, certify and check; all that the report shows is
     saved.
     """
-    model = _network(config, run)
-    path = run.write("weights.safetensors", lambda new: residual_relu.save(new, model))
-    tokens, labels = pairs_of_tokens(model.unembed.out_features)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
-    held = order[: max(1, round(config.held_out * len(labels)))]
-    fitted = order[len(held) :]
-    found = _crosscoder(config, run, model, tokens, labels, fitted)
+    task = _task(config)
+    fitted, held = task.split(config.held_out, config.seed)
+    path = config.model.path
+    given = None if path is None else _load(config, path)
+    model, found = network_and_crosscoder(config, run, task, fitted, given)
+    weights = run.write("weights.safetensors", lambda new: residual_relu.save(new, model))
     run.write_files(lambda folder: save(folder, found))
-    points = Points(tokens.double().numpy(), labels.numpy(), pairs=True)
+    points = Points(task.inputs.double().numpy(), task.labels.numpy(), pairs=task.pairs)
     problem = Problem(Network.of(model), points, features_of(found, model, points))
     true, outside = true_margins(problem), held.numpy()
     results = [prove(problem, name) for name in STRATEGIES]
@@ -107,6 +100,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("proofs.parquet", table)
     rounds = _curve(problem, config.proofs.depth, outside)
     run.save_table("curve.parquet", rounds)
+    run.save_table("growth.parquet", _growth(problem, config.seed))
     margins = pl.DataFrame(
         {"true": true, "claimed": claimed_margins(problem)}
         | {result.strategy: result.margins for result in results}
@@ -119,8 +113,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     estimate = heuristic_estimate(problem, fitted.numpy())
     by_name = {row["strategy"]: row for row in table.iter_rows(named=True)}
     codes = problem.features.codes
-    states = residual_states(model, tokens, found.sites)
+    states = residual_states(model, task.inputs, found.sites)
     return {
+        "task": config.task,
+        "cotrained": config.crosscoder.cotrain,
         "points": len(points),
         "held_out": len(outside),
         "right": int((true > 0).sum()),
@@ -133,7 +129,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "features": found.size,
         "mean_l0": float((codes > 0).sum(1).mean()),
         "fvu": unexplained(found, states).max().item(),
-        "certificate": _certify(config, problem, run, path),
+        "certificate": _certify(config, problem, run, weights),
         "estimate": {
             "right": estimate.right,
             "half_width": estimate.width(),
@@ -145,21 +141,36 @@ def run(config: Config, run: Run) -> dict[str, Any]:
 
 
 def load(run: Run) -> CrosscoderMechanisms:
-    """Bind the features of a run again, on all pairs of tokens; the metric is the lead of the
-    right token over the mean of the others.
+    """Bind the features of a run again, on all of its points; the metric is the lead of the right
+    output over the mean of the others.
     """
     model = residual_relu.load(run.checked("weights.safetensors"))
     run.checked(WEIGHTS)
     found = load_crosscoder(run.checked(CONFIG).parent, model.sites)
-    inputs, labels = pairs_of_tokens(model.unembed.out_features)
-    return crosscoder(target(model, _lead, "lead of the right token"), Batch(inputs, labels), found)
+    task = _task_of_run(run)
+    bound = target(model, _lead, "lead of the right output")
+    return crosscoder(bound, Batch(task.inputs, task.labels), found)
 
 
 def contexts(run: Run) -> pl.DataFrame:
-    """Return the two tokens of every pair, and the larger one."""
+    """Return what describes every point: two tokens and the larger one, or the digit."""
+    return _task_of_run(run).contexts
+
+
+def _task_of_run(run: Run) -> Task:
+    config = Config.model_validate(run.json("config.json")["config"])
+    if config.task == "digits":
+        return digits_task()
     model = residual_relu.load(run.checked("weights.safetensors"))
-    first, second = np.indices((model.unembed.out_features,) * 2).reshape(2, -1)
-    return pl.DataFrame({"first": first, "second": second, "larger": np.maximum(first, second)})
+    return pairs_task(model.unembed.out_features)
+
+
+def _task(config: Config) -> Task:
+    if config.task == "digits":
+        return digits_task()
+    if config.model.path is None:
+        return pairs_task(config.model.vocabulary)
+    return pairs_task(_load(config, config.model.path).unembed.out_features)
 
 
 def _lead(output: Tensor, batch: Batch) -> Tensor:
@@ -169,61 +180,21 @@ def _lead(output: Tensor, batch: Batch) -> Tensor:
     return (output * (right - (1 - right) / (output.shape[1] - 1))).sum(1)
 
 
-def _load(path: str) -> ResidualReLU:
+def _load(config: Config, path: str) -> ResidualReLU:
     model = residual_relu.load(existing(Path(path)))
     Network.of(model)
-    if model.embed.in_features != 2 * model.unembed.out_features:
+    outputs, inputs = model.unembed.out_features, model.embed.in_features
+    if config.task == "pairs" and inputs != 2 * outputs:
         raise InputError(
-            f"model.path: a network for pairs of {model.unembed.out_features} tokens reads"
-            f" {2 * model.unembed.out_features} inputs, this one reads {model.embed.in_features}"
+            f"model.path: a network for pairs of {outputs} tokens reads {2 * outputs} inputs, this"
+            f" one reads {inputs}"
+        )
+    if config.task == "digits" and (inputs, outputs) != (PIXELS, DIGITS):
+        raise InputError(
+            f"model.path: a network for digits reads {PIXELS} pixels and has {DIGITS} outputs, this"
+            f" one {inputs} and {outputs}"
         )
     return model
-
-
-def _network(config: Config, run: Run) -> ResidualReLU:
-    chosen = config.model
-    if chosen.path is not None:
-        return _load(chosen.path)
-    return train_max_of_two(
-        chosen.vocabulary,
-        chosen.width,
-        chosen.hidden,
-        seed=config.seed,
-        steps=chosen.steps,
-        rate=chosen.rate,
-        decay=chosen.decay,
-        run=run,
-    )
-
-
-def _crosscoder(
-    config: Config, run: Run, model: ResidualReLU, tokens: Tensor, labels: Tensor, fitted: Tensor
-) -> Crosscoder:
-    chosen = config.crosscoder
-    if chosen.path is not None:
-        return load_crosscoder(chosen.path, model.sites)
-    states = residual_states(model, tokens, model.sites)
-    generator = torch.Generator().manual_seed(config.seed)
-    found = Crosscoder(
-        model.sites, states.shape[2], chosen.features, model_hash=hash_of(model),
-        generator=generator,
-    )  # fmt: skip
-    scales = equal_norm_scales(states[fitted])
-    if chosen.start == "tokens":
-        answers = torch.nn.functional.one_hot(labels, model.unembed.out_features)
-        proposed = torch.cat([tokens, answers.to(tokens)], 1)
-        start_at_codes(found, states[fitted], proposed[fitted], scales)
-    block = Block.of(model.blocks[0], 0)
-    terms: list[Term] = []
-    if chosen.interaction:
-        terms.append(Interaction(block, chosen.interaction))
-    if chosen.hinge:
-        unembed = model.unembed.weight.detach(), model.unembed.bias.detach()
-        terms.append(Hinge(block, *unembed, labels, chosen.margin, chosen.compact, chosen.hinge))
-    training = Training(chosen.steps, chosen.rate, chosen.sparsity)
-    draw = rows_of(states, fitted)
-    train(found, draw, training, terms=terms, scales=scales, generator=generator, run=run)
-    return found.eval()
 
 
 def _table(results: list[ProofResult], true: Array, held: Array) -> pl.DataFrame:
@@ -259,6 +230,23 @@ def _curve(problem: Problem, depth: int, held: Array) -> pl.DataFrame:
         }
         for one in curve(problem, depth)
     ]
+    return pl.DataFrame(rows)
+
+
+def _growth(problem: Problem, seed: int) -> pl.DataFrame:
+    """Return the operations of proofs and of running the network on 1/8, 1/4, 1/2 and all of the
+    points.
+    """
+    order = np.random.default_rng(seed).permutation(len(problem.points))
+    rows = []
+    for part in (8, 4, 2, 1):
+        some = problem.take(np.sort(order[: max(len(order) // part, 1)])).at("float64")
+        counts = {"running the network": evaluation_operations(some)}
+        counts |= {name: prove(some, name).operations for name in GROWING}
+        rows += [
+            {"points": len(some.points), "what": what, "operations": count}
+            for what, count in counts.items()
+        ]
     return pl.DataFrame(rows)
 
 

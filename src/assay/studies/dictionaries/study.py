@@ -6,31 +6,26 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from assay.dictionaries.evaluation import evaluate
 from assay.dictionaries.load import load_dictionaries
 from assay.dictionaries.save import save_dictionaries
 from assay.dictionaries.settings import Training
 from assay.dictionaries.training import train
-from assay.errors import InputError
-from assay.io.prompts import leading_token, read_text
+from assay.io.prompts import leading_token
 from assay.io.runs import Run
-from assay.learn.reading import Reader, Rows, rows_of, widths_of
+from assay.learn.reading import Reader, Rows, widths_of
 from assay.studies.dictionaries.config import Config
 from assay.studies.dictionaries.page import headline, sections
 from assay.studies.dictionaries.plan import plan
 from assay.studies.dictionaries.sites import place
-from assay.targets.language import LanguageModel, load_language_model, require_context
+from assay.studies.windows import split_windows
+from assay.targets.language import LanguageModel, load_language_model
 from assay.targets.names import match_names
 
 __all__ = ["Config", "check", "headline", "plan", "run", "sections"]
 
 SAVED = "dictionaries"
 """The folder of a run in which there is a SAELens directory for every site."""
-
-_MOST_UNKNOWN = 0.5
 
 
 def check(config: Config) -> None:
@@ -81,42 +76,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
 def _inputs(config: Config) -> tuple[LanguageModel, Rows, Rows]:
     """Return the model, and the windows to train on and to evaluate on."""
     assert config.target.path is not None
-    assert config.data.path is not None
-    model = load_language_model(config.target.path)
-    require_context(model.model, config.data.length, "set data.length lower")
-    ids = read_text(config.data.path, model.tokenizer, length=config.data.length)
-    require_vocabulary(ids, model, config.data.path)
-    held_out = config.data.held_out
-    if len(ids) < 2 * held_out:
-        raise InputError(
-            f"{config.data.path} fills {len(ids)} windows of {config.data.length} tokens;"
-            f" data.held_out = {held_out} needs twice as many"
-        )
-    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(config.seed))]
-    constant = config.data.constant
-    return (
-        model,
-        rows_of(ids[held_out:], constant=constant),
-        rows_of(ids[:held_out], constant=constant),
+    model, data = load_language_model(config.target.path), config.data
+    assert data.path is not None
+    rows, held = split_windows(
+        model, data.path, data.length, data.held_out, constant=data.constant, seed=config.seed
     )
-
-
-def require_vocabulary(ids: Tensor, model: LanguageModel, path: str) -> None:
-    """Raise InputError for tokens that the model has no embedding for, and for a text most of whose
-    words its tokenizer does not know.
-    """
-    largest = int(ids.max())
-    if largest >= model.vocab_size:
-        raise InputError(
-            f"{path} holds token {largest}, and the model has {model.vocab_size} tokens: its"
-            " tokenizer is that of another vocabulary"
-        )
-    unknown = model.tokenizer.unk_token_id
-    if unknown is None:
-        return
-    share = float((ids == unknown).double().mean())
-    if share > _MOST_UNKNOWN:
-        raise InputError(
-            f"{share:.0%} of the tokens of {path} are unknown to the model's tokenizer; give a text"
-            " in its vocabulary"
-        )
+    return model, rows, held

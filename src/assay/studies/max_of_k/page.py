@@ -40,6 +40,11 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             f"strategy {certified['strategy']}, {summary['level']} arithmetic, checked",
         ),
         Fact(*_truth(summary)),
+        Fact(
+            "estimated accuracy",
+            summary["estimate"],
+            "a heuristic estimate, not a bound: the smaller tokens as independent noise",
+        ),
         Fact("certified sequences", certified["count"], f"of {summary['total']:,}"),
     ]
     if summary["executed"] is not None:

@@ -18,6 +18,7 @@ from assay.io.runs import Run
 from assay.learn.max_of_k import train_max_of_k
 from assay.proofs.max_of_k.cells import Measure
 from assay.proofs.max_of_k.circuits import circuits, margin_shares, sampled_accuracy
+from assay.proofs.max_of_k.heuristic import heuristic_estimate
 from assay.proofs.max_of_k.prove import (
     LossBound,
     ProofResult,
@@ -79,6 +80,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             "bound": float(best.bound),
             "seconds": best.seconds,
         },
+        "estimate": heuristic_estimate(weights).accuracy,
         "checked": verdict.reason,
         "measure": verdict.measure,
         "assumptions": list(verdict.assumptions),

@@ -1,0 +1,58 @@
+"""Windows of a plain text for a language model of the user's: those to train on, and those held
+out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from assay.errors import InputError
+from assay.io.prompts import read_text
+from assay.learn.reading import Rows, rows_of
+from assay.targets.language import LanguageModel, require_context
+
+_MOST_UNKNOWN = 0.5
+
+
+def split_windows(
+    model: LanguageModel, path: str, length: int, held_out: int, *, constant: int, seed: int
+) -> tuple[Rows, Rows]:
+    """Return the windows of a text to train on, and `held_out` others, drawn with `seed`; the first
+    `constant` positions of each are not read.
+
+    Raises InputError for windows longer than the model's context, a text that fills too few of
+    them, and one of another vocabulary."""
+    require_context(model.model, length, "set data.length lower")
+    ids = read_text(path, model.tokenizer, length=length)
+    require_vocabulary(ids, model, path)
+    if len(ids) < 2 * held_out:
+        raise InputError(
+            f"{path} fills {len(ids)} windows of {length} tokens; data.held_out = {held_out} needs"
+            " twice as many"
+        )
+    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
+    return (
+        rows_of(ids[held_out:], constant=constant),
+        rows_of(ids[:held_out], constant=constant),
+    )
+
+
+def require_vocabulary(ids: Tensor, model: LanguageModel, path: str) -> None:
+    """Raise InputError for tokens that the model has no embedding for, and for a text most of whose
+    words its tokenizer does not know.
+    """
+    largest = int(ids.max())
+    if largest >= model.vocab_size:
+        raise InputError(
+            f"{path} holds token {largest}, and the model has {model.vocab_size} tokens: its"
+            " tokenizer is that of another vocabulary"
+        )
+    unknown = model.tokenizer.unk_token_id
+    if unknown is None:
+        return
+    share = float((ids == unknown).double().mean())
+    if share > _MOST_UNKNOWN:
+        raise InputError(
+            f"{share:.0%} of the tokens of {path} are unknown to the model's tokenizer; give a text"
+            " in its vocabulary"
+        )
