@@ -52,7 +52,14 @@ class Sweep:
         wide = value.hi - value.lo > 1e-7 * (1 + value.size())
         if readers == {"relu"}:
             wide &= (value.lo < 0) & (value.hi > 0)
-        units = np.flatnonzero(wide)
+        self.values[ref] = self._narrowed(ref, np.flatnonzero(wide))
+
+    def entries(self, ref: int, some: Array) -> Box:
+        """Return the box of a node, with lines for some of its entries."""
+        return self._narrowed(ref, np.flatnonzero(some))
+
+    def _narrowed(self, ref: int, units: Array) -> Box:
+        value = self.values[ref]
         lo, hi = value.lo.reshape(-1).copy(), value.hi.reshape(-1).copy()
         many = max(1, ROWS // (2 * max(x.lo.size for x in self.values)))
         for start in range(0, len(units), many):
@@ -63,7 +70,7 @@ class Sweep:
             found = self._carry(ref, rows.reshape(-1, *value.shape))
             lo[some] = np.fmax(lo[some], found[: len(some)])
             hi[some] = np.fmin(hi[some], -found[len(some) :])
-        self.values[ref] = Box(lo.reshape(value.shape), hi.reshape(value.shape))
+        return Box(lo.reshape(value.shape), hi.reshape(value.shape))
 
     def _carry(self, ref: int, rows: Array) -> Array:
         """Bound rows of a node from below, (rows,)."""

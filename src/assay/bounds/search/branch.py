@@ -18,12 +18,16 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Array, Interval
+from assay.bounds.search.pins import Derivatives, Pinned, Split, pinned
 from assay.bounds.search.slopes import Slopes
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import Ends, Parameters, State, Twin
 from assay.bounds.trace.traced import Traced
 from assay.errors import AssayError, InputError
 from assay.memory import rows_within
+
+ROUNDS = 12
+"""How often the derivatives on the whole region may be bounded again."""
 
 RATE = 0.1
 """Step of the descent on slopes, in units of half an interval."""
@@ -55,7 +59,7 @@ class Budget:
 class Leaf:
     """A box with the bound found on it, and the slopes: of the sweep, and of the last rows.
 
-    path: the splits that lead to it, (input, flat place, value, side)."""
+    path: the splits and faces that lead to it."""
 
     lows: list[Array]
     highs: list[Array]
@@ -63,7 +67,7 @@ class Leaf:
     before: Parameters
     after: Parameters
     split: tuple[int, int] | None = None
-    path: tuple[tuple[int, int, float, int], ...] = ()
+    path: tuple[Split | Pinned, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,8 @@ class _Search:
         self.row = np.asarray(row, dtype=np.float64)
         self.twin = Twin(traced.at("float64"))
         self.began = time.process_time()
+        self.derivatives = Derivatives(traced, self.row, level)
+        self.idle = 0
         self.value, self.point = np.inf, tuple(traced.program.examples)
         self.tie = itertools.count()
 
@@ -136,10 +142,18 @@ class _Search:
         self.offer(self.highs)
         for point in start:
             self.offer([entry.detach().double().numpy() for entry in point])
+        root = self.face(Leaf(self.lows, self.highs, -np.inf, {}, {}))
+        self.offer(root.lows)
+        self.offer(
+            [
+                np.clip(x.double().numpy(), low, high)
+                for x, low, high in zip(self.point, root.lows, root.highs, strict=True)
+            ]
+        )
         try:
-            root = self.evaluate([Leaf(self.lows, self.highs, -np.inf, {}, {})], root=True)[0]
+            root = self.evaluate([root], root=True)[0]
         except (AssayError, InputError):
-            root = Leaf(self.lows, self.highs, -np.inf, {}, {})
+            root = Leaf(root.lows, root.highs, -np.inf, {}, {}, None, root.path)
         first, rigorous, whole = root.bound, 0.0, -np.inf
         if self.level != "float64":
             # The final recomputation costs about this much a box, and must fit the budget.
@@ -166,7 +180,7 @@ class _Search:
                 heapq.heapify(heap)
                 break
             try:
-                done = self.evaluate(children)
+                done = self.evaluate(self.faces(children))
             except (AssayError, InputError):  # an overflow that the whole box did not have
                 for leaf in taken:
                     heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
@@ -323,8 +337,40 @@ class _Search:
         for side in (0, 1):
             lows, highs = [x.copy() for x in leaf.lows], [x.copy() for x in leaf.highs]
             (highs if side == 0 else lows)[which].flat[place] = middle
-            path = (*leaf.path, (which, place, float(middle), side))
+            path = (*leaf.path, Split(which, place, float(middle), side))
             found.append(Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path))
+        return found
+
+    def face(self, leaf: Leaf) -> Leaf:
+        """Return what is left of the whole region, after as many rounds as pin something, within a
+        quarter of the budget.
+        """
+        for _ in range(ROUNDS):
+            before = len(leaf.path)
+            leaf = self.faces([leaf])[0]
+            if len(leaf.path) == before or self.spent > self.budget.seconds / 4:
+                break
+        return leaf
+
+    def faces(self, leaves: list[Leaf]) -> list[Leaf]:
+        """Return what is left of boxes when the inputs are pinned whose derivatives keep their
+        sign; boxes on which nothing was pinned four times in a row are tried now and then.
+        """
+        self.idle += 1
+        if self.idle > 4 and self.idle % 4:
+            return leaves
+        pins = self.derivatives.pins(
+            [np.stack(low) for low in zip(*(leaf.lows for leaf in leaves), strict=True)],
+            [np.stack(high) for high in zip(*(leaf.highs for leaf in leaves), strict=True)],
+        )
+        found = []
+        for leaf, mine in zip(leaves, pins, strict=True):
+            if mine.ends:
+                self.idle = 0
+                lows, highs = pinned(leaf.lows, leaf.highs, mine)
+                path = (*leaf.path, mine)
+                leaf = Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path)
+            found.append(leaf)
         return found
 
     def explore(self, leaf: Leaf) -> None:

@@ -15,7 +15,7 @@ from assay.bounds.graph import Graph, Ref
 from assay.bounds.levels import Arithmetic, arithmetic
 from assay.bounds.nonlinear import Relu, Square
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.rules import Pick, Smooth
+from assay.bounds.rules import Pick, Slope, Smooth
 from assay.bounds.search.slopes import Slopes, relax
 from assay.bounds.trace.traced import LevelGraph
 
@@ -109,7 +109,7 @@ def _exact(graph: Graph, ref: Ref) -> bool:
     function that keeps an interval's ends.
     """
     node = graph.nodes[ref]
-    if isinstance(node.operation, Smooth | Relu | Square):
+    if isinstance(node.operation, Smooth | Slope | Relu | Square):
         return True
     return len(node.parents) == 1 and all(
         graph.nodes[p].operation is None for p in _sources(graph, node.parents[0])
