@@ -212,8 +212,13 @@ class Derivatives:
 
     def boxes(self, box: Sequence[Box]) -> list[Box] | None:
         """Return boxes of the derivatives by the inputs, or None where they have no bound."""
+        ends = dict[int, Array]()
+        for place, given in zip(self._inputs, box, strict=True):
+            if place in self._of:
+                of, free = self._of[place], given.lo < given.hi
+                ends[of] = ends[of] | free if of in ends else free
         try:
-            sweep = Sweep(self._graph, box, {})
+            sweep = Sweep(self._graph, box, {}, ends=ends)
         except NoBoundError:
             return None
         found = []

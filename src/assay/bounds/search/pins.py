@@ -82,7 +82,15 @@ class Derivatives:
         assert self.derived is not None
         at, ar, of = self.derived.at, arithmetic(self.level), self.derived.of
         boxes = [Interval(low, high) for low, high in zip(lows, highs, strict=True)]
-        known = sweep(at, boxes)
+        ends = {}
+        for ref, places in zip(at.graph.inputs, free, strict=True):
+            if ref in of and len(places):
+                mask = np.zeros(at.graph.nodes[of[ref]].shape, bool)
+                mask.reshape(-1)[places] = True
+                ends[of[ref]] = ends[of[ref]] | mask if of[ref] in ends else mask
+        if not ends:
+            return [(np.ones((len(lows[0]), len(p)), bool),) * 2 for p in free]
+        known = sweep(at, boxes, ends=ends)
         count, start = sum(map(len, free)), 0
         rows: dict[int, Array] = {}
         for ref, places in zip(at.graph.inputs, free, strict=True):
@@ -95,7 +103,7 @@ class Derivatives:
                 rows[of[ref]] = rows[of[ref]] + wide if of[ref] in rows else wide
             start += len(places)
         last = SlopedKnown(known.values, known.errors, known.relaxed, {})
-        both = lower(at.graph, last, rows, ar) if rows else np.zeros((1, 0))
+        both = lower(at.graph, last, rows, ar)
         both = np.broadcast_to(both, (len(lows[0]), both.shape[1]))
         found, start = [], 0
         for ref, places in zip(at.graph.inputs, free, strict=True):
