@@ -74,7 +74,10 @@ def write_case(
     """Write the certificate of the damage of the first logit, and the network's weights."""
     network = Network(sort, seed)
     function = metric(network)
-    ones, lows = torch.ones(GATES, dtype=torch.float64), torch.full((GATES,), low, dtype=torch.float64)
+    ones, lows = (
+        torch.ones(GATES, dtype=torch.float64),
+        torch.full((GATES,), low, dtype=torch.float64),
+    )
     lows[-1] = 1.0
     traced = trace(function, ones, regions=[(lows, ones)])
     row = np.ones(1)

@@ -144,9 +144,9 @@ def _used(graph: Graph, ends: Mapping[int, Array] | None) -> dict[int, Array]:
             shape = graph.nodes[parent].shape
             if node.op == "move":
                 to, start = node.constants[1 + 2 * index], node.constants[2 + 2 * index]
-                part = np.zeros(int(np.prod(shape)), bool)
-                part[start[mine.reshape(-1)[to]]] = True
-                part = part.reshape(shape)
+                flat = np.zeros(int(np.prod(shape)), bool)
+                flat[start[mine.reshape(-1)[to]]] = True
+                part = flat.reshape(shape)
             elif node.op == "view":
                 part = mine.reshape(shape)
             elif node.op == "contract":

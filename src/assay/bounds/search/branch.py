@@ -142,23 +142,24 @@ class _Search:
         self.offer(self.highs)
         for point in start:
             self.offer([entry.detach().double().numpy() for entry in point])
-        root = self.face(Leaf(self.lows, self.highs, -np.inf, {}, {}))
-        self.offer(root.lows)
-        self.offer(
-            [
-                np.clip(x.double().numpy(), low, high)
-                for x, low, high in zip(self.point, root.lows, root.highs, strict=True)
-            ]
-        )
+        root = Leaf(self.lows, self.highs, -np.inf, {}, {})
+        if self.above is not None and self.value <= self.above:
+            return self.broken(root)
+        root, whole = self.face(root)
+        if self.done(whole):
+            bound = min(whole, self.value)
+            return Found(
+                bound, self.value, self.point, self.level, 1, True, self.spent, bound, [root]
+            )
         try:
             root = self.evaluate([root], root=True)[0]
         except (AssayError, InputError):
             root = Leaf(root.lows, root.highs, -np.inf, {}, {}, None, root.path)
-        first, rigorous, whole = root.bound, 0.0, -np.inf
+        first, rigorous = root.bound, 0.0
         if self.level != "float64":
             # The final recomputation costs about this much a box, and must fit the budget.
             before = time.process_time()
-            whole = self.sound([root])
+            whole = max(self.sound([root]), whole)
             rigorous = time.process_time() - before
         heap = [(root.bound, next(self.tie), root)]
         boxes, width = 1, self.width()
@@ -207,6 +208,21 @@ class _Search:
             min(first, self.value),
             leaves,
         )
+
+    def broken(self, leaf: Leaf) -> Found:
+        """Return that a claim is false, with a bound of intervals alone."""
+        at = self.traced.at(self.level)
+        boxes = [
+            Interval(low[None], high[None]) for low, high in zip(leaf.lows, leaf.highs, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            try:
+                known = sweep(at, boxes, refine=False)
+                bound = float(bound_rows(at, known, self.row[None, None])[0, 0])
+            except (AssayError, InputError):
+                bound = -np.inf
+        bound = min(bound if np.isfinite(bound) else -np.inf, self.value)
+        return Found(bound, self.value, self.point, self.level, 1, True, self.spent, bound, [leaf])
 
     def done(self, bound: float) -> bool:
         """Return whether the claim is decided, or the ends are as close as asked."""
@@ -341,16 +357,27 @@ class _Search:
             found.append(Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path))
         return found
 
-    def face(self, leaf: Leaf) -> Leaf:
-        """Return what is left of the whole region, after as many rounds as pin something, within a
-        quarter of the budget.
+    def face(self, leaf: Leaf) -> tuple[Leaf, float]:
+        """Return what is left of the whole region, and its plain bound at the level, after as many
+        rounds as pin something: until the bound decides, within a quarter of the budget.
         """
+        plain = self.sound([leaf])
         for _ in range(ROUNDS):
+            if self.done(plain) or self.spent >= self.budget.seconds / 4:
+                break
             before = len(leaf.path)
             leaf = self.faces([leaf])[0]
-            if len(leaf.path) == before or self.spent > self.budget.seconds / 4:
+            if len(leaf.path) == before:
                 break
-        return leaf
+            self.offer(leaf.lows)
+            self.offer(
+                [
+                    np.clip(x.double().numpy(), low, high)
+                    for x, low, high in zip(self.point, leaf.lows, leaf.highs, strict=True)
+                ]
+            )
+            plain = max(plain, self.sound([leaf]))
+        return leaf, plain
 
     def faces(self, leaves: list[Leaf]) -> list[Leaf]:
         """Return what is left of boxes when the inputs are pinned whose derivatives keep their

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from assay.bounds.engine import lower
 from assay.bounds.levels import arithmetic
 from assay.bounds.rounding import Array, Interval
+from assay.bounds.search.reach import Mask
 from assay.bounds.search.sweep import SlopedKnown, sweep
 from assay.bounds.trace.derivative import derive
 from assay.bounds.trace.traced import Traced
@@ -82,7 +83,7 @@ class Derivatives:
         assert self.derived is not None
         at, ar, of = self.derived.at, arithmetic(self.level), self.derived.of
         boxes = [Interval(low, high) for low, high in zip(lows, highs, strict=True)]
-        ends = {}
+        ends: dict[int, Mask] = {}
         for ref, places in zip(at.graph.inputs, free, strict=True):
             if ref in of and len(places):
                 mask = np.zeros(at.graph.nodes[of[ref]].shape, bool)

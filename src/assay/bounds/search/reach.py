@@ -57,7 +57,9 @@ def _parts(operation: Operation, mask: Mask, present: list[Mask]) -> list[Mask]:
         case Product():
             x, y = present[:2]
             of_y = mask & x
-            narrow = of_y if y.shape == mask.shape else of_y.any(-1, keepdims=True)
+            narrow: Mask = of_y
+            if y.shape != mask.shape:
+                narrow = np.asarray(of_y.any(-1, keepdims=True))
             return [mask & y, narrow, *[mask & x & y] * (len(shapes) - 2)]
         case Contract():
             return [
