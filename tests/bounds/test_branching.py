@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Interval
-from assay.bounds.search.branch import Budget, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget
 from assay.bounds.search.pins import Split
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import State, Twin

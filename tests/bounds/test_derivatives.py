@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from assay.bounds.levels import arithmetic
 from assay.bounds.rounding import Interval
 from assay.bounds.rules import FUNCTIONS, Slope
-from assay.bounds.search.branch import Budget, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget
 from assay.bounds.search.pins import Derivatives, Pinned, pinned
 from assay.bounds.search.reach import needed
 from assay.bounds.search.sweep import sweep

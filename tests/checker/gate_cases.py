@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from assay.bounds.search.branch import Budget, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget
 from assay.bounds.trace import trace
 from assay.proofs.gate_certificate import Evidence, write_gates
 from assay.proofs.problem import Problem

@@ -412,7 +412,7 @@ def test_margins_of_every_rival_are_needed(tmp_path: Path) -> None:
     import cases
 
     import assay
-    from assay.bounds.search.branch import Budget
+    from assay.bounds.search.leaves import Budget
 
     mechanisms = cases.CASES["directions"]().take(slice(0, 1))
     path, other = tmp_path / "cert.json", tmp_path / "forged"

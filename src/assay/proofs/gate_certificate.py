@@ -30,7 +30,7 @@ from assay.bounds import nonlinear
 from assay.bounds import operations as ops
 from assay.bounds.graph import Node, Ref
 from assay.bounds.rules import Contract, Divide, Enclosed, Pick, Product, Shift, Smooth, Total
-from assay.bounds.search.branch import Found, Leaf, slopes_of
+from assay.bounds.search.leaves import Found, Leaf, slopes_of
 from assay.bounds.search.pins import Pinned
 from assay.bounds.search.twin import Twin
 from assay.bounds.trace import Traced

@@ -20,7 +20,8 @@ from assay.audit.adversary import exhaustive, worst_case
 from assay.audit.faithfulness import Keep, kept_gates
 from assay.bounds.levels import LEVELS
 from assay.bounds.rounding import Interval
-from assay.bounds.search.branch import Budget, Found, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget, Found
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.trace import Traced, trace
 from assay.bounds.trace.traced import always

@@ -10,7 +10,6 @@ import heapq
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,74 +17,16 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.search.pins import Derivatives, Pinned, Split, pinned
-from assay.bounds.search.slopes import Slopes
+from assay.bounds.search.leaves import Budget, Found, Leaf, choose, halves, slopes_of, stacked
+from assay.bounds.search.pins import Derivatives, pinned
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import Ends, Parameters, State, Twin
 from assay.bounds.trace.traced import Traced
 from assay.errors import AssayError, InputError
 from assay.memory import rows_within
 
-ROUNDS = 12
-"""How often the derivatives on the whole region may be bounded again."""
-
 RATE = 0.1
 """Step of the descent on slopes, in units of half an interval."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When the search stops: CPU seconds, boxes, or a relative gap between the ends.
-
-    steps: of the descent on the slopes of the last rows, for the whole region and for each later
-    box. whole: of the descent through the sweep of the whole region, where a sixth of the seconds
-    is enough for them. memory: bytes that the boxes worked on at once may take; by default a
-    quarter of what is available."""
-
-    seconds: float = 10.0
-    boxes: int = 1 << 20
-    gap: float = 1e-6
-    steps: tuple[int, int] = (40, 20)
-    whole: int = 30
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        numbers = (self.seconds, self.gap, *self.steps, self.whole)
-        if not (min(numbers) >= 0 and self.boxes >= 1):  # false for NaN too
-            raise InputError(f"budget: seconds, boxes, gap and steps must not be negative: {self}")
-
-
-@dataclass
-class Leaf:
-    """A box with the bound found on it, and the slopes: of the sweep, and of the last rows.
-
-    path: the splits and faces that lead to it."""
-
-    lows: list[Array]
-    highs: list[Array]
-    bound: float
-    before: Parameters
-    after: Parameters
-    split: tuple[int, int] | None = None
-    path: tuple[Split | Pinned, ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
-    """The least value of `row . function` over a box lies in [bound, value].
-
-    value: at `point`, evaluated by the function itself; bound: at `level`. leaves cover the box.
-    closed: whether the gap or the threshold of the claim was reached within the budget."""
-
-    bound: float
-    value: float
-    point: tuple[Tensor, ...]
-    level: str
-    boxes: int
-    closed: bool
-    seconds: float
-    root: float
-    leaves: list[Leaf] = field(default_factory=list, repr=False)
 
 
 def least(
@@ -174,8 +115,8 @@ class _Search:
                 taken.append(heapq.heappop(heap)[2])
             children, kept = list[Leaf](), list[Leaf]()
             for leaf in taken:
-                halves = self.halves(leaf)
-                (children if halves else kept).extend(halves or [leaf])
+                both = halves(leaf)
+                (children if both else kept).extend(both or [leaf])
             if not children:
                 heap = [*heap, *((leaf.bound, next(self.tie), leaf) for leaf in kept)]
                 heapq.heapify(heap)
@@ -244,10 +185,10 @@ class _Search:
             for ends in ([leaf.lows for leaf in leaves], [leaf.highs for leaf in leaves])
         )
         twin, row = self.twin, torch.from_numpy(self.row[None, None])
-        before = _stacked([leaf.before for leaf in leaves]) or twin.parameters(len(leaves))
+        before = stacked([leaf.before for leaf in leaves]) or twin.parameters(len(leaves))
         if root:
             before = self.improve(lows, highs, before, row)
-        start = _stacked([leaf.after for leaf in leaves]) or before
+        start = stacked([leaf.after for leaf in leaves]) or before
         splits = self.budget.boxes > 1
         for end in (*lows, *highs):
             end.requires_grad_(splits)
@@ -270,7 +211,7 @@ class _Search:
             mine: list[Array | None] = [
                 None if slope is None else slope[index].numpy() for slope in slopes
             ]
-            leaf.split = _choose(leaf, mine)
+            leaf.split = choose(leaf, mine)
             found.append(leaf)
         return found
 
@@ -340,29 +281,12 @@ class _Search:
                     p.clamp_(-1, 1)
         return kept
 
-    def halves(self, leaf: Leaf) -> list[Leaf]:
-        """Return the two halves of a box along the place chosen for it."""
-        if leaf.split is None:
-            return []
-        which, place = leaf.split
-        low, high = leaf.lows[which].flat[place], leaf.highs[which].flat[place]
-        middle = 0.5 * (low + high)
-        if not low < middle < high:
-            return []
-        found = []
-        for side in (0, 1):
-            lows, highs = [x.copy() for x in leaf.lows], [x.copy() for x in leaf.highs]
-            (highs if side == 0 else lows)[which].flat[place] = middle
-            path = (*leaf.path, Split(which, place, float(middle), side))
-            found.append(Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path))
-        return found
-
     def face(self, leaf: Leaf) -> tuple[Leaf, float]:
         """Return what is left of the whole region, and its plain bound at the level, after as many
         rounds as pin something: until the bound decides, within a quarter of the budget.
         """
         plain = self.sound([leaf])
-        for _ in range(ROUNDS):
+        for _ in range(self.budget.pins):
             if self.done(plain) or self.spent >= self.budget.seconds / 4:
                 break
             before = len(leaf.path)
@@ -383,6 +307,8 @@ class _Search:
         """Return what is left of boxes when the inputs are pinned whose derivatives keep their
         sign; boxes on which nothing was pinned four times in a row are tried now and then.
         """
+        if not self.budget.pins:
+            return leaves
         self.idle += 1
         if self.idle > 4 and self.idle % 4:
             return leaves
@@ -457,55 +383,7 @@ class _Search:
         return [float(b) for b in bound_rows(at, last, self.row[None, None])[:, 0]]
 
 
-@torch.no_grad()
-def slopes_of(twin: Twin, leaves: list[Leaf]) -> tuple[Slopes, Slopes]:
-    """Return the slopes at which a level bounds leaves, (leaves, *shape) by node: those of the
-    sweep, and those of the last rows.
-    """
-    ends = [
-        (torch.from_numpy(np.stack(lo)), torch.from_numpy(np.stack(hi)))
-        for lo, hi in zip(
-            zip(*(leaf.lows for leaf in leaves), strict=True),
-            zip(*(leaf.highs for leaf in leaves), strict=True),
-            strict=True,
-        )
-    ]
-    before, after = (
-        _stacked([getattr(leaf, name) for leaf in leaves]) for name in ("before", "after")
-    )
-    state = twin.sweep(ends, before)
-    return twin.slopes(state, before), twin.slopes(State(state.values, {}), after)
-
-
 def _least_of(row: Tensor, value: Ends) -> Tensor:
     flat = row.flatten(2)
     lo, hi = (end.reshape(len(end), -1, 1) for end in value)
     return (flat.clamp_min(0) @ lo + flat.clamp_max(0) @ hi)[:, 0, 0]
-
-
-def _stacked(each: list[Parameters]) -> Parameters:
-    if not each or not each[0]:
-        return {}
-    return {
-        ref: tuple(torch.stack([mine[ref][i] for mine in each]) for i in range(len(each[0][ref])))
-        for ref in each[0]
-    }
-
-
-def _choose(leaf: Leaf, slopes: list[Array | None]) -> tuple[int, int] | None:
-    """Return the place whose halving promises most for the worse of the two halves.
-
-    A half moves one end of the box to its middle; the slope of the bound in that end says, to first
-    order, by how much the bound then rises."""
-    count, best, chosen = len(leaf.lows), 0.0, None
-    for which in range(count):
-        width = leaf.highs[which] - leaf.lows[which]
-        of_low, of_high = slopes[which], slopes[count + which]
-        rise_low = 0.0 * width if of_low is None else np.maximum(of_low, 0.0) * width / 2
-        rise_high = 0.0 * width if of_high is None else np.maximum(-of_high, 0.0) * width / 2
-        score = np.minimum(rise_low, rise_high) + 1e-3 * np.maximum(rise_low, rise_high)
-        score = np.where(width > 0, score + 1e-12 * width, -1.0)
-        place = int(score.argmax()) if score.size else 0
-        if score.size and score.flat[place] > best:
-            best, chosen = float(score.flat[place]), (which, place)
-    return chosen
