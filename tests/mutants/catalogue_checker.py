@@ -164,4 +164,17 @@ MUTANTS = [
         'return f"{int(value * 10**9) / 10**9:.9f}"',
         ("tests/checker/test_check_rooms.py::test_a_bound_is_shown_rounded_up",),
     ),
+    # pins of gates
+    Mutant(
+        "assay_check/gates/tree.py",
+        "if side == 1 and slope.hi.reshape(-1)[place] <= 0:",
+        "if side == 1:",
+        ("tests/checker/test_check_gates.py::test_a_forgery_is_refused",),
+    ),
+    Mutant(
+        "assay_check/gates/derivative.py",
+        "exactly(np.asarray(-0.5))",
+        "exactly(np.asarray(0.5))",
+        ("tests/checker/test_check_gates.py::test_no_derivative_leaves_what_the_checker_bounds",),
+    ),
 ]
