@@ -171,10 +171,4 @@ MUTANTS = [
         "if side == 1:",
         ("tests/checker/test_check_gates.py::test_a_forgery_is_refused",),
     ),
-    Mutant(
-        "assay_check/gates/derivative.py",
-        "exactly(np.asarray(-0.5))",
-        "exactly(np.asarray(0.5))",
-        ("tests/checker/test_check_gates.py::test_no_derivative_leaves_what_the_checker_bounds",),
-    ),
 ]
