@@ -3,88 +3,180 @@ shares for the agreement model, and the same answer on held-out digits with all 
 
     assay run digits-channels -o runs/digits
     assay run agreement-attribution -o runs/agreement
-    OMP_NUM_THREADS=1 python benchmarks/certify_map.py runs/digits runs/agreement --out map.html
+    OMP_NUM_THREADS=1 python benchmarks/certify_map.py runs/digits runs/agreement \
+        --out map.png --progress map.jsonl
 
 Every cell takes the least important nodes with an effect, by exact ablation, on the first --pairs
-pairs. The picture shows the shares; the lines are printed as they come. The digits part prints how
-many of the inputs where the search finds no break are certified, and the bracket of each other."""
+pairs. The picture shows the shares. The digits part prints how many of the inputs where the search
+finds no break are certified, and the bracket of each other. With --progress a run that was stopped
+goes on."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import torch
 from certify import effect_sizes, least_important
 
 from assay import certify, charts
-from assay.core.mechanisms import Mechanisms
 from assay.io.runs import opened
+from assay.proofs.bracket import Certified
 from assay.studies.runner import mechanisms_of
 
 FREE = (3, 5, 10, 20)
 LOWS = (0.9, 0.5, 0.0)
 
 
-def agreement(folder: Path, pairs: int, seconds: float, out: Path | None) -> None:
+class Progress:
+    """What is known so far, one line of JSON for each input or cell, so that a run that was killed
+    goes on where it stopped. A file is that of one sort of budget.
+    """
+
+    def __init__(self, path: Path | None, seconds: float) -> None:
+        self.path, self.seconds, self.rows = path, seconds, list[dict[str, Any]]()
+        if path is not None and path.exists():
+            lines = path.read_text().splitlines()
+            self.rows = [row for row in map(_line, lines) if row and row["budget"] == seconds]
+
+    def of(self, part: str) -> list[dict[str, Any]]:
+        return [row for row in self.rows if row["part"] == part]
+
+    def has(self, part: str, pair: int, free: int | None = None, low: float | None = None) -> bool:
+        return any(
+            (row["pair"], row.get("free"), row.get("low")) == (pair, free, low)
+            for row in self.of(part)
+        )
+
+    def add(self, part: str, entry: dict[str, Any]) -> None:
+        row = {"part": part, "budget": self.seconds} | entry
+        self.rows.append(row)
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """Return one entry; None for a line that was cut off when the run was killed."""
+    try:
+        found: dict[str, Any] = json.loads(text)
+        return found
+    except json.JSONDecodeError:
+        return None
+
+
+def verdict(found: Certified) -> str:
+    """Return what is known of the answer of one example."""
+    words = {"certified": found.certified, "broken": found.broken, "open": found.open}
+    return next(word for word, holds in words.items() if bool(holds[0]))
+
+
+def known(rows: list[dict[str, Any]], pair: int, free: int, low: float) -> str | None:
+    """Return what other cells of a pair say of a cell: what is certified over a box is certified
+    over the boxes inside it, and what breaks in a box breaks in those around it.
+    """
+    for row in rows:
+        if row["pair"] != pair or "free" not in row:
+            continue
+        if row["verdict"] == "certified" and row["free"] >= free and row["low"] <= low:
+            return "certified"
+        if row["verdict"] == "broken" and row["free"] <= free and row["low"] >= low:
+            return "broken"
+    return None
+
+
+def agreement(folder: Path, pairs: int, seconds: float, done: Progress, out: Path | None) -> None:
     """Print and draw the shares of every cell."""
-    mechanisms = mechanisms_of(opened(folder)).take(slice(0, pairs))
-    sizes = effect_sizes(mechanisms, exact=True)
+    whole = mechanisms_of(opened(folder))
+    count = min(pairs, len(whole.batch))
+    for pair in range(count):
+        if all(done.has("agreement", pair, free, low) for free in FREE for low in LOWS):
+            continue
+        one = whole.take(slice(pair, pair + 1))
+        sizes = effect_sizes(one, exact=True)
+        for free in FREE:
+            keep = least_important(one, sizes, free)
+            for low in LOWS:
+                if done.has("agreement", pair, free, low):
+                    continue
+                said = known(done.of("agreement"), pair, free, low)
+                entry = {"pair": pair, "free": free, "low": low, "deduced": said is not None}
+                if said is None:
+                    found = certify(one, keep, low=low, claim="same-answer", budget=seconds)
+                    said = verdict(found)
+                    entry |= {"seconds": found.seconds[0], "vacuous": bool(found.vacuous[0])}
+                done.add("agreement", entry | {"verdict": said})
     rows = []
     for free in FREE:
-        keep = least_important(mechanisms, sizes, free)
         for low in LOWS:
-            found = certify(mechanisms, keep, low=low, claim="same-answer", budget=seconds)
-            shares = {
-                "certified": float(found.certified.double().mean()),
-                "broken": float(found.broken.double().mean()),
-                "open": float(found.open.double().mean()),
+            cell = [r for r in done.of("agreement") if (r["free"], r["low"]) == (free, low)]
+            cell = [row for row in cell if row["pair"] < count]
+            counts = {
+                word: sum(row["verdict"] == word for row in cell)
+                for word in ("certified", "broken", "open")
             }
-            unbroken = 1 - shares["broken"]
+            unbroken = len(cell) - counts["broken"]
             print(
                 f"{free:>3} free, low {low}: "
-                + ", ".join(f"{name} {share:.2f}" for name, share in shares.items())
-                + f"; {shares['certified'] / unbroken:.2f} of the unbroken certified"
-                if unbroken
-                else f"{free:>3} free, low {low}: all broken",
-                f"({int(found.vacuous.sum())} vacuous, {sum(found.seconds) / len(found.full):.1f}"
-                " CPU s an example)",
-                flush=True,
+                + ", ".join(f"{number} {word}" for word, number in counts.items())
+                + f" of {len(cell)}; {counts['certified']} of {unbroken} unbroken certified"
+                f" ({sum(row.get('vacuous', False) for row in cell)} vacuous,"
+                f" {sum(row.get('seconds', 0.0) for row in cell) / len(cell):.1f} CPU s a pair)"
             )
             rows += [
-                {"cell": f"{free} free, down to {low}", "answers": name, "share": share}
-                for name, share in shares.items()
+                {
+                    "gates": f"{free:>2} free, down to {low}",
+                    "answers": word,
+                    "share": number / len(cell),
+                }
+                for word, number in counts.items()
             ]
     if out is not None:
-        picture = charts.bars(
+        picture = charts.heatmap(
             pl.DataFrame(rows),
-            "cell",
+            "answers",
+            "gates",
             "share",
-            colour="answers",
-            title=f"Answers of {pairs} pairs with the least important nodes free",
+            title=f"Answers of {count} pairs, the least important nodes free",
         )
-        picture.save(out)
+        charts.png(picture, out)
 
 
-def digits(folder: Path, inputs: int, seconds: float) -> None:
+def digits(folder: Path, inputs: int, seconds: float, done: Progress) -> None:
     """Print how many answers are certified with all channels free, on the first inputs."""
-    mechanisms: Mechanisms = mechanisms_of(opened(folder)).take(slice(0, inputs))
-    certified = broken = 0
-    for index in range(len(mechanisms.batch)):
-        one = mechanisms.take(slice(index, index + 1))
+    whole = mechanisms_of(opened(folder))
+    count = min(inputs, len(whole.batch))
+    for index in range(count):
+        if done.has("digits", index):
+            continue
+        one = whole.take(slice(index, index + 1))
         found = certify(one, {}, claim="same-answer", budget=seconds)
-        certified += int(found.certified.sum())
-        broken += int(found.broken.sum())
-        if bool(found.open.any()):
-            ends = float(found.proved.values[0]), float(found.found.values[0])
-            print(f"    open: input {index}, margin in [{ends[0]:.3g}, {ends[1]:.3g}]", flush=True)
-    count = len(mechanisms.batch)
-    unbroken = max(count - broken, 1)
+        entry = {
+            "pair": index,
+            "verdict": verdict(found),
+            "proved": float(found.proved.values[0]),
+            "found": float(found.found.values[0]),
+            "seconds": found.seconds[0],
+        }
+        done.add("digits", entry)
+    rows = [row for row in done.of("digits") if row["pair"] < count]
+    for row in rows:
+        if row["verdict"] == "open":
+            print(
+                f"    open: input {row['pair']}, margin in"
+                f" [{row['proved']:.3g}, {row['found']:.3g}]"
+            )
+    certified, broken = (
+        sum(row["verdict"] == word for row in rows) for word in ("certified", "broken")
+    )
     print(
-        f"digits, all channels free: {certified} of {count - broken} unbroken certified"
-        f" ({certified / unbroken:.2f}), {broken} of {count} broken"
+        f"digits, all channels free: {certified} of {count - broken} unbroken certified,"
+        f" {broken} of {count} broken, at most {max(row['seconds'] for row in rows):.0f} CPU s an"
+        " input"
     )
 
 
@@ -97,12 +189,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--only", choices=("digits", "agreement"))
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--progress", type=Path)
     given = parser.parse_args()
     began = time.process_time()
+    done = Progress(given.progress, given.seconds)
     if given.only != "agreement":
-        digits(given.digits, given.inputs, given.seconds)
+        digits(given.digits, given.inputs, given.seconds, done)
     if given.only != "digits":
-        agreement(given.agreement, given.pairs, given.seconds, given.out)
+        agreement(given.agreement, given.pairs, given.seconds, done, given.out)
     print(f"CPU seconds in all: {time.process_time() - began:.0f}")
 
 

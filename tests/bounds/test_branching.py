@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Interval
-from assay.bounds.search.branch import Budget, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget
+from assay.bounds.search.pins import Split
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import State, Twin
 from assay.bounds.trace import Traced, trace
@@ -138,8 +140,19 @@ def test_the_bound_is_anytime_and_grows() -> None:
         bounds.append(result.bound)
         assert result.bound <= lowest
         assert result.value >= result.bound
-        volume = sum(float(np.prod((leaf.highs[0] - leaf.lows[0]) / 0.1)) for leaf in result.leaves)
-        assert volume == pytest.approx(1.0, abs=1e-9)
+        halvings = [sum(isinstance(s, Split) for s in leaf.path) for leaf in result.leaves]
+        assert sum(0.5**count for count in halvings) == 1.0
+        for leaf in result.leaves:  # the box of a leaf is what its path leaves of the region
+            low, high = 0.9 * ones.numpy().reshape(-1), ones.numpy().reshape(-1).copy()
+            for step in leaf.path:
+                if isinstance(step, Split):
+                    (high if step.side == 0 else low)[step.place] = step.value
+                else:
+                    for _, place, side in step.ends:
+                        end = (low if side == 0 else high)[place]
+                        low[place] = high[place] = end
+            assert np.array_equal(leaf.lows[0].reshape(-1), low)
+            assert np.array_equal(leaf.highs[0].reshape(-1), high)
     for earlier, later in itertools.pairwise(bounds):
         assert later >= earlier - 1e-9
 

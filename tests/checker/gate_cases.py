@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from assay.bounds.search.branch import Budget, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget
 from assay.bounds.trace import trace
 from assay.proofs.gate_certificate import Evidence, write_gates
 from assay.proofs.problem import Problem
@@ -74,7 +75,10 @@ def write_case(
     """Write the certificate of the damage of the first logit, and the network's weights."""
     network = Network(sort, seed)
     function = metric(network)
-    ones, lows = torch.ones(GATES, dtype=torch.float64), torch.full((GATES,), low).double()
+    ones, lows = (
+        torch.ones(GATES, dtype=torch.float64),
+        torch.full((GATES,), low, dtype=torch.float64),
+    )
     lows[-1] = 1.0
     traced = trace(function, ones, regions=[(lows, ones)])
     row = np.ones(1)

@@ -18,6 +18,7 @@ from assay.proofs.gate_certificate import require_writable
 from assay_check import InputError, check
 from assay_check.gates.arithmetic import Box
 from assay_check.gates.claims import read_example
+from assay_check.gates.derivative import Derivatives
 from assay_check.gates.graph import Graph
 from assay_check.gates.rules import NONLINEAR, NoBoundError, slope_shapes
 from assay_check.gates.sweep import Sweep
@@ -79,6 +80,10 @@ def claim(text: str) -> Callable[[Forged], None]:
     return lambda f: f.entry["claim"].update({"0": text})
 
 
+PINS = "0.0.pins"
+OTHER_END = torch.tensor([0, 0, 1])
+
+
 def changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Forged], None]:
     def forge(f: Forged) -> None:
         f.held[name] = change(f.held[name].clone())
@@ -92,6 +97,15 @@ def smaller_claim(f: Forged) -> None:
 
 def dropped_leaf(f: Forged) -> None:
     f.held["0.0.tree"], f.held["0.0.values"] = f.held["0.0.tree"][:-1], f.held["0.0.values"][:-1]
+
+
+def all_pinned(f: Forged) -> None:
+    """One corner, that of the network itself, in place of the region."""
+    f.held["0.0.tree"] = torch.tensor([[-2, 5], [-1, -1]])
+    f.held["0.0.values"] = torch.zeros(2).double()
+    f.held[PINS] = torch.tensor([[0, place, 1] for place in range(5)])
+    f.goal["boxes"], f.goal["rows"] = {}, {}
+    f.entry["claim"]["0"] = "1e-6"
 
 
 def extra_leaf(f: Forged) -> None:
@@ -209,6 +223,14 @@ FORGERIES: dict[str, Callable[[Forged], None]] = {
     "a split moved outside": changed("0.0.values", lambda x: x + 10.0),
     "a split at NaN": changed("0.0.values", lambda x: x * torch.nan),
     "a split of no input": changed("0.0.tree", lambda x: torch.where(x >= 0, x + 7, x)),
+    "pins at the other end": changed(PINS, lambda x: x * torch.tensor([1, 1, -1]) + OTHER_END),
+    "a pin at no end": changed(PINS, lambda x: x + 2 * OTHER_END),
+    "a pin of no input": changed(PINS, lambda x: x + torch.tensor([7, 0, 0])),
+    "a pin of no entry": changed(PINS, lambda x: x + torch.tensor([0, 70, 0])),
+    "a pin left out": changed(PINS, lambda x: x[:-1]),
+    "a pin too many": changed(PINS, lambda x: torch.cat([x, x[:1]])),
+    "pins of another shape": changed(PINS, lambda x: x[:, :2]),
+    "everything pinned": all_pinned,
     "slopes of fewer leaves": fewer_slopes,
     "slopes that are NaN": nan_slopes,
     "slopes of another shape": wide_slopes,
@@ -246,6 +268,49 @@ def test_a_forgery_is_refused(name: str, relu: tuple[Network, Path, Path], tmp_p
     assert not verdict.accepted, verdict.reason
     if "without a rule" in name:
         assert "bounded, not checkable: the checker has no rule for softsign (1)" in verdict.reason
+
+
+def test_the_certificate_of_the_forgeries_has_all_parts(
+    relu: tuple[Network, Path, Path], tmp_path: Path
+) -> None:
+    """Splits, pins and slopes, so that each can be forged."""
+    forged = Forged(relu[1], tmp_path)
+    places = forged.held["0.0.tree"][:, 0]
+    assert (places >= 0).any()
+    assert (places == -2).any()
+    assert len(forged.held[PINS])
+    assert forged.goal["boxes"]
+    assert forged.goal["rows"]
+
+
+@pytest.mark.parametrize("seed", FEW)
+def test_no_derivative_leaves_what_the_checker_bounds(
+    seed: int, case: tuple[str, Network, Path, Path], tmp_path: Path
+) -> None:
+    _, network, path, _ = case
+    forged = Forged(path, tmp_path)
+    held = {name: x.numpy() for name, x in forged.held.items()}
+    graph = read_example("0", forged.example, held, "damage").graph
+    derivatives, function = Derivatives(graph, np.ones(1)), metric(network)
+    rng, known = np.random.default_rng(seed), 0
+    for width in (1e-9, 0.05, 0.5):
+        low = rng.uniform(0.2, 1.0, 5)
+        box = Box(low, low + width * rng.uniform(0, 1, 5))
+        found = derivatives.boxes([box])
+        if found is None:
+            continue
+        known += 1
+        for share in rng.uniform(0, 1, (16, 5)):
+            x = torch.from_numpy(np.clip(box.lo + share * (box.hi - box.lo), box.lo, box.hi))
+            x.requires_grad_(True)
+            function(x).sum().backward()
+            assert x.grad is not None
+            slack = 1e-9 * (1 + np.abs(x.grad.numpy()).max())
+            assert (found[0].lo <= x.grad.numpy() + slack).all()
+            assert (found[0].hi >= x.grad.numpy() - slack).all()
+        if width == 1e-9:
+            assert (found[0].hi - found[0].lo <= 1e-3 * (1 + found[0].size())).all()
+    assert known
 
 
 @pytest.mark.parametrize("name", ["a changed weight", "another operation", "a graph cut short"])
@@ -347,7 +412,7 @@ def test_margins_of_every_rival_are_needed(tmp_path: Path) -> None:
     import cases
 
     import assay
-    from assay.bounds.search.branch import Budget
+    from assay.bounds.search.leaves import Budget
 
     mechanisms = cases.CASES["directions"]().take(slice(0, 1))
     path, other = tmp_path / "cert.json", tmp_path / "forged"

@@ -247,4 +247,23 @@ MUTANTS = [
         "return self.margins >= 0",
         ("tests/bounds/test_certify.py::test_a_tie_is_not_certified",),
     ),
+    # derivatives and pins
+    Mutant(
+        "assay/bounds/search/pins.py",
+        "found.append((least >= 0, most <= 0))",
+        "found.append((least >= -1, most <= 0))",
+        ("tests/bounds/test_derivatives.py::test_nothing_is_lost_on_the_face_that_is_left",),
+    ),
+    Mutant(
+        "assay/bounds/trace/derivative.py",
+        "ends = operation.scale * -0.5",
+        "ends = operation.scale * 0.5",
+        ("tests/bounds/test_derivatives.py::test_derivatives_are_those_of_the_network",),
+    ),
+    Mutant(
+        "assay/bounds/rules/slope.py",
+        "hi = np.where(inside, np.maximum(hi, bend[1]), hi)",
+        "hi = np.where(inside, hi, hi)",
+        ("tests/bounds/test_derivatives.py::test_a_slope_encloses_the_derivative",),
+    ),
 ]

@@ -164,4 +164,11 @@ MUTANTS = [
         'return f"{int(value * 10**9) / 10**9:.9f}"',
         ("tests/checker/test_check_rooms.py::test_a_bound_is_shown_rounded_up",),
     ),
+    # pins of gates
+    Mutant(
+        "assay_check/gates/tree.py",
+        "if side == 1 and slope.hi.reshape(-1)[place] <= 0:",
+        "if side == 1:",
+        ("tests/checker/test_check_gates.py::test_a_forgery_is_refused",),
+    ),
 ]

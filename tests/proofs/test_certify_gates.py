@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import assay
-from assay.bounds.search.branch import Budget
+from assay.bounds.search.leaves import Budget
 from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError
 from assay.proofs.boxed import boxed

@@ -12,7 +12,7 @@ from test_certify_gates import few_free
 from torch import Tensor
 
 import assay_check
-from assay.bounds.search.branch import Budget
+from assay.bounds.search.leaves import Budget
 from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError
 from assay.proofs.boxed import boxed

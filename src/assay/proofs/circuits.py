@@ -19,7 +19,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from assay.bounds.search.branch import Budget
+from assay.bounds.search.leaves import Budget
 from assay.core.mechanisms import Mechanisms
 from assay.errors import InputError
 from assay.progress import progress

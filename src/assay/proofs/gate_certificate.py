@@ -8,7 +8,7 @@ The envelope is that of `assay.proofs.certificate`, with the task "gates", and o
     examples  by number: graph (operations with the names of their constants), kinds ("gates",
               "references" or "inputs", for each input of the graph), their low and high, the point
               of the untouched network, sign (1 where a higher metric is right), goals (a tree of
-              splits and the slopes over its leaves, one for each number of the value)
+              splits and faces, and the slopes over its leaves, one for each number of the value)
 
 model holds the digests of the graphs and of the constants, and which constants are weights: those
 must be tensors of a file of weights that the checker is given. Slopes are stored in float32, since
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from assay.bounds import nonlinear
 from assay.bounds import operations as ops
 from assay.bounds.graph import Node, Ref
 from assay.bounds.rules import Contract, Divide, Enclosed, Pick, Product, Shift, Smooth, Total
-from assay.bounds.search.branch import Found, Leaf, slopes_of
+from assay.bounds.search.leaves import Found, Leaf, slopes_of
+from assay.bounds.search.pins import Pinned
 from assay.bounds.search.twin import Twin
 from assay.bounds.trace import Traced
 from assay.errors import InputError
@@ -253,8 +254,10 @@ def _described(node: Node) -> tuple[str, str, list[np.ndarray]]:
 def _goal(
     name: str, found: Found, twin: Twin, back: Mapping[Ref, int], held: _Held
 ) -> dict[str, Any]:
-    """Return a tree of splits in preorder, and the slopes over its leaves in that order."""
-    places, values, order = [], [], list[Leaf]()
+    """Return a tree of splits and faces in preorder, and the slopes over its leaves in that
+    order.
+    """
+    places, values, pins, order = [], [], list[tuple[int, int, int]](), list[Leaf]()
 
     def walk(leaves: list[Leaf], depth: int) -> None:
         if len(leaves) == 1 and len(leaves[0].path) == depth:
@@ -262,11 +265,18 @@ def _goal(
             values.append(0.0)
             order.append(leaves[0])
             return
-        which, place, value, _ = leaves[0].path[depth]
-        places.append((which, place))
-        values.append(value)
+        step = leaves[0].path[depth]
+        if isinstance(step, Pinned):  # of all leaves below the same box
+            places.append((-2, len(step.ends)))
+            values.append(0.0)
+            pins.extend(step.ends)
+            walk(leaves, depth + 1)
+            return
+        places.append((step.which, step.place))
+        values.append(step.value)
         for side in (0, 1):
-            walk([leaf for leaf in leaves if leaf.path[depth][3] == side], depth + 1)
+            half = replace(step, side=side)
+            walk([leaf for leaf in leaves if leaf.path[depth] == half], depth + 1)
 
     walk(found.leaves, 0)
     stacked: list[dict[Ref, list[list[np.ndarray]]]] = [{}, {}]
@@ -283,6 +293,7 @@ def _goal(
     entry: dict[str, Any] = {
         "tree": held.add(f"{name}.tree", np.array(places, np.int64).reshape(-1, 2)),
         "values": held.add(f"{name}.values", np.array(values, np.float64)),
+        "pins": held.add(f"{name}.pins", np.array(pins, np.int64).reshape(-1, 3)),
     }
     for phase, mine in zip(("boxes", "rows"), stacked, strict=True):
         entry[phase] = {

@@ -20,7 +20,8 @@ from assay.audit.adversary import exhaustive, worst_case
 from assay.audit.faithfulness import Keep, kept_gates
 from assay.bounds.levels import LEVELS
 from assay.bounds.rounding import Interval
-from assay.bounds.search.branch import Budget, Found, least
+from assay.bounds.search.branch import least
+from assay.bounds.search.leaves import Budget, Found
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.trace import Traced, trace
 from assay.bounds.trace.traced import always
@@ -185,28 +186,31 @@ def _prove(problem: Problem, worst: Any, budget: Budget, level: str, keep: bool)
     starts = [start]
     if set(problem.kinds) != {"gates"}:  # the first search moved the gates alone
         starts += [descend(problem, rows[0], one) for one in (start, list(problem.point))]
-    found = [
-        least(
-            traced,
-            problem.lows,
-            problem.highs,
-            row,
-            level=level,
-            above=0.0 if problem.answer else None,
-            reference=float((row * full).sum()),
-            start=starts,
-            budget=replace(
-                budget, seconds=max(budget.seconds - (time.process_time() - began), 0.0)
-            ),
+    found = list[Found]()
+    for index, row in enumerate(rows):
+        left = max(budget.seconds - (time.process_time() - began), 0.0)
+        mine = replace(budget, seconds=left if index + 1 == len(rows) else left / 2)
+        if problem.answer and any(entry.value <= 0 for entry in found):  # false already
+            mine = replace(budget, seconds=0.0, boxes=1, steps=(0, 0), whole=0)
+        found.append(
+            least(
+                traced,
+                problem.lows,
+                problem.highs,
+                row,
+                level=level,
+                above=0.0 if problem.answer else None,
+                reference=float((row * full).sum()),
+                start=starts,
+                budget=mine,
+            )
         )
-        for row in rows
-    ]
     worst_row = min(found, key=lambda entry: entry.value)
     count = len(problem.names)
     gates = reached | dict(zip(problem.names, worst_row.point, strict=False))
     proved, value = min(entry.bound for entry in found), worst_row.value
     boxes, seconds = sum(entry.boxes for entry in found), time.process_time() - began
-    vacuous = _is_vacuous(traced, found, rows, level)
+    vacuous = not (problem.answer and value <= 0) and _is_vacuous(traced, found, rows, level)
     if not problem.answer:
         top, start_value = 0.0, 0.0
         if problem.offset:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from assay import charts
-from assay.bounds.search.branch import Budget
+from assay.bounds.search.leaves import Budget
 from assay.core.mechanisms import Mechanisms
 from assay.errors import AssayError
 from assay.io.runs import Run

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from assay_check.gates.arithmetic import Array, Box, down, up
+from assay_check.gates.derivative import Derivatives
 from assay_check.gates.graph import FLOATS, Graph, read_graph
 from assay_check.gates.rules import NONLINEAR, NoBoundError, Slopes
 from assay_check.gates.smooth import FUNCTIONS
@@ -22,19 +23,21 @@ KINDS = ("damage", OVER, "same-answer")
 KNOWN = {*FLOATS, "move"}
 FIELDS = {"graph", "kinds", "low", "high", "point", "sign", "goals"}
 MOVING = ("gates", "references", "inputs")
+TREE = ("tree", "values", "pins")
 PHASES = ("boxes", "rows")
 NUMBER = re.compile(r"-?[0-9]{1,40}(\.[0-9]{1,40})?(e[+-]?[0-9]{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A row of the value whose least over the region is bounded: a tree of splits, with slopes
-    stacked over its leaves, (leaves, *shape), for the boxes of nodes and for the row.
+    """A row of the value whose least over the region is bounded: a tree of splits and faces, with
+    slopes stacked over its leaves, (leaves, *shape), for the boxes of nodes and for the row.
     """
 
     row: Array
     places: Array
     values: Array
+    pins: Array
     slopes: tuple[dict[int, Slopes], dict[int, Slopes]]
 
 
@@ -116,14 +119,14 @@ def _goals(
     goals = []
     for place, given in enumerate(entry):
         need(
-            isinstance(given, dict) and given.keys() == {"tree", "values", *PHASES},
-            f"example {name!r}: goal {place} must have tree, values, {' and '.join(PHASES)}",
+            isinstance(given, dict) and given.keys() == {*TREE, *PHASES},
+            f"example {name!r}: goal {place} must have {', '.join((*TREE, *PHASES))}",
         )
-        tree, values = _named([given["tree"], given["values"]], held, "a tree")
+        tree, values, pins = _named([given[key] for key in TREE], held, "a tree")
         row = np.zeros(size)
         row[place] = sign
         slopes = tuple(_slopes(given[phase], held, graph) for phase in PHASES)
-        goals.append(Goal(row.reshape(shape), tree, values, (slopes[0], slopes[1])))
+        goals.append(Goal(row.reshape(shape), tree, values, pins, (slopes[0], slopes[1])))
     return tuple(goals)
 
 
@@ -195,12 +198,27 @@ def _leaves(
                 all(s.ndim and len(s) == count for s in each),
                 f"slopes are given for each of {count} leaves",
             )
-    for index, box in enumerate(leaves(example.region, goal.places, goal.values)):
+    slopes_over = _Slopes(example.graph, goal.row)
+    tree = leaves(example.region, goal.places, goal.values, goal.pins, slopes_over)
+    for index, box in enumerate(tree):
         one, other = (
             {ref: tuple(s[index] for s in each) for ref, each in phase.items()}
             for phase in goal.slopes
         )
         yield box, one, other
+
+
+class _Slopes:
+    """The derivatives of a row over boxes; the graph of derivatives is made when first asked."""
+
+    def __init__(self, graph: Graph, row: Array) -> None:
+        self._given = graph, row
+        self._made: Derivatives | None = None
+
+    def __call__(self, box: list[Box]) -> list[Box] | None:
+        if self._made is None:
+            self._made = Derivatives(*self._given)
+        return self._made.boxes(box)
 
 
 def read_number(text: Any, name: str) -> Fraction:

@@ -35,7 +35,7 @@ from assay_check.reading import need
 Slopes = tuple[Array, ...]
 Part = tuple[Array, Array | None] | None  # coefficients, and a bound of their errors if any
 Step = tuple[list[Part], Array]
-BENT = {"relu", "square", "inverse root", "smooth"}
+BENT = {"relu", "square", "inverse root", "smooth", "slope"}
 NONLINEAR = BENT | {"product", "contract", "softmax"}
 
 
@@ -98,6 +98,12 @@ def enclose(node: Node, xs: list[Box]) -> Box:
             return total(xs[0])
         case "smooth":
             return smooth.values(node.name, xs[0])
+        case "span":
+            return Box(*held)
+        case "slope" if node.name == "relu":  # at the kink, any number between 0 and 1
+            return Box((xs[0].lo > 0).astype(np.float64), (xs[0].hi >= 0).astype(np.float64))
+        case "slope":
+            return smooth.slopes(node.name, xs[0])
     raise AssertionError(node.op)
 
 
@@ -134,6 +140,8 @@ def relax(node: Node, xs: list[Box], slopes: Slopes | None) -> Any:
             return mine, rest(xs, mine[0], mine[1])[0], rest(xs, mine[2], mine[3])[1]
         case "softmax":
             return _softmax_rest(x, np.broadcast_to(node.constants[0], node.shape))
+        case "slope":
+            return enclose(node, xs)
     return None
 
 
@@ -205,6 +213,8 @@ def step(node: Node, rows: Array, xs: list[Box], relaxed: Any) -> Step:
             )
             part = share * (chosen - inner), up(error * (1 + 2 * gamma(terms)) + 8 * terms * TINY)
             return [part], least(rows, low, high)
+        case "slope":
+            return [None], least(rows, relaxed.lo, relaxed.hi)
     lines = relaxed
     part = _rounded(_by_sign(rows, lines.below_slope, lines.above_slope))
     return [part], least(rows, lines.below, lines.above)

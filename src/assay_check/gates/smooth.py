@@ -203,6 +203,36 @@ def values(name: str, x: Box) -> Box:
     return Box(np.where(bad, -np.inf, below), np.where(bad, np.inf, above))
 
 
+def slopes(name: str, x: Box) -> Box:
+    """Enclose the derivative of a function over boxes."""
+    function, bad = FUNCTIONS[name], outside(name, x)
+    lo, hi = np.where(bad, 1.0, x.lo), np.where(bad, 1.0, x.hi)
+
+    def ends(sign: int) -> Array:
+        def one(a: float, b: float) -> float:
+            with ctx.workprec(BITS):
+                return _least_slope(function, a, b, sign, 0)
+
+        return _each(one, lo, hi)
+
+    return Box(np.where(bad, -np.inf, ends(1)), np.where(bad, np.inf, -ends(-1)))
+
+
+def _least_slope(
+    function: Callable[[arb], Triple], lo: float, hi: float, sign: int, depth: int
+) -> float:
+    """Bound `sign f'` from below: at an end where f'' has one sign in balls, else by halves."""
+    a, b = arb(lo), arb(hi)
+    _, first, second = function(a.union(b))
+    if second >= 0 or second <= 0:
+        return min(floor(sign * function(x)[1]) for x in (a, b))
+    middle = 0.5 * lo + 0.5 * hi
+    if depth < DEPTH and lo < middle < hi:
+        halves = ((lo, middle), (middle, hi))
+        return min(_least_slope(function, *half, sign, depth + 1) for half in halves)
+    return floor(sign * first)
+
+
 def lines(name: str, x: Box, below: Array, above: Array) -> tuple[Array, Array]:
     """Return the intercepts of sound lines with the given slopes below and above."""
     function, bad = FUNCTIONS[name], outside(name, x)

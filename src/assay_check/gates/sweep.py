@@ -20,13 +20,19 @@ class Sweep:
     """What is known of every node of a graph on a box."""
 
     def __init__(
-        self, graph: Graph, box: Sequence[Box], slopes: Mapping[int, Slopes], *, tight: bool = True
+        self,
+        graph: Graph,
+        box: Sequence[Box],
+        slopes: Mapping[int, Slopes],
+        *,
+        tight: bool = True,
+        ends: Mapping[int, Array] | None = None,
     ) -> None:
         self.graph, self.slopes = graph, slopes
         self.values: list[Box] = []
         self._relaxed: dict[int, object] = {}
         given = dict(zip(graph.inputs, box, strict=True))
-        wanted = _wanted(graph) if tight else {}
+        wanted = _wanted(graph, ends) if tight else {}
         for ref, node in enumerate(graph.nodes):
             xs = [self.values[p] for p in node.parents]
             value = given[ref] if node.op == "input" else enclose(node, xs)
@@ -37,7 +43,7 @@ class Sweep:
                 raise NoBoundError(f"operation {ref} ({node.op}) is not bounded on a box")
             self.values.append(value)
             if ref in wanted:
-                self._tighten(ref, wanted[ref])
+                self._tighten(ref, *wanted[ref])
 
     def bound(self, row: Array, slopes: Mapping[int, Slopes]) -> float:
         """Bound `row . value` from below, with slopes of its own."""
@@ -47,12 +53,19 @@ class Sweep:
         plain = least(row[None], value.lo, value.hi)[0]
         return float(np.fmax(plain, self._carry(last, row[None])[0]))
 
-    def _tighten(self, ref: int, readers: set[str]) -> None:
+    def _tighten(self, ref: int, readers: set[str], used: Array) -> None:
         value = self.values[ref]
-        wide = value.hi - value.lo > 1e-7 * (1 + value.size())
+        wide = used & (value.hi - value.lo > 1e-7 * (1 + value.size()))
         if readers == {"relu"}:
             wide &= (value.lo < 0) & (value.hi > 0)
-        units = np.flatnonzero(wide)
+        self.values[ref] = self._narrowed(ref, np.flatnonzero(wide))
+
+    def entries(self, ref: int, some: Array) -> Box:
+        """Return the box of a node, with lines for some of its entries."""
+        return self._narrowed(ref, np.flatnonzero(some))
+
+    def _narrowed(self, ref: int, units: Array) -> Box:
+        value = self.values[ref]
         lo, hi = value.lo.reshape(-1).copy(), value.hi.reshape(-1).copy()
         many = max(1, ROWS // (2 * max(x.lo.size for x in self.values)))
         for start in range(0, len(units), many):
@@ -63,7 +76,7 @@ class Sweep:
             found = self._carry(ref, rows.reshape(-1, *value.shape))
             lo[some] = np.fmax(lo[some], found[: len(some)])
             hi[some] = np.fmin(hi[some], -found[len(some) :])
-        self.values[ref] = Box(lo.reshape(value.shape), hi.reshape(value.shape))
+        return Box(lo.reshape(value.shape), hi.reshape(value.shape))
 
     def _carry(self, ref: int, rows: Array) -> Array:
         """Bound rows of a node from below, (rows,)."""
@@ -96,10 +109,12 @@ class Sweep:
         return np.where(np.isnan(bound), -np.inf, bound)
 
 
-def _wanted(graph: Graph) -> dict[int, set[str]]:
+def _wanted(graph: Graph, ends: Mapping[int, Array] | None) -> dict[int, tuple[set[str], Array]]:
     """Return the nodes that nonlinear operations read, behind moved entries, whose boxes lines may
-    tighten, with the operations that read them.
+    tighten, with the operations that read them and the entries that the ends (by default the
+    value) depend on.
     """
+    used = _used(graph, ends)
     sources = list[set[int]]()
     for ref, node in enumerate(graph.nodes):
         moved = node.op in ("view", "move")
@@ -109,7 +124,76 @@ def _wanted(graph: Graph) -> dict[int, set[str]]:
         if node.op in NONLINEAR and not node.fixed:
             for source in set[int]().union(*(sources[p] for p in node.parents)):
                 found.setdefault(source, set()).add(node.op)
-    return {ref: ops for ref, ops in found.items() if not _is_exact(graph, ref, sources)}
+    return {
+        ref: (ops, used[ref])
+        for ref, ops in found.items()
+        if ref in used and not _is_exact(graph, ref, sources)
+    }
+
+
+def _used(graph: Graph, ends: Mapping[int, Array] | None) -> dict[int, Array]:
+    """Return the entries of nodes that the ends depend on, and perhaps some more."""
+    last = len(graph.nodes) - 1
+    present = _present(graph)
+    used = dict(ends) if ends else {last: np.ones(graph.nodes[last].shape, bool)}
+    for ref in range(last, -1, -1):
+        if ref not in used:
+            continue
+        node, mine = graph.nodes[ref], used[ref]
+        for index, parent in enumerate(node.parents):
+            shape = graph.nodes[parent].shape
+            if node.op == "move":
+                to, start = node.constants[1 + 2 * index], node.constants[2 + 2 * index]
+                flat = np.zeros(int(np.prod(shape)), bool)
+                flat[start[mine.reshape(-1)[to]]] = True
+                part = flat.reshape(shape)
+            elif node.op == "view":
+                part = mine.reshape(shape)
+            elif node.op == "contract":
+                part = np.broadcast_to(mine.any(-1 - index, keepdims=True), shape)
+            elif shape == node.shape and node.op != "affine" and node.op != "softmax":
+                part = mine
+                if node.op == "product" and index < 2:  # a factor of zero uses nothing
+                    part = mine & present[node.parents[1 - index]]
+            elif node.op == "product":
+                part = (mine & present[node.parents[0]]).any(-1, keepdims=True)
+            else:  # along the last axis
+                part = np.broadcast_to(mine.any(-1, keepdims=True), shape)
+            used[parent] = used[parent] | part if parent in used else part
+    return used
+
+
+def _present(graph: Graph) -> list[Array]:
+    """Return which entries of nodes may differ from zero; all, where it is not known."""
+    found: list[Array] = []
+    for node in graph.nodes:
+        xs = [found[p] for p in node.parents]
+        held = node.constants
+        mine = np.ones(node.shape, bool)
+        match node.op:
+            case "constant":
+                mine = held[0] != 0
+            case "affine" if not held[1].any():
+                mine = np.broadcast_to(xs[0].any(-1, keepdims=True), node.shape)
+            case "scale" if not held[1].any():
+                mine = xs[0]
+            case "divide" | "square" | "relu":
+                mine = xs[0]
+            case "view":
+                mine = xs[0].reshape(node.shape)
+            case "add" | "subtract":
+                mine = xs[0] | xs[1]
+            case "product":
+                mine = xs[0] & xs[1]
+            case "contract":
+                mine = xs[0] @ xs[1]
+            case "move":
+                flat = held[0].reshape(-1) != 0
+                for to, start, x in zip(held[1::2], held[2::2], xs, strict=True):
+                    flat[to] = x.reshape(-1)[start]
+                mine = flat.reshape(node.shape)
+        found.append(mine)
+    return found
 
 
 def _is_exact(graph: Graph, ref: int, sources: list[set[int]]) -> bool:

@@ -3,6 +3,7 @@
 from assay.bounds.rules.movement import Pick
 from assay.bounds.rules.products import Contract, Planes, Product
 from assay.bounds.rules.simple import Divide, Enclosed, Shift, Total
+from assay.bounds.rules.slope import Slope
 from assay.bounds.rules.smooth import FUNCTIONS, Smooth
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Planes",
     "Product",
     "Shift",
+    "Slope",
     "Smooth",
     "Total",
 ]

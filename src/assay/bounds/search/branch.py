@@ -10,7 +10,6 @@ import heapq
 import itertools
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,8 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.search.slopes import Slopes
+from assay.bounds.search.leaves import Budget, Found, Leaf, choose, halves, slopes_of, stacked
+from assay.bounds.search.pins import Derivatives, pinned
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import Ends, Parameters, State, Twin
 from assay.bounds.trace.traced import Traced
@@ -27,61 +27,6 @@ from assay.memory import rows_within
 
 RATE = 0.1
 """Step of the descent on slopes, in units of half an interval."""
-
-
-@dataclass(frozen=True)
-class Budget:
-    """When the search stops: CPU seconds, boxes, or a relative gap between the ends.
-
-    steps: of the descent on the slopes of the last rows, for the whole region and for each later
-    box. whole: of the descent through the sweep of the whole region, where a sixth of the seconds
-    is enough for them. memory: bytes that the boxes worked on at once may take; by default a
-    quarter of what is available."""
-
-    seconds: float = 10.0
-    boxes: int = 1 << 20
-    gap: float = 1e-6
-    steps: tuple[int, int] = (40, 20)
-    whole: int = 30
-    memory: int | None = None
-
-    def __post_init__(self) -> None:
-        numbers = (self.seconds, self.gap, *self.steps, self.whole)
-        if not (min(numbers) >= 0 and self.boxes >= 1):  # false for NaN too
-            raise InputError(f"budget: seconds, boxes, gap and steps must not be negative: {self}")
-
-
-@dataclass
-class Leaf:
-    """A box with the bound found on it, and the slopes: of the sweep, and of the last rows.
-
-    path: the splits that lead to it, (input, flat place, value, side)."""
-
-    lows: list[Array]
-    highs: list[Array]
-    bound: float
-    before: Parameters
-    after: Parameters
-    split: tuple[int, int] | None = None
-    path: tuple[tuple[int, int, float, int], ...] = ()
-
-
-@dataclass(frozen=True)
-class Found:
-    """The least value of `row . function` over a box lies in [bound, value].
-
-    value: at `point`, evaluated by the function itself; bound: at `level`. leaves cover the box.
-    closed: whether the gap or the threshold of the claim was reached within the budget."""
-
-    bound: float
-    value: float
-    point: tuple[Tensor, ...]
-    level: str
-    boxes: int
-    closed: bool
-    seconds: float
-    root: float
-    leaves: list[Leaf] = field(default_factory=list, repr=False)
 
 
 def least(
@@ -125,6 +70,8 @@ class _Search:
         self.row = np.asarray(row, dtype=np.float64)
         self.twin = Twin(traced.at("float64"))
         self.began = time.process_time()
+        self.derivatives = Derivatives(traced, self.row, level)
+        self.idle = 0
         self.value, self.point = np.inf, tuple(traced.program.examples)
         self.tie = itertools.count()
 
@@ -136,15 +83,24 @@ class _Search:
         self.offer(self.highs)
         for point in start:
             self.offer([entry.detach().double().numpy() for entry in point])
+        root = Leaf(self.lows, self.highs, -np.inf, {}, {})
+        if self.above is not None and self.value <= self.above:
+            return self.broken(root)
+        root, whole = self.face(root)
+        if self.done(whole):
+            bound = min(whole, self.value)
+            return Found(
+                bound, self.value, self.point, self.level, 1, True, self.spent, bound, [root]
+            )
         try:
-            root = self.evaluate([Leaf(self.lows, self.highs, -np.inf, {}, {})], root=True)[0]
+            root = self.evaluate([root], root=True)[0]
         except (AssayError, InputError):
-            root = Leaf(self.lows, self.highs, -np.inf, {}, {})
-        first, rigorous, whole = root.bound, 0.0, -np.inf
+            root = Leaf(root.lows, root.highs, -np.inf, {}, {}, None, root.path)
+        first, rigorous = root.bound, 0.0
         if self.level != "float64":
             # The final recomputation costs about this much a box, and must fit the budget.
             before = time.process_time()
-            whole = self.sound([root])
+            whole = max(self.sound([root]), whole)
             rigorous = time.process_time() - before
         heap = [(root.bound, next(self.tie), root)]
         boxes, width = 1, self.width()
@@ -159,14 +115,14 @@ class _Search:
                 taken.append(heapq.heappop(heap)[2])
             children, kept = list[Leaf](), list[Leaf]()
             for leaf in taken:
-                halves = self.halves(leaf)
-                (children if halves else kept).extend(halves or [leaf])
+                both = halves(leaf)
+                (children if both else kept).extend(both or [leaf])
             if not children:
                 heap = [*heap, *((leaf.bound, next(self.tie), leaf) for leaf in kept)]
                 heapq.heapify(heap)
                 break
             try:
-                done = self.evaluate(children)
+                done = self.evaluate(self.faces(children))
             except (AssayError, InputError):  # an overflow that the whole box did not have
                 for leaf in taken:
                     heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
@@ -194,6 +150,21 @@ class _Search:
             leaves,
         )
 
+    def broken(self, leaf: Leaf) -> Found:
+        """Return that a claim is false, with a bound of intervals alone."""
+        at = self.traced.at(self.level)
+        boxes = [
+            Interval(low[None], high[None]) for low, high in zip(leaf.lows, leaf.highs, strict=True)
+        ]
+        with np.errstate(all="ignore"):
+            try:
+                known = sweep(at, boxes, refine=False)
+                bound = float(bound_rows(at, known, self.row[None, None])[0, 0])
+            except (AssayError, InputError):
+                bound = -np.inf
+        bound = min(bound if np.isfinite(bound) else -np.inf, self.value)
+        return Found(bound, self.value, self.point, self.level, 1, True, self.spent, bound, [leaf])
+
     def done(self, bound: float) -> bool:
         """Return whether the claim is decided, or the ends are as close as asked."""
         if self.above is not None and (bound > self.above or self.value <= self.above):
@@ -214,10 +185,10 @@ class _Search:
             for ends in ([leaf.lows for leaf in leaves], [leaf.highs for leaf in leaves])
         )
         twin, row = self.twin, torch.from_numpy(self.row[None, None])
-        before = _stacked([leaf.before for leaf in leaves]) or twin.parameters(len(leaves))
+        before = stacked([leaf.before for leaf in leaves]) or twin.parameters(len(leaves))
         if root:
             before = self.improve(lows, highs, before, row)
-        start = _stacked([leaf.after for leaf in leaves]) or before
+        start = stacked([leaf.after for leaf in leaves]) or before
         splits = self.budget.boxes > 1
         for end in (*lows, *highs):
             end.requires_grad_(splits)
@@ -240,7 +211,7 @@ class _Search:
             mine: list[Array | None] = [
                 None if slope is None else slope[index].numpy() for slope in slopes
             ]
-            leaf.split = _choose(leaf, mine)
+            leaf.split = choose(leaf, mine)
             found.append(leaf)
         return found
 
@@ -310,21 +281,49 @@ class _Search:
                     p.clamp_(-1, 1)
         return kept
 
-    def halves(self, leaf: Leaf) -> list[Leaf]:
-        """Return the two halves of a box along the place chosen for it."""
-        if leaf.split is None:
-            return []
-        which, place = leaf.split
-        low, high = leaf.lows[which].flat[place], leaf.highs[which].flat[place]
-        middle = 0.5 * (low + high)
-        if not low < middle < high:
-            return []
+    def face(self, leaf: Leaf) -> tuple[Leaf, float]:
+        """Return what is left of the whole region, and its plain bound at the level, after as many
+        rounds as pin something: until the bound decides, within a quarter of the budget.
+        """
+        plain = self.sound([leaf])
+        for _ in range(self.budget.pins):
+            if self.done(plain) or self.spent >= self.budget.seconds / 4:
+                break
+            before = len(leaf.path)
+            leaf = self.faces([leaf])[0]
+            if len(leaf.path) == before:
+                break
+            self.offer(leaf.lows)
+            self.offer(
+                [
+                    np.clip(x.double().numpy(), low, high)
+                    for x, low, high in zip(self.point, leaf.lows, leaf.highs, strict=True)
+                ]
+            )
+            plain = max(plain, self.sound([leaf]))
+        return leaf, plain
+
+    def faces(self, leaves: list[Leaf]) -> list[Leaf]:
+        """Return what is left of boxes when the inputs are pinned whose derivatives keep their
+        sign; boxes on which nothing was pinned four times in a row are tried now and then.
+        """
+        if not self.budget.pins:
+            return leaves
+        self.idle += 1
+        if self.idle > 4 and self.idle % 4:
+            return leaves
+        pins = self.derivatives.pins(
+            [np.stack(low) for low in zip(*(leaf.lows for leaf in leaves), strict=True)],
+            [np.stack(high) for high in zip(*(leaf.highs for leaf in leaves), strict=True)],
+        )
         found = []
-        for side in (0, 1):
-            lows, highs = [x.copy() for x in leaf.lows], [x.copy() for x in leaf.highs]
-            (highs if side == 0 else lows)[which].flat[place] = middle
-            path = (*leaf.path, (which, place, float(middle), side))
-            found.append(Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path))
+        for leaf, mine in zip(leaves, pins, strict=True):
+            if mine.ends:
+                self.idle = 0
+                lows, highs = pinned(leaf.lows, leaf.highs, mine)
+                path = (*leaf.path, mine)
+                leaf = Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path)
+            found.append(leaf)
         return found
 
     def explore(self, leaf: Leaf) -> None:
@@ -384,55 +383,7 @@ class _Search:
         return [float(b) for b in bound_rows(at, last, self.row[None, None])[:, 0]]
 
 
-@torch.no_grad()
-def slopes_of(twin: Twin, leaves: list[Leaf]) -> tuple[Slopes, Slopes]:
-    """Return the slopes at which a level bounds leaves, (leaves, *shape) by node: those of the
-    sweep, and those of the last rows.
-    """
-    ends = [
-        (torch.from_numpy(np.stack(lo)), torch.from_numpy(np.stack(hi)))
-        for lo, hi in zip(
-            zip(*(leaf.lows for leaf in leaves), strict=True),
-            zip(*(leaf.highs for leaf in leaves), strict=True),
-            strict=True,
-        )
-    ]
-    before, after = (
-        _stacked([getattr(leaf, name) for leaf in leaves]) for name in ("before", "after")
-    )
-    state = twin.sweep(ends, before)
-    return twin.slopes(state, before), twin.slopes(State(state.values, {}), after)
-
-
 def _least_of(row: Tensor, value: Ends) -> Tensor:
     flat = row.flatten(2)
     lo, hi = (end.reshape(len(end), -1, 1) for end in value)
     return (flat.clamp_min(0) @ lo + flat.clamp_max(0) @ hi)[:, 0, 0]
-
-
-def _stacked(each: list[Parameters]) -> Parameters:
-    if not each or not each[0]:
-        return {}
-    return {
-        ref: tuple(torch.stack([mine[ref][i] for mine in each]) for i in range(len(each[0][ref])))
-        for ref in each[0]
-    }
-
-
-def _choose(leaf: Leaf, slopes: list[Array | None]) -> tuple[int, int] | None:
-    """Return the place whose halving promises most for the worse of the two halves.
-
-    A half moves one end of the box to its middle; the slope of the bound in that end says, to first
-    order, by how much the bound then rises."""
-    count, best, chosen = len(leaf.lows), 0.0, None
-    for which in range(count):
-        width = leaf.highs[which] - leaf.lows[which]
-        of_low, of_high = slopes[which], slopes[count + which]
-        rise_low = 0.0 * width if of_low is None else np.maximum(of_low, 0.0) * width / 2
-        rise_high = 0.0 * width if of_high is None else np.maximum(-of_high, 0.0) * width / 2
-        score = np.minimum(rise_low, rise_high) + 1e-3 * np.maximum(rise_low, rise_high)
-        score = np.where(width > 0, score + 1e-12 * width, -1.0)
-        place = int(score.argmax()) if score.size else 0
-        if score.size and score.flat[place] > best:
-            best, chosen = float(score.flat[place]), (which, place)
-    return chosen

@@ -185,9 +185,10 @@ def intercepts(
     return found
 
 
-def worth_units(value: Ends, operations: Sequence[Any]) -> Tensor:
+def worth_units(value: Ends, operations: Sequence[Any], mask: np.ndarray) -> Tensor:
     lo, hi = value[0].detach(), value[1].detach()
     wide = hi - lo > NARROW * (1 + torch.maximum(lo.abs(), hi.abs()))
     if all(isinstance(operation, nonlinear.Relu) for operation in operations):
         wide &= (lo < 0) & (hi > 0)
-    return wide.reshape(len(wide), -1).any(0).nonzero().flatten()
+    units = wide.reshape(len(wide), -1).any(0) & torch.from_numpy(mask.reshape(-1).copy())
+    return units.nonzero().flatten()

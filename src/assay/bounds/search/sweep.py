@@ -15,7 +15,8 @@ from assay.bounds.graph import Graph, Ref
 from assay.bounds.levels import Arithmetic, arithmetic
 from assay.bounds.nonlinear import Relu, Square
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.rules import Pick, Smooth
+from assay.bounds.rules import Pick, Slope, Smooth
+from assay.bounds.search.reach import Mask, needed
 from assay.bounds.search.slopes import Slopes, relax
 from assay.bounds.trace.traced import LevelGraph
 
@@ -45,14 +46,16 @@ def sweep(
     slopes: Slopes | None = None,
     before: Mapping[Ref, Interval] | None = None,
     refine: bool = True,
+    ends: Mapping[Ref, Mask] | None = None,
 ) -> SlopedKnown:
     """Enclose every node over boxes (samples, *shape), one per input.
 
     slopes: where the search relaxes nonlinear nodes; others take the default. before: intervals
-    known to hold, those of boxes around these. Raises `AssayError` where a value overflows, and
-    `InputError` where a norm may vanish."""
+    known to hold, those of boxes around these. ends: the entries that are asked for, by default the
+    value's; intervals that these do not depend on are not tightened. Raises `AssayError` where
+    a value overflows, and `InputError` where a norm may vanish."""
     ar, graph = arithmetic(at.level), at.graph
-    wanted = readers(graph) if refine else {}
+    wanted = readers(graph, ends) if refine else {}
     known = SlopedKnown([], [], {}, slopes or {})
     given = dict(zip(graph.inputs, boxes, strict=True))
     for ref, node in enumerate(graph.nodes):
@@ -67,7 +70,8 @@ def sweep(
         known.values.append(value)
         known.errors.append(error)
         if ref in wanted:
-            units = worth(value, wanted[ref])
+            operations, mask = wanted[ref]
+            units = worth(value, operations, mask)
             if len(units):
                 tight = tighten(graph, known, ref, units, ar)
                 known.values[ref] = ordered(tight, ar)
@@ -81,10 +85,13 @@ def bound_rows(at: LevelGraph, known: SlopedKnown, rows: Array) -> Array:
     return np.fmax(lower(at.graph, known, {last: rows}, ar), ar.lower(rows, value.lo, value.hi))
 
 
-def readers(graph: Graph) -> dict[Ref, list[Any]]:
-    """Return the nodes that nonlinear operations read, behind moved entries, each with its readers;
-    inputs aside.
+def readers(
+    graph: Graph, ends: Mapping[Ref, Mask] | None = None
+) -> dict[Ref, tuple[list[Any], Mask]]:
+    """Return the nodes that nonlinear operations read, behind moved entries, each with its readers
+    and the entries that the ends depend on; inputs aside.
     """
+    masks = needed(graph, ends)
     found: dict[Ref, list[Any]] = {}
     for node in graph.nodes:
         if node.operation is None or not node.operation.nonlinear:
@@ -94,7 +101,11 @@ def readers(graph: Graph) -> dict[Ref, list[Any]]:
                 operation = graph.nodes[source].operation
                 if operation is not None and graph.nodes[source].parents:
                     found.setdefault(source, []).append(node.operation)
-    return {ref: ops for ref, ops in found.items() if not _exact(graph, ref)}
+    return {
+        ref: (ops, masks[ref])
+        for ref, ops in found.items()
+        if ref in masks and not _exact(graph, ref)
+    }
 
 
 def _sources(graph: Graph, ref: Ref) -> list[Ref]:
@@ -109,19 +120,19 @@ def _exact(graph: Graph, ref: Ref) -> bool:
     function that keeps an interval's ends.
     """
     node = graph.nodes[ref]
-    if isinstance(node.operation, Smooth | Relu | Square):
+    if isinstance(node.operation, Smooth | Slope | Relu | Square):
         return True
     return len(node.parents) == 1 and all(
         graph.nodes[p].operation is None for p in _sources(graph, node.parents[0])
     )
 
 
-def worth(value: Interval, operations: Sequence[Any]) -> np.ndarray:
+def worth(value: Interval, operations: Sequence[Any], mask: Mask) -> np.ndarray:
     """Return the units whose interval a linear bound may usefully narrow."""
     wide = value.hi - value.lo > NARROW * (1 + value.magnitude())
     if all(isinstance(operation, Relu) for operation in operations):
         wide &= (value.lo < 0) & (value.hi > 0)
-    return np.flatnonzero(wide.reshape(len(wide), -1).any(0))
+    return np.flatnonzero(wide.reshape(len(wide), -1).any(0) & mask.reshape(-1))
 
 
 def _meet(value: Interval, other: Interval) -> Interval:

@@ -106,7 +106,7 @@ class Twin:
                 raise AssayError("a value overflows in float64")
             state.values.append(value)
             if refine and ref in self.wanted:
-                units = worth_units(value, self.wanted[ref])
+                units = worth_units(value, *self.wanted[ref])
                 if len(units):
                     state.values[ref] = self._tightened(state, parameters, ref, units)
         return state
