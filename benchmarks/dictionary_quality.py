@@ -96,7 +96,12 @@ def report(
     found = evaluate(model, held, train(model, rows, placed, training))
     print(f"{name}: {time.process_time() - began:.0f} CPU seconds of training and evaluation")
     print(found)
-    print(f"worst site: {found.worst.loss_recovered:.4f}; all spliced: {found.loss_recovered:.4f}")
+    if found.worst is not None:
+        low, high = found.worst.interval
+        print(f"worst site: {found.worst.loss_recovered:.4f} (95 % interval {low:.4f}-{high:.4f})")
+    print(f"all spliced: {found.loss_recovered}")
+    for site, reason in found.reasons.items():
+        print(f"{site}: {reason}")
 
 
 def train_tokenizer(text: Path) -> PreTrainedTokenizerFast:

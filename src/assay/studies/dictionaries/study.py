@@ -68,7 +68,12 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "positions": found.positions,
         "loss": found.loss,
         "loss_recovered": {site.name: site.loss_recovered for site in found.sites},
-        "worst": {"site": worst.name, "loss_recovered": worst.loss_recovered},
+        "worst": {
+            "site": None if worst is None else worst.name,
+            "loss_recovered": None if worst is None else worst.loss_recovered,
+            "interval": None if worst is None else worst.interval,
+        },
+        "loss_recovered_absent": found.reasons,
         "loss_recovered_all": found.loss_recovered,
         "pca_loss_recovered_all": found.pca_loss_recovered,
         "l0": {site.name: site.l0 for site in found.sites},
