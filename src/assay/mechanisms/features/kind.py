@@ -17,6 +17,7 @@ from assay.core.values import compact
 from assay.dictionaries import Dictionary, DictionarySet, Placed
 from assay.dictionaries.identity import Identity
 from assay.errors import InputError, unknown
+from assay.io.files import require_finite
 from assay.mechanisms.features.bound import CONVENTIONS, Base, FeatureParts, Spot
 from assay.targets import names
 from assay.targets.reading import (
@@ -59,10 +60,13 @@ class Features(Kind):
         wanted = sorted(dict.fromkeys(resolved.values()), key=lambda site: "+" in site)
         values = read_values(target, batch, wanted, "the clean run's")
         for name, spot in spots.items():
-            _require_widths(name, self.dictionaries[name], spot, values)
+            placed = dictionaries[name]
+            _require_widths(name, placed, spot, values)
+            for key, tensor in placed.dictionary.state_dict().items():
+                require_finite(tensor, f"{key} of the dictionary {name!r}")
             some = values[spot.reads][:1].to(dtype)
             with torch.no_grad():  # a rest with positions depends on what is read
-                rests = dictionaries[name].dictionary.rest(some).ndim > 1
+                rests = placed.dictionary.rest(some).ndim > 1
             spots[name] = replace(spot, rests=rests)
         patch = reference.batch
         others = values if patch is None else read_patched(target, batch, patch, values)

@@ -11,10 +11,11 @@ from assay.report.page import Fact, Section, Table
 
 def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
-    summary = run.json("summary.json")
+    summary, config = run.json("summary.json"), run.json("config.json")["config"]
     count = len(summary["sites"])
+    whose = "a small" if config["target"]["train"] else "your"
     return (
-        f"Dictionaries at {count} {'sites' if count > 1 else 'site'} of your {summary['family']}"
+        f"Dictionaries at {count} {'sites' if count > 1 else 'site'} of {whose} {summary['family']}"
         " model",
         f"{summary['architecture']} dictionaries were trained on your text and saved in the format"
         f" of SAELens. Everything below was measured on {summary['positions']:,} positions that"

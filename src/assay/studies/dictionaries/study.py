@@ -4,6 +4,7 @@ text."""
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,9 @@ from assay.dictionaries.training import train
 from assay.errors import InputError
 from assay.io.prompts import leading_token, read_text
 from assay.io.runs import Run
+from assay.learn.language import train_language_model, train_tokenizer
 from assay.learn.reading import Reader, Rows, rows_of, widths_of
+from assay.learn.settings import LanguageTraining
 from assay.studies.dictionaries.config import Config
 from assay.studies.dictionaries.page import headline, sections
 from assay.studies.dictionaries.plan import plan
@@ -42,7 +45,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     windows.
     """
     began = time.process_time()
-    model, rows, held = _inputs(config)
+    model, rows, held = _inputs(config, run)
     names = match_names(model.model, config.sites)
     placed = place(config, widths_of(Reader(model.model, names), held))
     if not run.has(SAVED):
@@ -51,7 +54,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             model.model, rows, placed, Training(**settings, seed=config.seed), run=run, name=SAVED
         )
         metadata = {
-            "model_name": model.path,
+            "model_name": config.target.path or "a small language model",
             "context_size": config.data.length,
             "prepend_bos": leading_token(model.tokenizer) is not None,
         }
@@ -83,11 +86,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     }
 
 
-def _inputs(config: Config) -> tuple[LanguageModel, Rows, Rows]:
+def _inputs(config: Config, run: Run) -> tuple[LanguageModel, Rows, Rows]:
     """Return the model, and the windows to train on and to evaluate on."""
-    assert config.target.path is not None
     assert config.data.path is not None
-    model = load_language_model(config.target.path)
+    model = load_language_model(config.target.path or _train_model(config, run))
     require_context(model.model, config.data.length, "set data.length lower")
     ids = read_text(config.data.path, model.tokenizer, length=config.data.length)
     require_vocabulary(ids, model, config.data.path)
@@ -97,13 +99,35 @@ def _inputs(config: Config) -> tuple[LanguageModel, Rows, Rows]:
             f"{config.data.path} fills {len(ids)} windows of {config.data.length} tokens;"
             f" data.held_out = {held_out} needs twice as many"
         )
-    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(config.seed))]
-    constant = config.data.constant
+    constant, generator = config.data.constant, torch.Generator().manual_seed(config.seed)
+    if config.target.train:  # what its training held out
+        kept = len(ids) - len(ids) // 10
+        test = ids[kept:][torch.randperm(len(ids) - kept, generator=generator)[:held_out]]
+        return model, rows_of(ids[:kept], constant=constant), rows_of(test, constant=constant)
+    ids = ids[torch.randperm(len(ids), generator=generator)]
     return (
         model,
         rows_of(ids[held_out:], constant=constant),
         rows_of(ids[:held_out], constant=constant),
     )
+
+
+def _train_model(config: Config, run: Run) -> Path:
+    """Train the run's own small language model on the text, or go on with it."""
+    assert config.data.path is not None
+    chosen = config.target
+    sizes = LanguageTraining(
+        layers=chosen.layers,
+        width=chosen.width,
+        heads=chosen.heads,
+        context=config.data.length,
+        steps=chosen.steps,
+        batch=chosen.batch,
+        rate=chosen.rate,
+        seed=config.seed,
+    )
+    tokenizer = train_tokenizer(config.data.path, chosen.vocabulary)
+    return train_language_model(config.data.path, tokenizer, run, sizes)
 
 
 def require_vocabulary(ids: Tensor, model: LanguageModel, path: str) -> None:
