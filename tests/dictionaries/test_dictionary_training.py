@@ -279,9 +279,20 @@ def test_superposed_features_are_recovered(name):
     assert float((truth @ rows_.T).amax(1).mean()) >= 0.95
 
 
+def spoken(model, rows):
+    """The same windows with what the network itself predicts behind their first tokens, so that
+    there is a loss to recover.
+    """
+    ids = rows.ids.clone()
+    for place in range(1, ids.shape[1]):
+        ids[:, place] = model(ids[:, :place]).logits[:, -1].argmax(-1)
+    return rows_of(ids, rows.mask, constant=1)
+
+
 def test_evaluation_against_plain_hooks(model, rows):
     """Every number of an evaluation, worked out with hooks and float64."""
     site = "blocks.0.hook_resid_post"
+    rows = spoken(model, rows)
     dictionary = architecture("topk")(8, 24, k=3)
     initialise(dictionary.requires_grad_(False), torch.Generator().manual_seed(0))
     placed = {
@@ -327,8 +338,11 @@ def test_evaluation_against_plain_hooks(model, rows):
     pca = loss(lambda y: mean + (y - mean) @ basis.T @ basis)
     assert one.pca_loss_recovered == pytest.approx((zero - pca) / (zero - clean), abs=1e-5)
     exact = next(entry for entry in found.sites if entry.name == SITE)
+    assert one.recovered.low < one.loss_recovered < one.recovered.high
+    assert one.recovered.rise == pytest.approx(zero - clean, abs=1e-5)
     assert exact.explained == 1.0
-    assert exact.loss_recovered == pytest.approx(1.0, abs=1e-5)
+    assert exact.loss_spliced == pytest.approx(found.loss, abs=1e-5)
+    assert (exact.loss_recovered is None) == (SITE in found.reasons)
     # An exact dictionary changes nothing where all are spliced.
     assert found.loss_spliced == pytest.approx(spliced, abs=1e-5)
     assert "all at once" in repr(found)

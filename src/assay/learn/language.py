@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from assay.core.target import Batch, Target
 from assay.errors import AssayError, InputError, unknown
-from assay.io.files import read_file
+from assay.io.files import read_text as read_file
 from assay.io.prompts import TextPair, encode_pairs, read_text, require_tokenizer, write_pairs
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
