@@ -9,7 +9,7 @@ from assay.errors import InputError, unknown
 
 Penalty = Literal["l0", "tanh"]
 
-SPARSITY = {"relu": 0.3, "gated": 0.3, "jumprelu": 2.0}
+SPARSITY = {"relu": 0.3, "gated": 1.0, "jumprelu": 2.0}
 """The coefficient of the penalty of every architecture that has one, where none is given."""
 
 
@@ -37,8 +37,8 @@ class Training:
     warmup: float = 0.02
     sparsity: float | None = None
     penalty: Penalty = "l0"
-    bandwidth: float = 0.05
-    threshold: float = 0.1
+    bandwidth: float = 1.0
+    threshold: float = 0.5
     auxiliary: float = 1 / 32
     auxiliary_features: int = 32
     revive_every: int = 0
