@@ -64,12 +64,6 @@ MUTANTS = [
     ),
     Mutant("assay/dictionaries/revival.py", "silent[dead] = 0", "silent[dead] += 0", REVIVAL),
     Mutant(
-        "assay/dictionaries/revival.py",
-        "        _forget(optimizer, dictionary.W_enc, dead, 1)",
-        "        _forget(optimizer, dictionary.W_dec, dead, 1)",
-        REVIVAL,
-    ),
-    Mutant(
         "assay/dictionaries/recovered.py",
         "a = rise**2 - square * rise_square",
         "a = rise**2",
