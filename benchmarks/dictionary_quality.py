@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import PreTrainedTokenizerFast
 
 from assay.dictionaries import Placed, architecture
 from assay.dictionaries.evaluation import evaluate
@@ -27,7 +25,11 @@ from assay.dictionaries.settings import Training
 from assay.dictionaries.training import train
 from assay.io.prompts import read_text
 from assay.io.runs import Run
-from assay.learn.language import train_agreement_model, train_language_model
+from assay.learn.language import (
+    train_agreement_model,
+    train_language_model,
+    train_tokenizer,
+)
 from assay.learn.reading import Rows, rows_of
 from assay.learn.settings import AgreementTraining, LanguageTraining
 from assay.targets.agreement import agreement_text, encode_sentences
@@ -96,22 +98,12 @@ def report(
     found = evaluate(model, held, train(model, rows, placed, training))
     print(f"{name}: {time.process_time() - began:.0f} CPU seconds of training and evaluation")
     print(found)
-    print(f"worst site: {found.worst.loss_recovered:.4f}; all spliced: {found.loss_recovered:.4f}")
-
-
-def train_tokenizer(text: Path) -> PreTrainedTokenizerFast:
-    """Return byte pairs of a text, 1024 of them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train([str(text)], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    if found.worst is not None:
+        low, high = found.worst.interval
+        print(f"worst site: {found.worst.loss_recovered:.4f} (95 % interval {low:.4f}-{high:.4f})")
+    print(f"all spliced: {found.loss_recovered}")
+    for site, reason in found.reasons.items():
+        print(f"{site}: {reason}")
 
 
 if __name__ == "__main__":

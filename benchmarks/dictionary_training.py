@@ -8,6 +8,9 @@ same size, from the same data, with the same optimiser, and the variance that bo
 3. Several sites: six sites of a GPT-2 of 2 layers and width 64, 512 features each, against the
    runner of SAELens that shares one forward pass between sites.
 
+The buffer in which SAELens mixes positions holds two batches, its smallest that mixes; ours holds
+everything.
+
 SAELens runs in an environment of its own, made on first use below the cache folder (or
 `--peer PYTHON`). Run with `python benchmarks/dictionary_training.py [--parts step passes sites]`.
 """
@@ -60,7 +63,7 @@ PASSES = {
     "rate": 3e-4,
     "sites": ["blocks.1.hook_resid_post"],
     "prompts": 64,
-    "buffer": 4,
+    "buffer": 128,
 }
 SITES = {
     "layers": 2,
@@ -75,7 +78,7 @@ SITES = {
     "steps": 60,
     "rate": 1e-3,
     "prompts": 64,
-    "buffer": 20,
+    "buffer": 128,
     "sites": [
         f"blocks.{i}.hook_{h}" for i in (0, 1) for h in ("attn_out", "mlp_out", "resid_post")
     ],
@@ -112,8 +115,9 @@ def compare(part: str, folder: Path, python: Path | None) -> None:
         try:
             theirs = run_peer(python, part, folder, {**sizes, "sparse": sparse})
         except subprocess.SubprocessError as error:
-            reason = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
-            print(f"  SAELens ({kind}) did not run: {' '.join(reason)}")
+            said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+            reason = [line for line in said if "Error" in line] or said
+            print(f"  SAELens ({kind}) did not run: {reason[-1]}")
             continue
         print(
             f"  SAELens ({kind} activations) {theirs['seconds']:.2f} s, explained"

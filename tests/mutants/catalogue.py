@@ -6,6 +6,7 @@ import catalogue_bounds
 import catalogue_checker
 import catalogue_components
 import catalogue_crosscoder
+import catalogue_dictionaries
 import catalogue_networks
 import catalogue_proofs
 from run_mutants import Mutant
@@ -38,6 +39,7 @@ CATALOGUE = [
     *catalogue_checker.MUTANTS,
     *catalogue_components.MUTANTS,
     *catalogue_crosscoder.MUTANTS,
+    *catalogue_dictionaries.MUTANTS,
     *catalogue_networks.MUTANTS,
     # core
     Mutant(

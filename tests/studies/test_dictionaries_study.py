@@ -10,10 +10,12 @@ import torch
 
 from assay import cli
 from assay.dictionaries.load import load_dictionaries
-from assay.errors import InputError
+from assay.errors import InputError, StoppedError
+from assay.io.prompts import read_text
 from assay.io.runs import Run
 from assay.learn.reading import Reader, rows_of
 from assay.studies import runner
+from assay.studies.dictionaries import study
 from assay.targets.agreement import agreement_text, build_model, build_tokenizer
 from assay.targets.language import load_language_model, save_language_model
 
@@ -85,6 +87,38 @@ def test_a_text_gives_dictionaries_in_the_format_of_saelens(
     assert json.loads(capsys.readouterr().out) == summary
 
 
+@pytest.mark.slow
+def test_a_text_alone_gives_a_model_and_its_dictionaries(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = ["target.width=16", "target.heads=2", "target.vocabulary=300", "target.steps=6"]
+    sets = [word for entry in (f"data.path={text}", *QUICK, *own) for word in ("--set", entry)]
+    cli.app(["run", "text-dictionaries", *sets, "--dry-run", "--json"], standalone_mode=False)
+    assert len(json.loads(capsys.readouterr().out)["sites"]) == 6
+    out = tmp_path / "run"
+    line = ["run", "text-dictionaries", *sets, "-o", str(out), "--json"]
+    train = study.train
+
+    def killed(*given: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(study, "train", killed)
+    with pytest.raises(StoppedError):
+        cli.app(line, standalone_mode=False)
+    monkeypatch.setattr(study, "train", train)
+    cli.app([*line, "--resume"], standalone_mode=False)
+    summary = json.loads(capsys.readouterr().out)
+    assert len(summary["loss_recovered"]) == 6
+    # What evaluates the dictionaries is what the model's own training held out.
+    model = load_language_model(out / "model")
+    ids = read_text(text, model.tokenizer, length=8)
+    kept = len(ids) - len(ids) // 10
+    held = {tuple(row) for row in ids[kept:].tolist()}
+    _, rows, test = study._inputs(runner.config_of(Run(out)), Run(out))
+    assert len(rows) == kept
+    assert {tuple(row) for row in test.ids.tolist()} <= held
+
+
 def test_a_dry_run_loads_nothing(
     model: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +144,13 @@ def test_bad_input_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
         refused("architecture=topp")
     with pytest.raises(InputError, match="takes your own model and text"):
         runner.execute(runner.load("dictionaries", QUICK), out)
+    with pytest.raises(
+        InputError, match=r"target\.train trains a model and target\.path names one"
+    ):
+        refused("target.train=true")
+    small = [f"data.path={text}", "target.heads=3"]
+    with pytest.raises(InputError, match=r"multiple of target\.heads, got 64 and 3"):
+        runner.execute(runner.load("text-dictionaries", small), out)
     empty, foreign = tmp_path / "empty.txt", tmp_path / "foreign.txt"
     empty.write_text("")
     foreign.write_text("zxcv qwer asdf " * 200)

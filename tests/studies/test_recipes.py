@@ -31,6 +31,7 @@ OWN = {
     "features": ["target.path=model", f"data.pairs={__file__}"],
     "gemma2-features": [f"data.pairs={__file__}", f"dictionaries.path={Path(__file__).parent}"],
     "llama-components": ["target.path=model", f"data.path={__file__}"],
+    "text-dictionaries": [f"data.path={__file__}"],
 }
 BAD = {
     "a negative number": "-5",

@@ -164,7 +164,8 @@ def _gated(
     values = torch.relu(strength) * (taken > 0)
     # The gates learn from what they would rebuild alone; the decoder does not learn from it.
     alone = decode(gates, dictionary.W_dec.detach(), active) + dictionary.rest(x).detach()
-    penalty = _norms(dictionary, active, gates)
+    # Decoder rows have length one, as r_mag would undo a charge for their length.
+    penalty = gates.sum() / dictionary.d_out**0.5
     return Codes(active, values, before, penalty, (alone,))
 
 

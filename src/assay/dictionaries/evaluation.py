@@ -17,6 +17,7 @@ from assay.charts.tables import notebook_html, text_table
 from assay.dictionaries.base import DictionarySet, Placed
 from assay.dictionaries.identity import Identity
 from assay.dictionaries.moments import Moments
+from assay.dictionaries.recovered import Losses, Recovered, recovered
 from assay.dictionaries.splicing import Rebuild, Splice, logits_of, predicted, splice
 from assay.learn.reading import Reader, Rows, chunks
 
@@ -29,9 +30,9 @@ class SiteEvaluation:
     `explained_everywhere` with the constant first ones; `l0` the mean number of active features
     there, `dead` the share of features that are active nowhere. `loss_recovered` is
     (zero - spliced) / (zero - clean), cross-entropies in nats per token of the network with zeros,
-    with what is rebuilt, and as it is. `pca_..` are the same numbers of the first `rank` principal
-    components, rank the L0 rounded up, fitted to the evaluated positions themselves, which favours
-    them."""
+    with what is rebuilt, and as it is; None where zeros do not raise the loss for certain (see
+    `recovered`). `pca_..` are the same numbers of the first `rank` principal components, rank the
+    L0 rounded up, fitted to the evaluated positions themselves, which favours them."""
 
     name: str
     explained: float
@@ -40,10 +41,19 @@ class SiteEvaluation:
     dead: float
     loss_zero: float
     loss_spliced: float
-    loss_recovered: float
+    recovered: Recovered
     rank: int
     pca_explained: float
-    pca_loss_recovered: float
+    pca_loss_recovered: float | None
+
+    @property
+    def loss_recovered(self) -> float | None:
+        return self.recovered.share
+
+    @property
+    def interval(self) -> tuple[float | None, float | None]:
+        """The 95 % interval of the loss recovered."""
+        return self.recovered.low, self.recovered.high
 
 
 @dataclass(frozen=True)
@@ -55,13 +65,23 @@ class Evaluation:
     loss: float
     loss_zero: float
     loss_spliced: float
-    loss_recovered: float
-    pca_loss_recovered: float
+    recovered: Recovered
+    pca_loss_recovered: float | None
 
     @property
-    def worst(self) -> SiteEvaluation:
-        """The site whose dictionary recovers least of the loss."""
-        return min(self.sites, key=lambda site: site.loss_recovered)
+    def loss_recovered(self) -> float | None:
+        return self.recovered.share
+
+    @property
+    def worst(self) -> SiteEvaluation | None:
+        """The site whose dictionary recovers least of the loss, of those where that can be told."""
+        known = [site for site in self.sites if site.loss_recovered is not None]
+        return min(known, key=lambda site: site.loss_recovered or 0.0, default=None)
+
+    @property
+    def reasons(self) -> dict[str, str]:
+        """Why the loss recovered is absent, by site."""
+        return {site.name: site.recovered.reason for site in self.sites if site.recovered.reason}
 
     def to_polars(self) -> pl.DataFrame:
         """Return one row per site, and a last one with all of them spliced at once."""
@@ -69,6 +89,7 @@ class Evaluation:
             {
                 "site": site.name,
                 "loss recovered": site.loss_recovered,
+                **_interval(site.recovered),
                 "of PCA": site.pca_loss_recovered,
                 "variance explained": site.explained,
                 "with constant positions": site.explained_everywhere,
@@ -82,9 +103,12 @@ class Evaluation:
         last: dict[str, object] = {
             "site": "all at once",
             "loss recovered": self.loss_recovered,
+            **_interval(self.recovered),
             "of PCA": self.pca_loss_recovered,
         }
-        return pl.DataFrame([*rows, last], schema_overrides={"rank": pl.Int64})
+        names = ("loss recovered", "low", "high", "of PCA")
+        numbers = dict.fromkeys(names, pl.Float64)
+        return pl.DataFrame([*rows, last], schema_overrides={**numbers, "rank": pl.Int64})
 
     def _repr_html_(self) -> str:
         return notebook_html(self.to_polars(), title=self._words())
@@ -110,7 +134,7 @@ def evaluate(model: nn.Module, rows: Rows, placed: DictionarySet) -> Evaluation:
     # What is rebuilt there comes from elsewhere; the dictionary only marks the place.
     whole = splice(model, {site: Placed(Identity(1), site, (site,)) for site in found.moments})
 
-    def loss(names: list[str], what: str) -> float:
+    def loss(names: list[str], what: str) -> Losses:
         chosen = {name: placed[name] for name in names}
         if what == "dictionaries":
             return _spliced(joints, rows, chosen, lambda name, x: placed[name].dictionary(x))
@@ -134,26 +158,25 @@ def evaluate(model: nn.Module, rows: Rows, placed: DictionarySet) -> Evaluation:
                 _explained([found.everywhere[site] for site in written]),
                 sum(found.l0[one] for one in unit),
                 _dead([found.fired[one] for one in unit]),
-                zero,
-                spliced,
-                _recovered(zero, spliced, clean),
+                zero.mean,
+                spliced.mean,
+                recovered(zero, spliced, clean),
                 ranks[name],
                 _kept_share(spectrum, ranks[name]),
-                _recovered(zero, pca, clean),
+                recovered(zero, pca, clean).share,
             )
         )
-    every = list(placed)
-    if len(units) == 1:
-        zero, spliced, recovered, pca_recovered = (
-            sites[0].loss_zero,
-            sites[0].loss_spliced,
-            sites[0].loss_recovered,
-            sites[0].pca_loss_recovered,
-        )
-    else:
-        zero, spliced, pca = (loss(every, what) for what in ("zero", "dictionaries", "pca"))
-        recovered, pca_recovered = _recovered(zero, spliced, clean), _recovered(zero, pca, clean)
-    return Evaluation(tuple(sites), count, clean, zero, spliced, recovered, pca_recovered)
+    if len(units) > 1:  # one alone is all of them
+        zero, spliced, pca = (loss(list(placed), w) for w in ("zero", "dictionaries", "pca"))
+    return Evaluation(
+        tuple(sites),
+        count,
+        clean.mean,
+        zero.mean,
+        spliced.mean,
+        recovered(zero, spliced, clean),
+        recovered(zero, pca, clean).share,
+    )
 
 
 class _Measured:
@@ -229,23 +252,23 @@ def _projection(mean: Tensor, basis: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def _spliced(joints: Splice, rows: Rows, chosen: Mapping[str, Placed], rebuild: Rebuild) -> float:
+def _spliced(joints: Splice, rows: Rows, chosen: Mapping[str, Placed], rebuild: Rebuild) -> Losses:
     return _loss(joints.model, rows, lambda some: joints.run(some, rebuild, chosen=chosen))
 
 
 @torch.no_grad()
-def _loss(model: nn.Module, rows: Rows, run: Callable[[Rows], object]) -> float:
-    """Return the mean cross-entropy of the next token, in nats."""
-    total, count = 0.0, 0
+def _loss(model: nn.Module, rows: Rows, run: Callable[[Rows], object]) -> Losses:
+    """Return the cross-entropies of the next tokens, by window."""
+    sums, counts = [], []
     for some in _runs(rows):
-        known = predicted(some)
-        logits = logits_of(run(some))[:, :-1]
-        known = known.to(logits.device)
+        logits = logits_of(run(some))[:, :-1].float()
+        known = predicted(some).to(logits.device)
         labels = some.ids[:, 1:].to(logits.device)
-        losses = cross_entropy(logits[known].float(), labels[known], reduction="none")
-        total += float(losses.double().sum())
-        count += int(known.sum())
-    return total / max(count, 1)
+        losses = torch.zeros(known.shape, dtype=torch.float64, device=logits.device)
+        losses[known] = cross_entropy(logits[known], labels[known], reduction="none").double()
+        sums.append(losses.sum(1).cpu())
+        counts.append(known.sum(1).double().cpu())
+    return Losses(torch.cat(sums), torch.cat(counts))
 
 
 def _runs(rows: Rows) -> Iterator[Rows]:
@@ -253,8 +276,13 @@ def _runs(rows: Rows) -> Iterator[Rows]:
         yield rows.take(index)
 
 
-def _recovered(zero: float, spliced: float, clean: float) -> float:
-    return (zero - spliced) / (zero - clean) if abs(zero - clean) > 1e-9 else math.nan
+def _interval(found: Recovered) -> dict[str, float | None]:
+    return {
+        "low": found.low,
+        "high": found.high,
+        "zeros add": found.rise,
+        "standard error": found.rise_error,
+    }
 
 
 def _explained(moments: list[Moments]) -> float:

@@ -88,7 +88,8 @@ class Problem(nn.Module):
                 )
                 self._note(name, active, codes)
             if codes.penalty is not None:
-                share = training.sparsity * ramp(step / training.steps, 0.0, 0.1)
+                sparsity = training.sparsity_of(one.dictionary.architecture)
+                share = sparsity * ramp(step / training.steps, 0.0, 0.1)
                 losses.append(share * codes.penalty / training.batch)
         errors: dict[str, Tensor] = {}
         for site, pieces_ in rebuilt.items():
@@ -134,7 +135,8 @@ class Problem(nn.Module):
                 self._note(name, codes.active.count(codes.values), codes)
             read[name] = x.detach()
             if codes.penalty is not None:
-                locals_.append(training.sparsity * codes.penalty / positions)
+                sparsity = training.sparsity_of(one.dictionary.architecture)
+                locals_.append(sparsity * codes.penalty / positions)
             pieces = rebuild(one.dictionary, codes, x).split(one.width, dim=-1)
             found = [
                 piece * self.scales[site] for site, piece in zip(one.writes, pieces, strict=True)

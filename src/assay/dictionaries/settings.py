@@ -9,6 +9,9 @@ from assay.errors import InputError, unknown
 
 Penalty = Literal["l0", "tanh"]
 
+SPARSITY = {"relu": 0.3, "gated": 1.0, "jumprelu": 2.0}
+"""The coefficient of the penalty of every architecture that has one, where none is given."""
+
 
 @dataclass(frozen=True)
 class Training:
@@ -16,9 +19,10 @@ class Training:
 
     `batch` positions a step, put together from `shares` parts that as many processes can divide
     among themselves. `sparsity` is the coefficient of the penalty of those architectures that have
-    one, which comes in over the first tenth; `penalty` is that of JumpReLU, its L0 or `tanh` of the
-    features (Anthropic 2025). `auxiliary` is the coefficient of what dead features rebuild of the
-    error (Gao et al. 2024), at most `auxiliary_features` of them at a position. Features that were
+    one (None: that in `SPARSITY`), which comes in over the first tenth; `penalty` is that of
+    JumpReLU, its L0 or `tanh` of the features (Anthropic 2025). `auxiliary` is the coefficient of
+    what dead features rebuild of the error (Gao et al. 2024), at most `auxiliary_features` of them
+    at a position. Features that were
     silent for `revive_every` steps are dead and are moved to badly rebuilt inputs (Bricken et al.
     2023) every so many steps over the share `revive_until` of training; 0 steps: the twentieth part
     of all.
@@ -31,10 +35,10 @@ class Training:
     batch: int = 4096
     rate: float = 1e-3
     warmup: float = 0.02
-    sparsity: float = 0.3
+    sparsity: float | None = None
     penalty: Penalty = "l0"
-    bandwidth: float = 0.05
-    threshold: float = 0.1
+    bandwidth: float = 1.0
+    threshold: float = 0.5
     auxiliary: float = 1 / 32
     auxiliary_features: int = 32
     revive_every: int = 0
@@ -55,8 +59,9 @@ class Training:
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("sparsity", "auxiliary", "local", "revive_every", "threshold"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be at least 0, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise InputError(f"{name} must be at least 0, got {value}")
         for name in ("warmup", "revive_until", "end_to_end"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -67,6 +72,10 @@ class Training:
                 f"shares = {self.shares} must divide batch = {self.batch} and windows ="
                 f" {self.windows}"
             )
+
+    def sparsity_of(self, architecture: str) -> float:
+        """Return the coefficient of the penalty of an architecture."""
+        return SPARSITY.get(architecture, 0.0) if self.sparsity is None else self.sparsity
 
     @property
     def between_revivals(self) -> int:

@@ -27,7 +27,7 @@ from assay.learn.streams import Stream
 MEASURED = 256
 """Windows on which means and scales are measured before training."""
 
-UNCONSTRAINED = ("relu", "gated")
+UNCONSTRAINED = ("relu",)
 """Architectures whose penalty weighs a feature by the norm of its decoder row; the rows of all
 others are kept at length one."""
 

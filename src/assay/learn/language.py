@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from transformers import PreTrainedTokenizerFast
 
 from assay.core.target import Batch, Target
 from assay.errors import AssayError, InputError, unknown
+from assay.io.files import read_text as read_file
 from assay.io.prompts import TextPair, encode_pairs, read_text, require_tokenizer, write_pairs
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
@@ -41,6 +44,7 @@ __all__ = [
     "measure_agreement",
     "train_agreement_model",
     "train_language_model",
+    "train_tokenizer",
 ]
 
 MODEL = "model"
@@ -124,6 +128,28 @@ def train_language_model(
         },
     )
     return folder
+
+
+def train_tokenizer(text: Path | str, size: int = 1024) -> Any:
+    """Return a tokenizer of byte pairs, learned from a text file: `size` tokens at most, all bytes
+    among them, so that no text is unknown to it.
+
+    Raises InputError for fewer tokens than there are bytes, and where there is no text."""
+    if size <= 256:
+        raise InputError(f"a tokenizer of byte pairs needs more than 256 tokens, got {size}")
+    if not read_file(text).strip():
+        raise InputError(f"{text} holds no text")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([read_file(text)], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 
 def measure_agreement(folder: Path | str, pairs: Mapping[str, list[TextPair]]) -> dict[str, float]:

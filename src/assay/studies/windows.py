@@ -15,10 +15,18 @@ _MOST_UNKNOWN = 0.5
 
 
 def split_windows(
-    model: LanguageModel, path: str, length: int, held_out: int, *, constant: int, seed: int
+    model: LanguageModel,
+    path: str,
+    length: int,
+    held_out: int,
+    *,
+    constant: int,
+    seed: int,
+    from_end: bool = False,
 ) -> tuple[Rows, Rows]:
-    """Return the windows of a text to train on, and `held_out` others, drawn with `seed`; the first
-    `constant` positions of each are not read.
+    """Return the windows of a text to train on, and `held_out` others, drawn with `seed` from all
+    or, with `from_end`, from the last tenth of the text, of which none is then trained on; the
+    first `constant` positions of each are not read.
 
     Raises InputError for windows longer than the model's context, a text that fills too few of
     them, and one of another vocabulary."""
@@ -30,7 +38,12 @@ def split_windows(
             f"{path} fills {len(ids)} windows of {length} tokens; data.held_out = {held_out} needs"
             " twice as many"
         )
-    ids = ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
+    generator = torch.Generator().manual_seed(seed)
+    if from_end:
+        kept = len(ids) - len(ids) // 10
+        test = ids[kept:][torch.randperm(len(ids) - kept, generator=generator)[:held_out]]
+        return rows_of(ids[:kept], constant=constant), rows_of(test, constant=constant)
+    ids = ids[torch.randperm(len(ids), generator=generator)]
     return (
         rows_of(ids[held_out:], constant=constant),
         rows_of(ids[:held_out], constant=constant),

@@ -28,6 +28,7 @@ from assay.dictionaries.identity import Identity
 from assay.dictionaries.relu import ReLU
 from assay.errors import InputError
 from assay.mechanisms.features import bound as bound_module
+from assay.mechanisms.features import codes as codes_module
 from assay.mechanisms.features import features, identities
 from assay.mechanisms.nodes import nodes
 from assay.targets.metrics import logit_difference
@@ -114,6 +115,7 @@ def test_sparse_parts_are_the_dense_ones(reference, monkeypatch):
     rows = torch.stack([torch.arange(2), torch.tensor([4, 0])], dim=1)
     singles = ablate(whole, "blocks.0", rows)
     monkeypatch.setattr(bound_module, "DENSE", 1)
+    monkeypatch.setattr(codes_module, "_ENTRIES", 1)  # one example at a time
     some = features(model, places(), clean, patch, reference)
     assert {type(p).__name__ for _, parts in some.clean_parts() for p in parts.values()} == {
         "SparseAtoms",
@@ -247,6 +249,9 @@ def test_it_is_a_public_name_and_audits():
     assert found.table["group"].str.ends_with(" error").any()
 
 
+BROKEN = ReLU(4, 3).requires_grad_(False)
+BROKEN.W_dec[0, 1], BROKEN.W_dec[1, 1] = torch.nan, torch.inf
+
 BAD = {
     "no dictionaries": ({}, "at least one"),
     "another width": ({"a": Placed(Identity(3), "blocks.0", ("blocks.0",))}, "width 3"),
@@ -265,6 +270,10 @@ BAD = {
     "a parameter": (
         {"a": Placed(Identity(4), "embed.weight", ("embed.weight",))},
         "is a parameter",
+    ),
+    "NaN": (
+        {"a": Placed(BROKEN, "blocks.0", ("blocks.0",))},
+        r"W_dec of the dictionary 'a' holds 2 NaN or infinite values of 12",
     ),
     "a name of an error": (
         {"a error": Placed(Identity(4), "blocks.0", ("blocks.0",))},

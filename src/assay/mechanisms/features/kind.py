@@ -17,6 +17,7 @@ from assay.core.values import compact
 from assay.dictionaries import Dictionary, DictionarySet, Placed
 from assay.dictionaries.identity import Identity
 from assay.errors import InputError, unknown
+from assay.io.files import require_finite
 from assay.mechanisms.features.bound import CONVENTIONS, Base, FeatureParts, Spot
 from assay.targets import names
 from assay.targets.reading import (
@@ -59,11 +60,7 @@ class Features(Kind):
         wanted = sorted(dict.fromkeys(resolved.values()), key=lambda site: "+" in site)
         values = read_values(target, batch, wanted, "the clean run's")
         for name, spot in spots.items():
-            _require_widths(name, self.dictionaries[name], spot, values)
-            some = values[spot.reads][:1].to(dtype)
-            with torch.no_grad():  # a rest with positions depends on what is read
-                rests = dictionaries[name].dictionary.rest(some).ndim > 1
-            spots[name] = replace(spot, rests=rests)
+            spots[name] = _checked(name, dictionaries[name], spot, values, dtype)
         patch = reference.batch
         others = values if patch is None else read_patched(target, batch, patch, values)
         mask = real_positions(batch if patch is None else patch)
@@ -206,6 +203,19 @@ def _refuse_overlap(spots: Mapping[str, Spot]) -> None:
                     f"{name!r} reads at {spot.reads!r}, where {other!r} writes: gates there would"
                     " not reach what it reads; bind them apart"
                 )
+
+
+@torch.no_grad()
+def _checked(
+    name: str, placed: Placed, spot: Spot, values: Mapping[str, Tensor], dtype: torch.dtype
+) -> Spot:
+    """Return the spot with what only the dictionary says; InputError where it does not fit."""
+    _require_widths(name, placed, spot, values)
+    for key, tensor in placed.dictionary.state_dict().items():
+        require_finite(tensor, f"{key} of the dictionary {name!r}")
+    some = values[spot.reads][:1].to(dtype)
+    # A rest with positions depends on what is read.
+    return replace(spot, rests=placed.dictionary.rest(some).ndim > 1)
 
 
 def _require_widths(name: str, placed: Placed, spot: Spot, values: Mapping[str, Tensor]) -> None:

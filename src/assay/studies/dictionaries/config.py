@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from assay.errors import InputError
 from assay.io.files import existing
+from assay.memory import require_memory
 from assay.studies.fields import (
     Amount,
     Count,
@@ -15,6 +16,7 @@ from assay.studies.fields import (
     Name,
     Positive,
     Probability,
+    Size,
     StudyConfig,
     Whole,
 )
@@ -30,9 +32,20 @@ def _several(value: Any) -> Any:
 
 
 class TargetConfig(Keys):
-    """`path` is a Hugging Face folder or hub name."""
+    """`path` is a Hugging Face folder or hub name; with `train` a small language model is trained
+    on the text with the other keys instead: `vocabulary` byte pairs, windows of `data.length`
+    tokens, `steps` of `batch` windows, and the last tenth of the text held out.
+    """
 
     path: Input | None = None
+    train: bool = False
+    layers: Size = 2
+    width: Size = Field(64, ge=4)
+    heads: Size = 4
+    vocabulary: Count = Field(1024, gt=256)
+    steps: Count = 800
+    batch: Count = 32
+    rate: Positive = 2e-3
 
 
 class DataConfig(Keys):
@@ -53,7 +66,7 @@ class TrainingConfig(Keys):
     steps: Count = 2000
     batch: Count = 2048
     rate: Positive = 1e-3
-    sparsity: Amount = 0.3
+    sparsity: Amount | None = None
     end_to_end: Probability = 0.1
     local: Amount = 1.0
     windows: Count = 32
@@ -80,10 +93,26 @@ class Config(StudyConfig):
 
     def require(self) -> None:
         """Refuse a missing model or text, and an empty list of sites."""
-        if self.target.path is None or self.data.path is None:
+        if self.data.path is None or (self.target.path is None and not self.target.train):
             raise InputError(
                 "this recipe takes your own model and text: --set target.path=MODEL_DIR --set"
-                " data.path=TEXT_FILE"
+                " data.path=TEXT_FILE (the recipe text-dictionaries trains a model on the text)"
+            )
+        if self.target.path is not None and self.target.train:
+            raise InputError(
+                "target.train trains a model and target.path names one; use the recipe dictionaries"
+                " for a model of your own"
+            )
+        if self.target.train and self.target.width % self.target.heads:
+            raise InputError(
+                f"target.width must be a multiple of target.heads, got {self.target.width} and"
+                f" {self.target.heads}"
+            )
+        if self.target.train:  # weights, gradients and two moments; a block holds 12 width^2
+            require_memory(
+                16 * (12 * self.target.layers + 2) * self.target.width**2,
+                f"training target.layers = {self.target.layers} of target.width ="
+                f" {self.target.width}",
             )
         existing(self.data.path)
         if not self.sites:

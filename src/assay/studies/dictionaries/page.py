@@ -11,10 +11,11 @@ from assay.report.page import Fact, Section, Table
 
 def headline(run: Run) -> tuple[str, str]:
     """Return the report's title and lead."""
-    summary = run.json("summary.json")
+    summary, config = run.json("summary.json"), run.json("config.json")["config"]
     count = len(summary["sites"])
+    whose = "a small" if config["target"]["train"] else "your"
     return (
-        f"Dictionaries at {count} {'sites' if count > 1 else 'site'} of your {summary['family']}"
+        f"Dictionaries at {count} {'sites' if count > 1 else 'site'} of {whose} {summary['family']}"
         " model",
         f"{summary['architecture']} dictionaries were trained on your text and saved in the format"
         f" of SAELens. Everything below was measured on {summary['positions']:,} positions that"
@@ -25,14 +26,19 @@ def headline(run: Run) -> tuple[str, str]:
 def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     """Return the headline numbers and the sections."""
     summary = run.json("summary.json")
-    worst = summary["worst"]
+    worst, of_pca = summary["worst"], charts.show(summary["pca_loss_recovered_all"])
+    low, high = (charts.show(end) for end in worst["interval"] or (None, None))
     facts = [
         Fact(
             "loss recovered, all sites",
             summary["loss_recovered_all"],
-            f"all spliced at once; PCA of the same rank {summary['pca_loss_recovered_all']:.3f}",
+            f"all spliced at once; PCA of the same rank {of_pca}",
         ),
-        Fact("loss recovered, worst site", worst["loss_recovered"], worst["site"]),
+        Fact(
+            "loss recovered, worst site",
+            worst["loss_recovered"],
+            f"{worst['site']}, 95 % interval {low} to {high}",
+        ),
         Fact("active features", max(summary["l0"].values()), "per position, at most of a site"),
         Fact("dead features", max(summary["dead"].values()), "share, at most of a site"),
         Fact("CPU seconds", summary["seconds"]),
@@ -42,6 +48,8 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
 
 def _recovered(run: Run) -> Section:
     table = run.table("evaluation.parquet")
+    absent = run.json("summary.json")["loss_recovered_absent"]
+    reasons = "".join(f"\n\n{site}: {reason}." for site, reason in absent.items())
     long = table.unpivot(
         on=["loss recovered", "of PCA"], index="site", variable_name="what", value_name="share"
     ).with_columns(pl.col("what").replace({"loss recovered": "dictionary", "of PCA": "PCA"}))
@@ -49,7 +57,9 @@ def _recovered(run: Run) -> Section:
         "How much of the network do they explain?",
         "Loss recovered is (zero - spliced) / (zero - clean): cross-entropies of the network with "
         "zeros, with what the dictionary rebuilds, and as it is. PCA has as many components as the "
-        "dictionary has active features, fitted to the evaluated positions.",
+        "dictionary has active features, fitted to the evaluated positions. The interval of 95 % is"
+        " over windows; where zeros do not raise the loss for certain, the share is absent."
+        + reasons,
         charts=[
             charts.bars(long, "site", "share", colour="what", title="Loss recovered"),
         ],

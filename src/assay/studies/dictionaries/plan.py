@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config
 
 from assay.errors import InputError
 from assay.memory import available
@@ -20,15 +20,8 @@ def plan(config: Config) -> dict[str, Any]:
 
     Raises InputError without a model, for a folder without a config, and for patterns that match
     nothing."""
-    if config.target.path is None:
-        raise InputError("a dry run needs the model's config: --set target.path=MODEL_DIR")
-    try:
-        found = AutoConfig.from_pretrained(config.target.path)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"{config.target.path} has no config of a model: {first}") from error
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(found)
+        model = AutoModelForCausalLM.from_config(_shape(config))
     names = match_names(model, config.sites)
     widths = {name: _width(model, name) for name in names}
     sizes = {name: features_at(config, width) for name, width in widths.items()}
@@ -57,6 +50,26 @@ def plan(config: Config) -> dict[str, Any]:
             "hours_for_all_steps_here": steps * per_step / rate / 3600,
         },
     }
+
+
+def _shape(config: Config) -> Any:
+    """Return the config of the network."""
+    chosen = config.target
+    if chosen.train:
+        return GPT2Config(
+            n_layer=chosen.layers,
+            n_embd=chosen.width,
+            n_head=chosen.heads,
+            n_positions=config.data.length,
+            vocab_size=chosen.vocabulary,
+        )
+    if chosen.path is None:
+        raise InputError("a dry run needs the model's config: --set target.path=MODEL_DIR")
+    try:
+        return AutoConfig.from_pretrained(chosen.path)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"{chosen.path} has no config of a model: {first}") from error
 
 
 def _width(model: Any, name: str) -> int:

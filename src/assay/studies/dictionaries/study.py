@@ -4,6 +4,7 @@ text."""
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from assay.dictionaries.evaluation import evaluate
@@ -13,7 +14,9 @@ from assay.dictionaries.settings import Training
 from assay.dictionaries.training import train
 from assay.io.prompts import leading_token
 from assay.io.runs import Run
+from assay.learn.language import train_language_model, train_tokenizer
 from assay.learn.reading import Reader, Rows, widths_of
+from assay.learn.settings import LanguageTraining
 from assay.studies.dictionaries.config import Config
 from assay.studies.dictionaries.page import headline, sections
 from assay.studies.dictionaries.plan import plan
@@ -37,7 +40,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     windows.
     """
     began = time.process_time()
-    model, rows, held = _inputs(config)
+    model, rows, held = _inputs(config, run)
     names = match_names(model.model, config.sites)
     placed = place(config, widths_of(Reader(model.model, names), held))
     if not run.has(SAVED):
@@ -46,7 +49,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             model.model, rows, placed, Training(**settings, seed=config.seed), run=run, name=SAVED
         )
         metadata = {
-            "model_name": model.path,
+            "model_name": config.target.path or "a small language model",
             "context_size": config.data.length,
             "prepend_bos": leading_token(model.tokenizer) is not None,
         }
@@ -63,7 +66,12 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "positions": found.positions,
         "loss": found.loss,
         "loss_recovered": {site.name: site.loss_recovered for site in found.sites},
-        "worst": {"site": worst.name, "loss_recovered": worst.loss_recovered},
+        "worst": {
+            "site": None if worst is None else worst.name,
+            "loss_recovered": None if worst is None else worst.loss_recovered,
+            "interval": None if worst is None else worst.interval,
+        },
+        "loss_recovered_absent": found.reasons,
         "loss_recovered_all": found.loss_recovered,
         "pca_loss_recovered_all": found.pca_loss_recovered,
         "l0": {site.name: site.l0 for site in found.sites},
@@ -73,12 +81,36 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     }
 
 
-def _inputs(config: Config) -> tuple[LanguageModel, Rows, Rows]:
+def _inputs(config: Config, run: Run) -> tuple[LanguageModel, Rows, Rows]:
     """Return the model, and the windows to train on and to evaluate on."""
-    assert config.target.path is not None
-    model, data = load_language_model(config.target.path), config.data
+    data = config.data
     assert data.path is not None
+    model = load_language_model(config.target.path or _train_model(config, run))
     rows, held = split_windows(
-        model, data.path, data.length, data.held_out, constant=data.constant, seed=config.seed
+        model,
+        data.path,
+        data.length,
+        data.held_out,
+        constant=data.constant,
+        seed=config.seed,
+        from_end=config.target.train,
     )
     return model, rows, held
+
+
+def _train_model(config: Config, run: Run) -> Path:
+    """Train the run's own small language model on the text, or go on with it."""
+    assert config.data.path is not None
+    chosen = config.target
+    sizes = LanguageTraining(
+        layers=chosen.layers,
+        width=chosen.width,
+        heads=chosen.heads,
+        context=config.data.length,
+        steps=chosen.steps,
+        batch=chosen.batch,
+        rate=chosen.rate,
+        seed=config.seed,
+    )
+    tokenizer = train_tokenizer(config.data.path, chosen.vocabulary)
+    return train_language_model(config.data.path, tokenizer, run, sizes)

@@ -104,11 +104,14 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
     ]
     found = evaluate(model.model, _rows(held, model), trained)
     run.save_table("evaluation.parquet", found.to_polars())
+    worst = found.worst
     run.save_json(
         "evaluation.json",
         {
-            "loss_recovered_worst_site": found.worst.loss_recovered,
-            "worst_site": found.worst.name,
+            "loss_recovered_worst_site": None if worst is None else worst.loss_recovered,
+            "worst_site": None if worst is None else worst.name,
+            "worst_site_interval": None if worst is None else worst.interval,
+            "loss_recovered_absent": found.reasons,
             "loss_recovered_all_sites": found.loss_recovered,
             "pca_loss_recovered_all_sites": found.pca_loss_recovered,
             "largest_l0": max(site.l0 for site in found.sites),

@@ -52,14 +52,16 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     row = found.get(("node paths", "example", "feature"))
     if row is not None:
         facts.append(Fact("node paths, r", row["pearson"], f"slope {charts.show(row['slope'])}"))
-    if summary["dictionaries"]["evaluation"]:
-        measured = summary["dictionaries"]["evaluation"]
+    measured = summary["dictionaries"]["evaluation"]
+    if measured:
+        low, high = (charts.show(end) for end in measured["worst_site_interval"] or (None, None))
         facts.append(
             Fact(
                 "loss recovered, all sites",
                 measured["loss_recovered_all_sites"],
-                f"worst site alone {charts.show(measured['loss_recovered_worst_site'])}; at most"
-                f" {charts.show(measured['largest_l0'])} active features a position",
+                f"worst site alone {charts.show(measured['loss_recovered_worst_site'])} (95 %"
+                f" interval {low} to {high}); at most {charts.show(measured['largest_l0'])} active"
+                " features a position",
             )
         )
     if TOP_BY_SCORE in summary["bars"]:
@@ -83,8 +85,10 @@ def _dictionaries(run: Run, summary: dict[str, Any]) -> Section:
         tables.append(Table(run.table("evaluation.parquet"), "On sentences never trained on"))
         text += (
             " Loss recovered is (zero - spliced) / (zero - clean): cross-entropies of the network"
-            " with zeros, with what the dictionary rebuilds, and as it is; beside it, PCA of as"
-            " many components as features are active."
+            " with zeros, with what the dictionary rebuilds, and as it is, with its 95 % interval;"
+            " beside it, PCA of as many components as features are active. Where zeros do not raise"
+            " the loss for certain (`zeros add`, in nats, is within two of its standard errors)"
+            " there is nothing to recover, and the share is absent."
         )
     return Section("The dictionaries", text, tables=tables)
 
