@@ -55,9 +55,7 @@ def part_edges(
         _require_node(mechanisms, node)
     run = run_cut(mechanisms)
     sources = _Sources(run, upstream)
-    values = torch.zeros(
-        len(mechanisms.batch), len(upstream), len(downstream), dtype=torch.float64
-    )
+    values = torch.zeros(len(mechanisms.batch), len(upstream), len(downstream), dtype=torch.float64)
     for name, places in _by_group(downstream).items():
         index = [downstream[place][1] for place in places]
         found = None if general else _by_rule(run, sources, name, index, switches, budget)
@@ -102,9 +100,7 @@ class _Sources:
                         positions.append(upstream[place][1][0] if flat else 0)
                         vectors.append(one[:, positions[-1]] if flat else one.flatten(1))
                     where = torch.tensor(positions, device=value.device) if flat else None
-                    self.sites.setdefault(site, []).append(
-                        (places, torch.stack(vectors, 1), where)
-                    )
+                    self.sites.setdefault(site, []).append((places, torch.stack(vectors, 1), where))
 
     def dot(self, gradients: Mapping[str, Tensor | None], rows: int | None = None) -> Tensor:
         """Return <gradient, part> of every source, (*rows, examples, sources), for gradients
@@ -156,9 +152,7 @@ class _Sources:
                 there = (where == position).nonzero().flatten()
                 if not len(there):
                     continue
-                found = torch.einsum(
-                    "rew,enw->ren", rows[here], vectors[:, there].to(rows.dtype)
-                )
+                found = torch.einsum("rew,enw->ren", rows[here], vectors[:, there].to(rows.dtype))
                 columns = torch.tensor(places)[there.cpu()]
                 total[here.cpu()[:, None], :, columns] += found.double().cpu().transpose(1, 2)
         return total
@@ -184,7 +178,9 @@ def _by_rule(
     positions, total = places[:, 0], torch.zeros(0)
     for read, rows in known.items():
         pull = pull_of(run.seen[read].value, run.leaves, sources.sites)
-        pull = pull.without([site for site in sources.sites if not sources.stand_at_positions(site)])
+        pull = pull.without(
+            [site for site in sources.sites if not sources.stand_at_positions(site)]
+        )
         found = _pulled(run, sources, pull, read, rows, positions, budget)
         total = total + found if len(total) else found
     return total.permute(1, 2, 0)
@@ -306,9 +302,7 @@ def _batched(value: Tensor, leaves: Mapping[str, Tensor], cotangent: Tensor) -> 
     if len(cotangent) == 1:
         found = torch.autograd.grad(value, inputs, cotangent[0], retain_graph=True)
         return {site: grad[None] for site, grad in zip(leaves, found, strict=True)}
-    found = torch.autograd.grad(
-        value, inputs, cotangent, retain_graph=True, is_grads_batched=True
-    )
+    found = torch.autograd.grad(value, inputs, cotangent, retain_graph=True, is_grads_batched=True)
     return dict(zip(leaves, found, strict=True))
 
 
@@ -339,9 +333,7 @@ def _general(
 
 
 def _grad(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    found = torch.autograd.grad(
-        value, list(leaves.values()), retain_graph=True, allow_unused=True
-    )
+    found = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)
     return dict(zip(leaves, found, strict=True))
 
 

@@ -147,6 +147,4 @@ def _agree(found: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]) -
 
 
 def _grads(value: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-    return list(
-        torch.autograd.grad(value, inputs, cotangent, retain_graph=True, allow_unused=True)
-    )
+    return list(torch.autograd.grad(value, inputs, cotangent, retain_graph=True, allow_unused=True))

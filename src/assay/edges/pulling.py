@@ -36,9 +36,7 @@ def pull_of(value: Tensor, leaves: Mapping[str, Tensor], wanted: Collection[str]
     random cotangents: pulled back unchanged it is the identity, and a position that reaches no
     other is found at the last one, which in a causal network sees all.
     """
-    asked = {
-        site: leaf for site, leaf in leaves.items() if site in wanted and value.requires_grad
-    }
+    asked = {site: leaf for site, leaf in leaves.items() if site in wanted and value.requires_grad}
     generator = torch.Generator().manual_seed(0)
     everywhere = torch.randn(value.shape, generator=generator, dtype=torch.float64)
     everywhere = everywhere.to(value)

@@ -174,7 +174,9 @@ def _secants(
 
 
 def _cotangents(gradient: Tensor, active: Tensor, places: Tensor) -> Tensor:
-    """Return the gradients at the rows' positions where these take part, (rows, examples, width)."""
+    """Return the gradients at the rows' positions, (rows, examples, width), zero where a position
+    takes no part.
+    """
     chosen = gradient[:, places] * active[:, places].unsqueeze(-1)
     return chosen.transpose(0, 1)
 
