@@ -85,6 +85,8 @@ class _Finder:
         choosing: Pairs,
         measuring: Pairs,
     ):
+        # Edges pass the sites as the network does; values are the same under both conventions.
+        config = config.model_copy(update={"convention": "pass_through"})
         self.config, self.target = config, target
         sides = [
             [pair_batch(half, side) for side in ("clean", "patch")]  # type: ignore[arg-type]
