@@ -27,7 +27,7 @@ def graph(
     Nodes at the same place are set side by side. Edges to nodes that are not listed are left out.
     """
     place = pl.int_range(pl.len()).over("x", "y") - (pl.len().over("x", "y") - 1) / 2
-    most = max(nodes.group_by("x", "y").len()["len"].max() or 1, 1)  # type: ignore[type-var]
+    most = max(nodes.group_by("x", "y").len()["len"].max() or 1, 1)
     placed = nodes.with_columns((pl.col("x") + 0.8 * place / most).alias("x"))
     spots = placed.select("name", "x", "y")
     lines = (
