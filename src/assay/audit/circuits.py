@@ -62,19 +62,20 @@ def rank_parts(
         raise InputError(f"count must be between 1 and {candidates} candidates, got {count}")
     names = [name for name in mechanisms.groups if groups is None or name in groups]
     sign = 1.0 if mechanisms.target.higher_is_right else -1.0
+    means = scores.mean()
     rows: list[tuple[float, float, str, int]] = []
     for name in names:
         if not mechanisms.group(name).per_example:
             raise InputError(f"the gates of {name!r} are shared over the batch: they are no nodes")
-        mean = sign * dense(scores.mean()[name]).flatten()
+        mean = sign * dense(means[name]).flatten()
         bars = torch.zeros_like(mean)
         if not scores.exact:
             bars = torch.full_like(mean, torch.inf)
             if half_widths is not None:
                 bars = dense(half_widths[name]).double().mean(0).flatten()
         best = mean.topk(min(candidates, len(mean)))
-        places, bars = best.indices.tolist(), bars[best.indices].tolist()
-        rows += zip(best.values.tolist(), bars, [name] * len(places), places, strict=True)
+        places, widths = best.indices.tolist(), bars[best.indices].tolist()
+        rows += zip(best.values.tolist(), widths, [name] * len(places), places, strict=True)
     rows = [row for row in sorted(rows, reverse=True)[:candidates] if row[0] != 0 or row[1] > 0]
     help_, bar = [row[0] for row in rows], [row[1] for row in rows]
     nodes = [_node(mechanisms, name, place) for _, _, name, place in rows]

@@ -31,6 +31,7 @@ from assay.targets.metrics import pair_batch
 COUNTS = (5, 10, 15, 20, 25, 50, 100, 200)
 FEATURES, ERRORS, ALL = "features only", "features, errors kept", "features and errors"
 NEURONS, RANDOM = "neurons", "features at random"
+_CANDIDATES = 400
 
 
 def find_circuits(
@@ -173,13 +174,7 @@ class _Finder:
             bind(self.config, found, self.target, clean, patch) for clean, patch in self.sides
         )
         groups = [name for name in choose.groups if name not in set(choose.errors.values())]
-        ranking = rank_parts(
-            self._scores(choose),
-            self.config.circuit.nodes,
-            groups=groups,
-            half_widths=self._bars(choose),
-        )
-        return measure, ranking
+        return measure, self._rank(choose, groups)
 
 
 def _of_residual(model: LanguageModel, dictionaries: DictionarySet) -> DictionarySet:
