@@ -5,6 +5,7 @@ metric on pairs that did not choose it.
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import polars as pl
@@ -62,7 +63,7 @@ def find_circuits(
         nodes = finder.parts(model)
         between = finder.edges(ranking)
         drawn = as_graph(model, finder.choose, halves[0], nodes, between)
-        run.write(f"circuit-{length}.json", lambda new, drawn=drawn: write_graph(new, drawn))
+        run.write(f"circuit-{length}.json", partial(write_graph, graph=drawn))
         label = pl.lit(length).alias("tokens")
         curves.append(curve.with_columns(label))
         parts.append(nodes.with_columns(label))
@@ -90,7 +91,7 @@ class _Finder:
         config = config.model_copy(update={"convention": "pass_through"})
         self.config, self.target = config, target
         sides = [
-            [pair_batch(half, side) for side in ("clean", "patch")]  # type: ignore[arg-type]
+            [pair_batch(half, side) for side in ("clean", "patch")]
             for half in (choosing, measuring)
         ]
         self.sides = sides
@@ -144,7 +145,13 @@ class _Finder:
 
     def _rank(self, bound: FeatureParts, names: list[str]) -> Ranking:
         count = self.config.circuit.nodes
-        return rank_parts(self._scores(bound), count, groups=names, half_widths=self._bars(bound))
+        return rank_parts(
+            self._scores(bound),
+            count,
+            groups=names,
+            half_widths=self._bars(bound),
+            candidates=max(_CANDIDATES, 4 * count),
+        )
 
     def _scores(self, bound: FeatureParts) -> Scores:
         for other, scores in self._known:
