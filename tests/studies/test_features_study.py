@@ -20,6 +20,7 @@ from assay.attribution import Exact, attribute
 from assay.core.values import dense
 from assay.dictionaries import Placed, architecture
 from assay.dictionaries.save import save_dictionaries
+from assay.io.attribution_graphs import read_graph
 from assay.io.runs import opened
 from assay.studies import recipes, runner
 from assay.studies.features.study import load
@@ -41,6 +42,9 @@ TINY = [
     "dictionaries.sentences=600",
     "effects.paths=4",
     "effects.restored=[2,8]",
+    "circuit.lengths=1",
+    "circuit.nodes=6",
+    "circuit.pairs=40",
 ]
 
 
@@ -124,6 +128,30 @@ def test_our_run_has_everything_the_report_shows(ours):
 
 
 @pytest.mark.slow
+def test_our_run_ends_with_a_circuit(ours):
+    run = opened(ours)
+    found = run.json("summary.json")["circuits"]
+    assert [one["nodes"] for one in found] == [6]
+    curves, parts, edges = (
+        run.table(f"circuit-{name}.parquet") for name in ("curves", "parts", "edges")
+    )
+    tokens = found[0]["tokens"]
+    assert set(curves["kept"]) == set(found[0]["kept"])
+    at = curves.filter((pl.col("kept") == "features only") & (pl.col("nodes") == 6))
+    assert at["faithfulness"][0] == found[0]["kept"]["features only"]["faithfulness"]
+    assert parts.height == 6
+    assert parts["group"].str.contains("hook_resid_post").all()
+    assert not parts["group"].str.ends_with(" error").any()
+    known = set(parts["part"])
+    assert set(edges["source"]) <= known
+    assert set(edges["receiver"]) <= known | {"metric"}
+    graph = read_graph(run.checked(f"circuit-{tokens}.json"))
+    assert len(graph.nodes) == 7
+    assert len(graph.tokens) == tokens
+    assert len(graph.links) == edges.height
+    assert "The circuit" in (ours / "report.html").read_text()
+
+
 def test_the_verbs_work_over_a_run(ours, monkeypatch, capsys):
     code, out = command(monkeypatch, capsys, "attribute", ours, "--json", "--top", "3")
     assert code == 0, out.err

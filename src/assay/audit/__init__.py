@@ -7,6 +7,7 @@ from assay.audit.audit import Audit, audit, disagreement
 from assay.audit.auto import Choice, choose_method
 from assay.audit.bars import Bars, conformal_quantile
 from assay.audit.budgeted import Budgeted, budgeted
+from assay.audit.circuits import Ranking, circuit_curve, node_masks, rank_parts
 from assay.audit.compare import Comparison, compare
 from assay.audit.coverage import Coverage
 from assay.audit.edges import edge_curve, edge_faithfulness
@@ -31,6 +32,7 @@ __all__ = [
     "Coverage",
     "ExactEffects",
     "Faithfulness",
+    "Ranking",
     "Scrubbed",
     "WorstCase",
     "agreement",
@@ -41,6 +43,7 @@ __all__ = [
     "bars_to_json",
     "budgeted",
     "choose_method",
+    "circuit_curve",
     "compare",
     "conformal_quantile",
     "curve",
@@ -54,6 +57,8 @@ __all__ = [
     "keep_top",
     "mean_effects",
     "mean_interval",
+    "node_masks",
+    "rank_parts",
     "ratio_interval",
     "scrub",
     "top_recall",

@@ -3,6 +3,7 @@ a notebook and a PNG.
 """
 
 from assay.charts.general import bars, heatmap, line, scatter_identity
+from assay.charts.graphs import graph
 from assay.charts.scatter import scatter
 from assay.charts.spread import ecdf, histogram
 from assay.charts.tables import notebook_html, show, table_html
@@ -14,6 +15,7 @@ __all__ = [
     "calibration",
     "ecdf",
     "faithfulness",
+    "graph",
     "heatmap",
     "histogram",
     "intervals",

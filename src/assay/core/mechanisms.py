@@ -77,6 +77,23 @@ class Mechanisms(ABC):
         """
         return None
 
+    def slope_in_read(
+        self,
+        name: str,
+        index: Tensor,
+        gradients: Mapping[str, Tensor],
+        clean: Mapping[str, Seen],
+        switches: str = "local",
+    ) -> Mapping[str, Tensor] | None:
+        """Return the derivatives of dF/dgate = <gradient, part> in the values that parts of one
+        group are computed from, the gradients held fixed, or None for the general rule.
+
+        `index` is (rows, axes) with the position first, `gradients` those of the metric by site,
+        `clean` what the untouched network sees. The answer is (rows, examples, width) by the site
+        that is read, at each part's own position. `switches` is "local", or "secant" for difference
+        quotients where a part is active on one side only."""
+        return None
+
     def query_key_groups(self) -> Mapping[str, Projection]:
         """Return the groups whose parts are query or key heads of an attention pattern; none by
         default.

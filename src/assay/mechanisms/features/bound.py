@@ -15,6 +15,7 @@ from assay.core.sites import Edit, Seen, read_sites
 from assay.core.values import DENSE
 from assay.dictionaries import Dictionary, DictionarySet
 from assay.mechanisms.features.codes import SparseAtoms, sparse_codes
+from assay.mechanisms.features.slopes import slopes_in_read
 from assay.targets.suffix import Jobs, Suffix, pick, plan
 
 CONVENTIONS = ("pass_through", "detached_error")
@@ -222,6 +223,16 @@ class FeatureParts(Mechanisms):
         self, name: str, index: Tensor, gate: float, budget: int | None = None
     ) -> Tensor | None:
         return self._changed(name, index, lambda suffix, jobs: suffix.slopes(jobs, gate, budget))
+
+    def slope_in_read(
+        self,
+        name: str,
+        index: Tensor,
+        gradients: Mapping[str, Tensor],
+        clean: Mapping[str, Seen],
+        switches: str = "local",
+    ) -> Mapping[str, Tensor] | None:
+        return slopes_in_read(self, name, index, gradients, clean, switches)
 
     @torch.no_grad()
     def _changed(

@@ -90,6 +90,17 @@ class EffectsConfig(Keys):
     restored: tuple[Count, ...] = (1, 4, 16, 64)
 
 
+class CircuitConfig(Keys):
+    """A circuit of `nodes` parts for each of the `lengths` most frequent lengths of prompts (0: no
+    circuit), of the dictionaries of the residual stream where there are some, chosen on half of at
+    most `pairs` pairs and measured on the others.
+    """
+
+    lengths: Whole = 1
+    nodes: Count = 25
+    pairs: Several = 100
+
+
 class LayoutConfig(Keys):
     """What a dry run assumes: the network's shape where `target.path` is no local folder, the
     features of a dictionary and how many are active, and the tokens of a prompt.
@@ -126,6 +137,7 @@ class Config(StudyConfig):
     reference: Literal["counterfactual", "mean", "zero"] = "counterfactual"
     convention: Literal["pass_through", "detached_error"] = "pass_through"
     effects: EffectsConfig = EffectsConfig()
+    circuit: CircuitConfig = CircuitConfig()
     layout: LayoutConfig = LayoutConfig()
 
     @property

@@ -10,6 +10,7 @@ from assay import charts
 from assay.audit.selections import TOP_BY_SCORE
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
+from assay.studies.features.page_circuit import circuit_sections
 from assay.studies.features.page_errors import error_sections
 
 _SOURCES = {
@@ -72,6 +73,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         _listed(run, summary),
         _agreement(run, summary),
         *error_sections(run, summary),
+        *circuit_sections(run, summary),
     ]
 
 

@@ -16,6 +16,7 @@ from assay.io.runs import Run
 from assay.mechanisms.features import FeatureParts
 from assay.studies import runner
 from assay.studies.features import errors
+from assay.studies.features.circuit import find_circuits
 from assay.studies.features.config import Config
 from assay.studies.features.inputs import (
     bind,
@@ -116,6 +117,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "missed": counts,
         "drivers": errors.drivers(table),
         "whole_residual": errors.drivers(whole) if whole.height else {},
+        "circuits": find_circuits(config, run, model, target, dictionaries),
     }
 
 
