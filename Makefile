@@ -15,7 +15,7 @@ tour: $(STAMP)
 	$(BIN)/assay tour
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m slow

@@ -46,7 +46,13 @@ RUNS = {
         *("proofs.strategies=[best]", "proofs.float32=false"),
     ],
     "digits-channels": [
-        *("training.steps=60", "audit.examples=20", "audit.exact=3", "audit.top=2"),
+        *(
+            "training.steps=60",
+            "audit.examples=20",
+            "audit.exact=3",
+            "audit.top=2",
+            "audit.resplits=2",
+        ),
         *("model.width=8", "model.hidden=8", "model.blocks=2"),
     ],
 }

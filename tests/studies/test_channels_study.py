@@ -22,7 +22,7 @@ from assay.io import files
 from assay.io.runs import Run
 from assay.studies import runner
 
-SMALL = ["training.steps=120", "audit.examples=60", "audit.exact=8"]
+SMALL = ["training.steps=120", "audit.examples=60", "audit.exact=8", "audit.resplits=3"]
 
 
 def environment():
@@ -238,6 +238,7 @@ SHORT = [
     "model.width=6",
     "model.blocks=2",
     "audit.exact=4",
+    "audit.resplits=2",
 ]
 
 
@@ -358,6 +359,7 @@ def test_the_users_own_data(table, tmp_path, extra):
         "model.width=6",
         "model.blocks=2",
         "audit.exact=4",
+        "audit.resplits=2",
     ]
     summary = runner.execute(runner.load("channels", [*overrides, *extra]), tmp_path / "run")
     assert summary["examples"] == 60
@@ -404,6 +406,7 @@ def test_kill_nine_in_the_middle_of_training_and_resume_gives_the_same_numbers(t
         "audit.examples=60",
         "--set",
         "audit.exact=8",
+        "audit.resplits=2",
     ]
     whole = assay(*words, "-o", str(tmp_path / "whole")).stdout
     process = subprocess.Popen(

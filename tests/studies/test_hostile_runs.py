@@ -32,7 +32,7 @@ def made(tmp_path_factory):
     np.savez(folder / "old.npz", x=draw.normal(size=(120, 5)), y=np.arange(120) % 3)
     np.savez(folder / "new.npz", x=draw.normal(size=(8, 5)), y=np.arange(8) % 3)
     words = [f"data.path={folder / 'old.npz'}", "training.steps=20", "model.hidden=4"]
-    words += ["model.width=8", "model.blocks=2", "audit.exact=4"]
+    words += ["model.width=8", "model.blocks=2", "audit.exact=4", "audit.resplits=2"]
     runner.execute(load("channels", words), folder / "run")
     return folder
 
@@ -86,7 +86,7 @@ def test_a_run_whose_data_changed_is_refused(made, tmp_path, verb):
     for name in ("old.npz", "new.npz"):
         shutil.copy(made / name, tmp_path / name)
     words = [f"data.path={tmp_path / 'old.npz'}", "training.steps=5", "model.hidden=4"]
-    words += ["model.width=8", "model.blocks=2", "audit.exact=4"]
+    words += ["model.width=8", "model.blocks=2", "audit.exact=4", "audit.resplits=2"]
     recipe, run = load("channels", words), tmp_path / "run"
     runner.execute(recipe, run)
     act = {

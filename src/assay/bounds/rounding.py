@@ -49,52 +49,60 @@ def check_arithmetic() -> None:
         )
 
 
+def _above(x: Array) -> Array:
+    return cast(Array, np.nextafter(x, np.inf))
+
+
+def _below(x: Array) -> Array:
+    return cast(Array, np.nextafter(x, -np.inf))
+
+
 @_quiet
 def up(x: ArrayLike) -> Array:
     """Return the next float64 above each entry."""
-    return cast(Array, np.nextafter(exactly(x), np.inf))
+    return _above(exactly(x))
 
 
 @_quiet
 def down(x: ArrayLike) -> Array:
     """Return the next float64 below each entry."""
-    return cast(Array, np.nextafter(exactly(x), -np.inf))
+    return _below(exactly(x))
 
 
 @_quiet
 def add_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a + b."""
-    return up(np.add(exactly(a), exactly(b)))
+    return _above(np.add(exactly(a), exactly(b)))
 
 
 @_quiet
 def add_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a + b."""
-    return down(np.add(exactly(a), exactly(b)))
+    return _below(np.add(exactly(a), exactly(b)))
 
 
 @_quiet
 def sub_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a - b."""
-    return up(np.subtract(exactly(a), exactly(b)))
+    return _above(np.subtract(exactly(a), exactly(b)))
 
 
 @_quiet
 def sub_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a - b."""
-    return down(np.subtract(exactly(a), exactly(b)))
+    return _below(np.subtract(exactly(a), exactly(b)))
 
 
 @_quiet
 def mul_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a * b."""
-    return up(np.multiply(exactly(a), exactly(b)))
+    return _above(np.multiply(exactly(a), exactly(b)))
 
 
 @_quiet
 def mul_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a * b."""
-    return down(np.multiply(exactly(a), exactly(b)))
+    return _below(np.multiply(exactly(a), exactly(b)))
 
 
 @_quiet
@@ -102,7 +110,7 @@ def div_up(a: ArrayLike, b: ArrayLike) -> Array:
     """Return an upper bound of a / b; a zero in b gives an infinity or NaN, which `finite`
     refuses.
     """
-    return up(np.divide(exactly(a), exactly(b)))
+    return _above(np.divide(exactly(a), exactly(b)))
 
 
 @_quiet
@@ -110,19 +118,19 @@ def div_down(a: ArrayLike, b: ArrayLike) -> Array:
     """Return a lower bound of a / b; a zero in b gives an infinity or NaN, which `finite`
     refuses.
     """
-    return down(np.divide(exactly(a), exactly(b)))
+    return _below(np.divide(exactly(a), exactly(b)))
 
 
 @_quiet
 def sqrt_up(a: ArrayLike) -> Array:
     """Return an upper bound of the square root of a >= 0."""
-    return up(np.sqrt(exactly(a)))
+    return _above(np.sqrt(exactly(a)))
 
 
 @_quiet
 def sqrt_down(a: ArrayLike) -> Array:
     """Return a lower bound of the square root of a >= 0, never negative."""
-    return cast(Array, np.maximum(down(np.sqrt(exactly(a))), 0.0))
+    return cast(Array, np.maximum(_below(np.sqrt(exactly(a))), 0.0))
 
 
 def _fold(x: ArrayLike, axis: int, add: Callable[[ArrayLike, ArrayLike], Array]) -> Array:

@@ -53,7 +53,8 @@ class TrainingConfig(Keys):
 class AuditConfig(Keys):
     """`tolerance` is the relative error rho to certify; a calibrated threshold keeps the risk with
     probability 1 - eta: the share of new inputs with a wrong channel among their trusted ones
-    (promise `input`), or of channels drawn at random, one from each (`channel`).
+    (promise `input`), or of channels drawn at random, one from each (`channel`). The coverage by
+    level is measured over `resplits` random splits of the inputs.
     """
 
     functional: Literal["logit", "cross_entropy"] = "logit"
@@ -61,6 +62,7 @@ class AuditConfig(Keys):
     exact: Count = 32
     alpha: Share = 0.1
     top: Count = 5
+    resplits: Count = Field(20, ge=2)
     promise: Literal["input", "channel"] = "input"
     tolerance: Positive = 0.1
     risk: Share = 0.05

@@ -23,7 +23,8 @@ def calibration(run: Run, summary: dict[str, Any]) -> Section:
             low="low",
             high="high",
             colour="estimate",
-            title="Coverage of the bars against the promise (dashed): 20 resplits, two deviations",
+            title=f"Coverage of the bars against the promise (dashed): {coverage['resplits'][0]}"
+            " resplits, two deviations",
         ),
         charts.line(
             coverage.filter(pl.col("width").is_finite()),

@@ -87,7 +87,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     faces = draw_eigenvectors(mechanisms, data)
     if faces is not None:
         run.save_table("faces.parquet", faces)
-    run.save_table("coverage.parquet", _coverage(audits))
+    run.save_table("coverage.parquet", _coverage(audits, config.audit.resplits))
     run.save_table("networks.parquet", compare_networks(config, data, run))
     worst = worst_case(mechanisms, keep_top(first, 0.2, per_example=True), steps=10, restarts=3)
     parts = sum(values[0].numel() for values in first.values.values())
@@ -214,7 +214,7 @@ def _bind(config: Config, model: BilinearNetwork, data: Data) -> ChannelMechanis
     return channels(model.double(), x.double(), y, config.audit.functional)
 
 
-def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
+def _coverage(audits: dict[str, Audit], resplits: int) -> pl.DataFrame:
     """Return coverage and width of the bars by level, means over random resplits of the inputs,
     and the coverage two standard deviations of the resplits either way: these share their inputs.
     """
@@ -236,6 +236,7 @@ def _coverage(audits: dict[str, Audit], resplits: int = 20) -> pl.DataFrame:
                     "measured": mean,
                     **bounds,
                     "width": float(width.mean()),
+                    "resplits": resplits,
                 }
             )
     return pl.DataFrame(rows)
