@@ -257,13 +257,17 @@ def _require_place(folder: Path | str) -> None:
 def _parts(guard: Guard, folder: Path | str) -> tuple[tuple[float, ...], int]:
     """Return how `fit_guard` split the inputs; InputError for a guard that was fitted otherwise."""
     shares, seed = guard.reading.get("shares"), guard.reading.get("seed")
-    good = isinstance(shares, list) and 2 <= len(shares) <= 3 and type(seed) is int
-    if not good or not all(type(share) is float and share > 0 for share in shares):  # type: ignore[union-attr]
+    if (
+        not isinstance(shares, list)
+        or not isinstance(seed, int)
+        or not 2 <= len(shares) <= 3
+        or not all(isinstance(share, float) and share > 0 for share in shares)
+    ):
         raise InputError(
             f"{Path(folder) / CONFIG} does not say how its inputs were split: it was not fitted by"
             " assay guard fit; use assay.guard.proposals in Python"
         )
-    return tuple(shares), seed  # type: ignore[arg-type, return-value]
+    return tuple(shares), seed
 
 
 def _same_model(guard: Guard, path: str) -> LanguageModel:
