@@ -39,6 +39,10 @@ def test_a_network_that_is_changed_or_replaced_is_noticed():
     with torch.no_grad():
         model[2].weight.copy_(kept)
     assert guarded(x).accepted == good.accepted
+    model[1] = nn.Tanh()
+    assert "its modules are not those" in guarded(x).error
+    model[1] = nn.ReLU()
+    assert guarded(x).accepted == good.accepted
     model.bfloat16()
     assert "the network was changed" in guarded(x.bfloat16()).error
     guarded.model = small_network(seed=4)

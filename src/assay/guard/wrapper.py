@@ -60,8 +60,9 @@ class Guarded:
     nothing else is ever raised. Raises InputError at once, before anything is served, for a guard
     that was fitted on another network (by the digest of its tensors) or without a reading.
 
-    A network that is replaced, or whose tensors are changed in place, after that is noticed at the
-    next call, and its inputs are rejected; writes through `.data` alone leave no trace there."""
+    A network that is replaced, or whose modules or tensors are changed in place, after that is
+    noticed at the next call, and its inputs are rejected; writes through `.data` alone leave no
+    trace there."""
 
     def __init__(self, model: nn.Module, guard: Guard, *, raises: bool = False):
         if guard.model_hash and guard.model_hash != hash_of(model):
@@ -70,7 +71,7 @@ class Guarded:
                 " one for this network"
             )
         self.model, self.guard, self.raises = model, guard, raises
-        self._seen = _versions(model)
+        self._seen, self._kinds = _versions(model), _kinds(model)
         self.reading = reading_of(dict(guard.reading), "this guard")
         if self.reading.names != guard.names:
             raise InputError("the guard's reading names other features than the guard")
@@ -107,6 +108,8 @@ class Guarded:
 
     def _require_same(self) -> None:
         """Raise InputError when the network is no longer the one that the guard was fitted on."""
+        if _kinds(self.model) != self._kinds:
+            raise InputError("the network was changed: its modules are not those that were guarded")
         now = _versions(self.model)
         if now == self._seen:
             return
@@ -124,6 +127,11 @@ def _versions(model: nn.Module) -> dict[str, tuple[object, ...]]:
         )
         for name, entry in itertools.chain(model.named_parameters(), model.named_buffers())
     }
+
+
+def _kinds(model: nn.Module) -> list[tuple[str, type]]:
+    """Return the names and classes of modules: an activation without tensors is a part too."""
+    return [(name, type(module)) for name, module in model.named_modules()]
 
 
 def _failed(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Served:
