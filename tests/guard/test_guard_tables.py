@@ -143,7 +143,7 @@ def test_tables_count_what_a_loop_counts():
                     assert found.pairs[i, a, j, b] == both
     sizes = quantiser.sizes.tolist()
     cells = sum(sizes) + sum(sizes[i] * sizes[j] for i in range(3) for j in range(i))
-    assert found.candidates == cells + 2 * sum(sizes)
+    assert found.candidates == cells + 2 * (sum(sizes) + 1)
     information = 0.0
     joint = found.pairs[0, :, 1].double() / 150
     for a in range(quantiser.bins):

@@ -13,7 +13,7 @@ from torch import nn
 from assay.core.target import Batch, target
 from assay.errors import InputError
 from assay.guard import Guard, Settings, fit, of_mechanisms
-from assay.guard.files import CONFIG, TENSORS, load, save
+from assay.guard.files import CONFIG, TENSORS, _checksum, load, save
 from assay.guard.reading import Reading, input_keys, read, reading_of, whole
 from assay.guard.wrapper import Guarded, RejectedError, hash_of, memory
 from assay.io import files
@@ -216,12 +216,12 @@ def test_damaged_and_foreign_files_are_refused(guard, tmp_path):
     ):
         files.save_tensors(folder / TENSORS, {**tensors, name: change(tensors[name])})
         entry["sha256"] = files.sha256(folder / TENSORS)
-        files.write_json(folder / CONFIG, entry)
+        files.write_json(folder / CONFIG, {**entry, "checksum": _checksum(entry)})
         refused(message)
     files.save_tensors(folder / TENSORS, {k: t for k, t in tensors.items() if k != "cuts"})
     refused("is not the file that guard.json was written with")
     entry["sha256"] = files.sha256(folder / TENSORS)
-    files.write_json(folder / CONFIG, entry)
+    files.write_json(folder / CONFIG, {**entry, "checksum": _checksum(entry)})
     refused("does not describe its tensors: 'cuts'")
     files.write_json(folder / CONFIG, {**entry, "format": "other"})
     refused("is no guard of this version")

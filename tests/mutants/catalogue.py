@@ -7,6 +7,7 @@ import catalogue_checker
 import catalogue_components
 import catalogue_crosscoder
 import catalogue_dictionaries
+import catalogue_guard
 import catalogue_networks
 import catalogue_proofs
 from run_mutants import Mutant
@@ -40,6 +41,7 @@ CATALOGUE = [
     *catalogue_components.MUTANTS,
     *catalogue_crosscoder.MUTANTS,
     *catalogue_dictionaries.MUTANTS,
+    *catalogue_guard.MUTANTS,
     *catalogue_networks.MUTANTS,
     # core
     Mutant(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from assay import cli
-from assay.guard.files import load
+from assay.guard.files import load, save
 from assay.targets.agreement import agreement_pairs, build_model, build_tokenizer
 from assay.targets.language import save_language_model
 
@@ -145,3 +146,53 @@ def test_bad_input_is_one_line(here: Path, capsys: pytest.CaptureFixture[str]) -
     )
     assert code == 2
     assert "does not hold the inputs that the guard was fitted on" in err
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_any_work(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for place, message in (
+        (tmp_path / "file", "is not an empty folder"),
+        (tmp_path / "file" / "sub", "is no folder to write in"),
+        (tmp_path / "link", "is not an empty folder"),
+        (tmp_path / ("a" * 300), "File name too long"),
+    ):
+        code, _, err = command(
+            capsys, "guard", "fit", here / "model", here / "inputs.txt", "-o", place, *FIT
+        )
+        assert (code, err.count("\n")) == (2, 1), place
+        assert message in err
+    assert (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_proposals_to_a_guard_fitted_in_python_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, data = here / "model", here / "inputs.txt"
+    assert command(capsys, "guard", "fit", model, data, "-o", here / "mine", *FIT)[0] == 0
+    fitted = load(here / "mine")
+    reading = {key: fitted.reading[key] for key in ("sites", "logits")}
+    save(here / "python", replace(fitted, reading=reading))
+    a, b = fitted.names[:2]
+    (here / "ab.json").write_text(json.dumps({"proposals": [{"cause": a, "effect": b}]}))
+    code, _, err = command(
+        capsys, "guard", "propose", here / "python", here / "ab.json", model, data,
+        "-o", here / "never",
+    )  # fmt: skip
+    assert (code, err.count("\n")) == (2, 1)
+    assert "does not say how its inputs were split" in err
+
+
+def test_too_few_inputs_to_calibrate_are_refused(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (here / "inputs.txt").read_text().splitlines()[:12]
+    (here / "twelve.txt").write_text("\n".join(lines))
+    code, _, err = command(
+        capsys, "guard", "fit", here / "model", here / "twelve.txt", "-o", here / "never", *FIT
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "needs at least 19 calibration inputs" in err

@@ -53,7 +53,9 @@ class Compiled:
         if not len(self.edges):
             return -plain, torch.zeros_like(plain)
         terms = self.ratio.flatten()[self._pairs(bins)]
-        return -plain - terms @ self.counted.to(terms.dtype), -terms.sum(1)
+        # In float64, rounded once: a product's sum depends on the number of its rows.
+        counted = (terms.double() @ self.counted.double()).float()
+        return -plain - counted, -terms.sum(1)
 
     def _single(self, bins: Tensor, roots: Tensor) -> Tensor:
         _, features, size = self.log.shape

@@ -55,7 +55,9 @@ def combine(
     p_values: Float[Tensor, "tests inputs"], weights: Float[Tensor, " tests"]
 ) -> Float[Tensor, " inputs"]:
     """Return Fisher's weighted sum `-sum_k w_k log p_k`, infinite where one is zero."""
-    return -(weights[:, None].double() * p_values.log()).sum(0)
+    # Rounded, so that equal inputs tie whatever the number of inputs that were scored at once.
+    found = -(weights[:, None].double() * p_values.log()).sum(0)
+    return found.float().double()
 
 
 def level(statistic: Tensor, calibration: Float[Tensor, " inputs"]) -> Float[Tensor, " inputs"]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +16,7 @@ from torch import Tensor
 from assay.errors import InputError
 from assay.guard.compiled import Compiled
 from assay.guard.conformal import Ranks
-from assay.guard.explanations import Explanation, Refused
+from assay.guard.explanations import Explanation, Form, Refused, Sort
 from assay.guard.guard import Guard, Scorer
 from assay.guard.quantise import Quantiser
 from assay.guard.scores import TWO_SIDED, Mahalanobis
@@ -25,23 +28,29 @@ CONFIG = "guard.json"
 FORMAT = "assay-guard/1"
 _KEYS = (
     *("format", "names", "settings", "explanations", "refused", "model_hash", "reading"),
-    *("training", "figures", "sha256"),
+    *("training", "figures", "sha256", "checksum"),
 )
 _BOOLS = ("single", "pairs", "counted", "root")
+_WHOLE = (*_BOOLS, "edges", "fires", "classes", "decisions")
 
 
 def save(folder: Path | str, guard: Guard) -> Path:
     """Write a guard into a folder; the place that bounds know is not saved (see `Guard.attach`).
 
-    Raises InputError where the folder holds another file under one of the names."""
+    Raises InputError where the folder holds another file, or a link, under one of the names."""
     folder = Path(folder)
     config = folder / CONFIG
-    if config.exists() and not _is_ours(config):
+    if os.path.lexists(config) and (config.is_symlink() or not _is_ours(config)):
         raise InputError(f"{config} exists and is no guard; choose another folder")
-    if (folder / TENSORS).exists() and not config.exists():
-        raise InputError(f"{folder / TENSORS} exists without its {CONFIG}; choose another folder")
+    if os.path.lexists(folder / TENSORS):
+        if not config.exists():
+            raise InputError(
+                f"{folder / TENSORS} exists without its {CONFIG}; choose another folder"
+            )
+        if not _tensors_are_ours(folder / TENSORS):
+            raise InputError(f"{folder / TENSORS} exists and is no guard's; choose another folder")
     files.save_tensors(folder / TENSORS, _tensors(guard))
-    entry = {
+    entry: dict[str, Any] = {
         "format": FORMAT,
         "names": guard.names,
         "settings": asdict(guard.settings),
@@ -55,7 +64,7 @@ def save(folder: Path | str, guard: Guard) -> Path:
         "figures": guard.figures,
         "sha256": files.sha256(folder / TENSORS),
     }
-    files.write_json(config, entry)
+    files.write_json(config, {**entry, "checksum": _checksum(files.plain(entry))})
     return folder
 
 
@@ -70,6 +79,8 @@ def load(folder: Path | str, *, model_hash: str | None = None) -> Guard:
     entry = files.read_json(config)
     if not isinstance(entry, dict) or set(entry) != set(_KEYS) or entry["format"] != FORMAT:
         raise InputError(f"{config} is no guard of this version; it needs {', '.join(_KEYS)}")
+    if _checksum(entry) != entry["checksum"]:
+        raise InputError(f"{config} is damaged, or was edited: its checksum differs; fit again")
     tensors = files.load_tensors(folder / TENSORS, finite=False)
     if files.sha256(folder / TENSORS) != entry["sha256"]:
         raise InputError(f"{folder / TENSORS} is not the file that {CONFIG} was written with")
@@ -81,10 +92,13 @@ def load(folder: Path | str, *, model_hash: str | None = None) -> Guard:
         )
     try:
         guard = _guard(entry, tensors)
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        _require_words(config, guard)
+        _require_shapes(folder, guard)
+    except InputError:
+        raise
+    except Exception as error:  # a file of another's making can hold anything
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{config} does not describe its tensors: {reason}") from error
-    _require_shapes(folder, guard)
     return guard
 
 
@@ -180,6 +194,14 @@ def _require_shapes(folder: Path, guard: Guard) -> None:
     if scorer.root_distance is not None:
         wanted["root_distance.means"] = (scorer.root_distance.means, (roots, n))
         wanted["root_distance.whiten"] = (scorer.root_distance.whiten, (n, n))
+    if scorer.classes is not None:
+        wanted["classes"] = (scorer.classes, (roots - 1,))
+    if guard.memory is not None:
+        rows = len(guard.memory)
+        wanted["memory"] = (guard.memory, (rows, n))
+        if guard.decisions is None:
+            raise InputError(f"{folder / TENSORS}: memory without decisions")
+        wanted["decisions"] = (guard.decisions, (rows,))
     tests = len(scorer.tests)
     for name, ranks in (("ranks", guard.ranks), ("single", guard.single)):
         if ranks is not None:
@@ -189,13 +211,65 @@ def _require_shapes(folder: Path, guard: Guard) -> None:
             raise InputError(
                 f"{folder / TENSORS}: {name} has shape {tuple(tensor.shape)}, expected {shape}"
             )
-        if name != "cuts" and bool(tensor.isnan().any()):
+        if bool(tensor.isnan().any()):
             raise InputError(f"{folder / TENSORS}: {name} holds NaN")
+        whole = not tensor.is_floating_point()
+        if tensor.is_complex() or whole != (name in _WHOLE):
+            kind = "whole numbers or bits" if name in _WHOLE else "real numbers"
+            raise InputError(f"{folder / TENSORS}: {name} must hold {kind}, got {tensor.dtype}")
     if edges and not bool(((c.edges >= 0) & (c.edges < n)).all()):
         raise InputError(f"{folder / TENSORS}: an edge names a feature that does not exist")
-    rising = guard.statistic.ndim == 1 and bool((guard.statistic.diff() >= 0).all())
-    if not rising or not bool((scorer.quantiser.cuts.diff(dim=1).nan_to_num(0.0) >= 0).all()):
-        raise InputError(f"{folder / TENSORS}: cuts and statistic must rise")
+    statistic = guard.statistic
+    if guard.ranks is not None and not (statistic.ndim == 1 and len(statistic)):
+        raise InputError(f"{folder / TENSORS}: the statistic must be a vector that is not empty")
+    rows_that_rise = [statistic[None], scorer.quantiser.cuts]
+    if scorer.classes is not None:
+        rows_that_rise.append(scorer.classes[None])
+    for found in (guard.ranks, guard.single):
+        if found is not None:
+            if not found.reference.shape[1]:
+                raise InputError(f"{folder / TENSORS}: there are no scores to rank against")
+            rows_that_rise.append(found.reference)
+    if not all(bool((rows[:, 1:] >= rows[:, :-1]).all()) for rows in rows_that_rise):
+        raise InputError(f"{folder / TENSORS}: cuts, classes, scores and statistic must rise")
+    if bool(statistic.isnan().any()):
+        raise InputError(f"{folder / TENSORS}: the statistic holds NaN")
+
+
+def _require_words(config: Path, guard: Guard) -> None:
+    """Raise InputError for explanations of forms or features that do not exist, and names that
+    repeat.
+    """
+    n = len(guard.names)
+    if len(set(guard.names)) < n:
+        raise InputError(f"{config}: the names of features must be distinct")
+    for one in (*guard.explanations, *(each.explanation for each in guard.refused)):
+        places = one.features
+        good = len(set(places)) == (2 if one.form == "edge" else 1) == len(places)
+        good = good and all(0 <= place < n for place in places)
+        numbers = (one.bits, one.explains, one.predicted or 0.0, one.observed or 0.0)
+        if (
+            not good
+            or one.form not in get_args(Form)
+            or one.sort not in get_args(Sort)
+            or not all(type(number) in (int, float) for number in numbers)
+        ):
+            raise InputError(f"{config}: {one} is no explanation of {n} features")
+
+
+def _checksum(entry: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of everything that a guard's JSON says. It tells damage, not a forger."""
+    said = {key: value for key, value in entry.items() if key != "checksum"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors_are_ours(path: Path) -> bool:
+    try:
+        return not path.is_symlink() and {"cuts", "statistic"} <= set(
+            files.load_tensors(path, finite=False)
+        )
+    except InputError:
+        return False
 
 
 def _is_ours(path: Path) -> bool:

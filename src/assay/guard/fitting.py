@@ -3,6 +3,7 @@ tests on a third."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -130,6 +131,12 @@ def calibrate(guard: Guard, fresh: Observed, calibration: Observed) -> Guard:
         raise InputError("the calibration split is empty; give inputs that nothing was fitted on")
     if overlap := guard.training & set(calibration.keys):
         raise InputError(_overlap("calibration", "training", len(overlap)))
+    if 1 / (len(calibration) + 1) > guard.settings.alpha:
+        least = math.ceil(1 / guard.settings.alpha) - 1
+        raise InputError(
+            f"the tests could reject nothing: alpha = {guard.settings.alpha:g} needs at least"
+            f" {least} calibration inputs, got {len(calibration)}; give more, or a larger alpha"
+        )
     sides = tuple(name in TWO_SIDED for name in guard.scorer.tests)
     reference = ranks(guard.scorer(fresh).scores, sides)
     scores = guard.scorer(calibration).scores

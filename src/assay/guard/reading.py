@@ -151,21 +151,36 @@ def last_positions(inputs: Any) -> Tensor | None:
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         return None
-    return mask.shape[1] - 1 - mask.long().flip(1).argmax(1)
+    if not bool(mask.bool().any(1).all()):
+        raise InputError("an input has no token: its attention mask is zero everywhere")
+    return mask.shape[1] - 1 - mask.bool().long().flip(1).argmax(1)
 
 
 def input_keys(inputs: Any) -> tuple[str, ...]:
-    """Return the digest of every input: of its tokens without padding, or of all its tensors."""
+    """Return the digest of every input: of its tokens without padding on the right where there are
+    tokens and a mask alone, or of all that is given, with its names and shapes.
+    """
     if isinstance(inputs, Mapping) and isinstance(inputs.get("input_ids"), Tensor):
-        ids, mask = inputs["input_ids"].cpu(), inputs.get("attention_mask")
+        ids, mask = inputs["input_ids"].cpu().long(), inputs.get("attention_mask")
         kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.cpu().bool()
-        return tuple(
-            hashlib.sha256(row[real].numpy().tobytes()).hexdigest()
-            for row, real in zip(ids, kept, strict=True)
-        )
-    leaves = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, Tensor) and leaf.ndim]
+        # Padding on the left or inside moves tokens to other positions: another input.
+        right = kept.ndim == 2 and bool((kept[:, :-1] | ~kept[:, 1:]).all())
+        if right and set(inputs) <= {"input_ids", "attention_mask"}:
+            return tuple(
+                hashlib.sha256(row[real].numpy().tobytes()).hexdigest()
+                for row, real in zip(ids, kept, strict=True)
+            )
+    named = dict(sorted(inputs.items())) if isinstance(inputs, Mapping) else inputs
+    every, structure = tree_flatten(named)
+    leaves = [leaf for leaf in every if isinstance(leaf, Tensor) and leaf.ndim]
+    rest = [leaf.tolist() if isinstance(leaf, Tensor) else leaf for leaf in every
+            if not (isinstance(leaf, Tensor) and leaf.ndim)]  # fmt: skip
     rows = [leaf.flatten(1) if leaf.ndim > 1 else leaf[:, None] for leaf in leaves]
-    return digests(torch.cat([row.double() for row in rows], 1))
+    found = digests(torch.cat([row.double() for row in rows], 1))
+    if isinstance(inputs, Tensor) and inputs.ndim == 2:
+        return found
+    said = f"{structure} {[tuple(leaf.shape[1:]) for leaf in leaves]} {rest}"
+    return tuple(hashlib.sha256((said + key).encode()).hexdigest() for key in found)
 
 
 def _at(value: Tensor, last: Tensor | None) -> Tensor:

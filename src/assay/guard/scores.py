@@ -42,9 +42,11 @@ class Mahalanobis:
         self, values: Float[Tensor, "inputs features"], group: Int[Tensor, " inputs"] | None = None
     ) -> Float[Tensor, " inputs"]:
         """Return squared distances to the mean of each input's group."""
-        moved = values @ self.whiten
-        means = self.means @ self.whiten
-        return (moved - (means[0] if group is None else means[group])).square().sum(1)
+        # In float64, rounded once: equal inputs tie whatever the number that is scored at once.
+        whiten = self.whiten.double()
+        moved, means = values.double() @ whiten, self.means.double() @ whiten
+        found = (moved - (means[0] if group is None else means[group])).square().sum(1)
+        return found.float()
 
 
 def mahalanobis(

@@ -79,7 +79,7 @@ class Tables:
         """
         cells = int(self.sizes.sum())
         crossed = (cells**2 - int(self.sizes.square().sum())) // 2
-        return cells + crossed + self.roots * cells
+        return cells + crossed + self.roots * (cells + 1)  # a root value is an event too
 
     def marginals(self) -> Float[Tensor, "features bins"]:
         """Return smoothed probabilities of bins, `(count + 1/bins) / (total + 1)`."""

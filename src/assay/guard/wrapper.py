@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,11 @@ class Guarded:
     It returns a `Served` whatever happens: an exception, in the network or in the guard, is a
     rejection, with `error` set. With `raises` a rejection raises `RejectedError` instead, and
     nothing else is ever raised. Raises InputError at once, before anything is served, for a guard
-    that was fitted on another network (by the digest of its tensors) or without a reading."""
+    that was fitted on another network (by the digest of its tensors) or without a reading.
+
+    A network that is replaced, or whose modules or tensors are changed in place, after that is
+    noticed at the next call, and its inputs are rejected; writes through `.data` alone leave no
+    trace there."""
 
     def __init__(self, model: nn.Module, guard: Guard, *, raises: bool = False):
         if guard.model_hash and guard.model_hash != hash_of(model):
@@ -66,6 +71,7 @@ class Guarded:
                 " one for this network"
             )
         self.model, self.guard, self.raises = model, guard, raises
+        self._seen, self._kinds = _versions(model), _kinds(model)
         self.reading = reading_of(dict(guard.reading), "this guard")
         if self.reading.names != guard.names:
             raise InputError("the guard's reading names other features than the guard")
@@ -73,6 +79,8 @@ class Guarded:
     def __call__(self, *args: Any, **kwargs: Any) -> Served:
         """Run the network once and judge every input."""
         try:
+            if args and kwargs:
+                raise InputError("give all inputs by position, or all by keyword")
             served = self._serve(kwargs if kwargs else args[0] if len(args) == 1 else args)
         except Exception as error:  # nothing may be raised, nor accepted, in the served path
             served = _failed(args, kwargs, error)
@@ -81,12 +89,14 @@ class Guarded:
         return served
 
     def _serve(self, inputs: Any) -> Served:
-        was_training = self.model.training
+        self._require_same()
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
         try:
             data, output = self.reading.run(self.model, inputs)
         finally:
-            self.model.train(was_training)
+            for module in training:  # each as it was: some may have been in evaluation mode
+                module.training = True
         verdicts = self.guard(data)
         accepted = verdicts.accepted.tolist()
         events = tuple(
@@ -95,6 +105,33 @@ class Guarded:
         )
         reasons = tuple(REASONS[why] for why in verdicts.why.tolist())
         return Served(output, tuple(accepted), reasons, events, tuple(verdicts.p.tolist()))
+
+    def _require_same(self) -> None:
+        """Raise InputError when the network is no longer the one that the guard was fitted on."""
+        if _kinds(self.model) != self._kinds:
+            raise InputError("the network was changed: its modules are not those that were guarded")
+        now = _versions(self.model)
+        if now == self._seen:
+            return
+        if self.guard.model_hash and hash_of(self.model) != self.guard.model_hash:
+            raise InputError("the network was changed after the guard was put around it")
+        self._seen = now
+
+
+def _versions(model: nn.Module) -> dict[str, tuple[object, ...]]:
+    """Return what changes when a tensor of a network is replaced or written to."""
+    return {
+        name: (
+            *(id(entry), entry.data_ptr(), entry.dtype, entry.shape),
+            None if entry.is_inference() else entry._version,
+        )
+        for name, entry in itertools.chain(model.named_parameters(), model.named_buffers())
+    }
+
+
+def _kinds(model: nn.Module) -> list[tuple[str, type]]:
+    """Return the names and classes of modules: an activation without tensors is a part too."""
+    return [(name, type(module)) for name, module in model.named_modules()]
 
 
 def _failed(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) -> Served:
@@ -105,7 +142,10 @@ def _failed(args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception) 
         if isinstance(leaf, Tensor) and leaf.ndim
     ]
     count = sizes[0] if sizes else 1
-    message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    try:
+        message = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    except Exception:  # an exception of the network's own may fail to say what it is
+        message = type(error).__name__
     return Served(
         None,
         (False,) * count,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from assay.core.target import Batch, target
-from assay.errors import InputError
+from assay.errors import InputError, shown
 from assay.guard import Guard, Observed, Settings, fit, split
 from assay.guard.explanations import Explanation, Refused
 from assay.guard.files import CONFIG, load, save
@@ -106,6 +107,7 @@ def propose_to_guard(
     extra = None if calibration is None else read_lines(calibration, limit)
     if bool(guard.reading.get("own_calibration")) != (extra is not None):
         raise InputError("give --calibration if, and only if, the guard was fitted with it")
+    shares, seed = _parts(guard, folder)
     existing(proposals)
     _require_place(out)
     model = _same_model(guard, model_path)
@@ -113,7 +115,7 @@ def propose_to_guard(
     chosen = read_proposals(proposals, reading.names, nodes=homes)
     rows = _tokens(model, lines)
     found = _observe(model, rows, reading)
-    parts = split(found, tuple(guard.reading["shares"]), int(guard.reading["seed"]))  # type: ignore[arg-type, call-overload]
+    parts = split(found, shares, seed)
     tables, fresh = parts[0], parts[1]
     if frozenset(tables.keys) != guard.training:
         raise InputError(f"{data} does not hold the inputs that the guard was fitted on")
@@ -237,8 +239,35 @@ def read_lines(path: Path | str, limit: int | None = None) -> list[str]:
 def _require_place(folder: Path | str) -> None:
     """Refuse a folder that holds anything, before any work."""
     place = Path(folder)
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        raise InputError(f"{place} exists and is not an empty folder; choose another with -o")
+    try:
+        # `exists` tells a name that is too long, `lexists` a link to nothing.
+        there = place.exists() or os.path.lexists(place)
+        if there and (not place.is_dir() or any(place.iterdir())):
+            raise InputError(f"{place} exists and is not an empty folder; choose another with -o")
+        above = next(parent for parent in place.absolute().parents if os.path.lexists(parent))
+        if not above.is_dir() or not os.access(above, os.W_OK):
+            raise InputError(f"no guard can be saved in {place}: {above} is no folder to write in")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise InputError(
+            f"no guard can be saved in {shown(str(place))}: {reason}; choose another with -o"
+        ) from error
+
+
+def _parts(guard: Guard, folder: Path | str) -> tuple[tuple[float, ...], int]:
+    """Return how `fit_guard` split the inputs; InputError for a guard that was fitted otherwise."""
+    shares, seed = guard.reading.get("shares"), guard.reading.get("seed")
+    if (
+        not isinstance(shares, list)
+        or not isinstance(seed, int)
+        or not 2 <= len(shares) <= 3
+        or not all(isinstance(share, float) and share > 0 for share in shares)
+    ):
+        raise InputError(
+            f"{Path(folder) / CONFIG} does not say how its inputs were split: it was not fitted by"
+            " assay guard fit; use assay.guard.proposals in Python"
+        )
+    return tuple(shares), seed
 
 
 def _same_model(guard: Guard, path: str) -> LanguageModel:
