@@ -406,6 +406,7 @@ def test_kill_nine_in_the_middle_of_training_and_resume_gives_the_same_numbers(t
         "audit.examples=60",
         "--set",
         "audit.exact=8",
+        "--set",
         "audit.resplits=2",
     ]
     whole = assay(*words, "-o", str(tmp_path / "whole")).stdout
