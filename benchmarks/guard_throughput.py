@@ -14,7 +14,7 @@ import torch
 from assay.guard import Guarded, Observed, Settings, fit
 from assay.guard.reading import read, whole
 from assay.guard.wrapper import hash_of, memory
-from assay.learn.classifier import train_classifier
+from assay.learn.classifier import train_mlp
 from assay.targets.data import load_digits
 
 INPUTS = 20_000
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     data = load_digits()
     x, y = torch.cat([data.train_x, data.test_x]), torch.cat([data.train_y, data.test_y])
-    model = train_classifier(x[:900], y[:900], (128, 64))
+    model = train_mlp(x[:900], y[:900], (128, 64))
     reading = whole(model, x[:100], ["1", "3"])
     parts = [read(model, part, reading) for part in (x[:900], x[900:1150], x[1150:1450])]
     guard = fit(*parts, Settings(), model_hash=hash_of(model), reading=reading.to_json())

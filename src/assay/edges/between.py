@@ -15,7 +15,7 @@ from assay.core.mechanisms import Mechanisms
 from assay.edges.chains import Chain, find_chain, push_forward, rank_within
 from assay.edges.cut import CutRun, Node, run_cut
 from assay.edges.part_edges import PartEdges
-from assay.edges.pulling import Pull, pull_of
+from assay.edges.pulling import Pull, pull_back, pull_of
 from assay.errors import InputError
 from assay.memory import rows_within
 
@@ -63,7 +63,7 @@ def part_edges(
             found = _general(run, sources, name, index, one_by_one=general)
         values[:, :, torch.tensor(places)] = found.to(values.device)
     if run.metric.requires_grad:
-        straight = sources.dot(_grad(run.metric.sum(), run.leaves))
+        straight = sources.dot(pull_back(run.metric.sum(), run.leaves))
     else:
         straight = torch.zeros(len(mechanisms.batch), len(upstream), dtype=torch.float64)
     require_scores({"edges": values, "edges to the metric": straight})
@@ -324,17 +324,12 @@ def _general(
         return torch.stack([nothing] * len(index), -1)
     used = {site: leaf for site, leaf in run.leaves.items() if site in sources.sites}
     if one_by_one:
-        return torch.stack([sources.dot(_grad(row, used)) for row in rows], -1)
+        return torch.stack([sources.dot(pull_back(row, used)) for row in rows], -1)
     eye = torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
     found = torch.autograd.grad(
         rows, list(used.values()), eye, retain_graph=True, is_grads_batched=True, allow_unused=True
     )
     return sources.dot(dict(zip(used, found, strict=True)), len(rows)).permute(1, 2, 0)
-
-
-def _grad(value: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
-    found = torch.autograd.grad(value, list(leaves.values()), retain_graph=True, allow_unused=True)
-    return dict(zip(leaves, found, strict=True))
 
 
 def _by_group(nodes: Sequence[Node]) -> dict[str, list[int]]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from assay.edges.pulling import pull_back
 from assay.targets import families, names
 
 Rows = Callable[[Tensor, Mapping[str, Tensor], Tensor], dict[str, Tensor]]
@@ -80,27 +81,27 @@ def find_chain(
         direct = z is value
         cotangent, last = random(value)
         if not direct:
-            (at_z,) = _grads(value, [z], cotangent)
-            (alone,) = _grads(value, [z], last)
+            at_z = pull_back(value, {layer.z: z}, cotangent)[layer.z]
+            alone = pull_back(value, {layer.z: z}, last)[layer.z]
             if at_z is None or alone is None or alone[:, :-1].any() or not at_z.any():
                 continue
         else:
             at_z = cotangent
-        at_heads = _grads(z, list(heads.values()), at_z)
-        if any(found is None for found in at_heads):
+        at_heads = pull_back(z, heads, at_z)
+        if any(found is None for found in at_heads.values()):
             continue
         total: dict[str, Tensor] = {}
         local = True
-        for head, found in zip(heads.values(), at_heads, strict=True):
-            assert found is not None
+        for name, head in heads.items():
             _, last = random(head)
-            whole = _grads(head, list(leaves.values()), found)
-            single = _grads(head, list(leaves.values()), last)
-            for site, back, alone in zip(leaves, whole, single, strict=True):
+            whole = pull_back(head, leaves, at_heads[name])
+            single = pull_back(head, leaves, last)
+            for site in leaves:
+                back, alone = whole[site], single[site]
                 if back is not None and alone is not None:
                     local = local and not alone[:, :-1].any()
                     total[site] = total[site] + back if site in total else back
-        expected = dict(zip(leaves, _grads(value, list(leaves.values()), cotangent), strict=True))
+        expected = pull_back(value, leaves, cotangent)
         if local and set(total) == set(leaves) and _agree(total, expected):
             return Chain(None if direct else z, heads, tuple(leaves))
     return None
@@ -111,7 +112,6 @@ def push_forward(out: Tensor, leaf: Tensor, tangents: Tensor, positions: Tensor)
     on a leaf position by position: (examples, parts, width out).
 
     A second derivative of a linear function, <u, J v> in u, is J v."""
-    count = tangents.shape[1]
     line = rank_within(positions).to(positions.device)
     given = tangents.new_zeros(int(line.max()) + 1, *leaf.shape)
     given[line, :, positions] = tangents.transpose(0, 1)
@@ -120,7 +120,6 @@ def push_forward(out: Tensor, leaf: Tensor, tangents: Tensor, positions: Tensor)
     (moved,) = torch.autograd.grad(
         back, dummy, given.to(back.dtype), retain_graph=True, is_grads_batched=True
     )
-    assert len(positions) == count
     return moved[line, :, positions].transpose(0, 1)
 
 
@@ -144,7 +143,3 @@ def _agree(found: Mapping[str, Tensor], expected: Mapping[str, Tensor | None]) -
         if bool((back - whole).abs().max() > near):
             return False
     return True
-
-
-def _grads(value: Tensor, inputs: list[Tensor], cotangent: Tensor) -> list[Tensor | None]:
-    return list(torch.autograd.grad(value, inputs, cotangent, retain_graph=True, allow_unused=True))

@@ -45,7 +45,7 @@ def pull_of(value: Tensor, leaves: Mapping[str, Tensor], wanted: Collection[str]
     kinds: dict[str, list[str]] = {"identity": [], "local": [], "general": []}
     tolerance = 64 * torch.finfo(value.dtype).eps * float(everywhere.abs().max())
     rest: dict[str, Tensor] = {}
-    for site, found in _grads(value, asked, everywhere).items():
+    for site, found in pull_back(value, asked, everywhere).items():
         if found is None or not found.any():
             continue
         same = found.shape == everywhere.shape
@@ -53,16 +53,17 @@ def pull_of(value: Tensor, leaves: Mapping[str, Tensor], wanted: Collection[str]
             kinds["identity"].append(site)
         else:
             rest[site] = asked[site]
-    for site, found in _grads(value, rest, last).items():
+    for site, found in pull_back(value, rest, last).items():
         flat = found is not None and found.ndim == 3 and found.shape[1] == value.shape[1]
         alone = flat and found is not None and not found[:, :-1].any()
         kinds["local" if alone else "general"].append(site)
     return Pull(**{name: tuple(sites) for name, sites in kinds.items()})
 
 
-def _grads(
-    value: Tensor, leaves: Mapping[str, Tensor], cotangent: Tensor
+def pull_back(
+    value: Tensor, leaves: Mapping[str, Tensor], cotangent: Tensor | None = None
 ) -> dict[str, Tensor | None]:
+    """Return J^T c by leaf, None where the value does not depend on one; c is 1 by default."""
     if not leaves:
         return {}
     found = torch.autograd.grad(

@@ -51,14 +51,7 @@ class Laboratory:
         """Return which events of a statement are supported: (bins,), (bins, bins) of parent and
         child, or (roots, bins).
         """
-        tables, (first, *rest) = self.tables, explanation.features
-        match explanation.form:
-            case "edge":
-                return tables.pairs[first, :, rest[0]] >= self.needed
-            case "root":
-                return tables.rooted[:, first] >= self.needed
-            case _:
-                return tables.single[first] >= self.needed
+        return _cells_of(self.tables, explanation) >= self.needed
 
     def _cells(self, explanation: Explanation) -> tuple[Tensor, ...]:
         places = tuple(self.bins[:, feature] for feature in explanation.features)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import polars as pl
+
 from assay.errors import InputError
 
 Form = Literal["constant", "marginal", "edge", "root"]
@@ -50,6 +52,33 @@ class Refused:
 
     explanation: Explanation
     reason: str
+
+
+def explained_table(
+    admitted: Iterable[Explanation], refused: Iterable[Refused], names: Sequence[str]
+) -> pl.DataFrame:
+    """Return all explanations, then all refusals, a row each."""
+    rows = [(one, True, "") for one in admitted]
+    rows += [(one.explanation, False, one.reason) for one in refused]
+    schema = {
+        "explanation": pl.String,
+        "form": pl.String,
+        "sort": pl.String,
+        "bits": pl.Float64,
+        "events explained": pl.Int64,
+        "predicted": pl.Float64,
+        "fresh split": pl.Float64,
+        "admitted": pl.Boolean,
+        "reason": pl.String,
+    }
+    cells = [
+        (
+            *(one.words(names), one.form, one.sort, one.bits, one.explains),
+            *(one.predicted, one.observed, taken, reason),
+        )
+        for one, taken, reason in rows
+    ]
+    return pl.DataFrame(cells, schema=schema, orient="row")
 
 
 def require_forest(edges: Iterable[tuple[int, int]], names: Sequence[str]) -> None:

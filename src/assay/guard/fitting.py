@@ -13,12 +13,12 @@ from torch import Tensor
 from assay.errors import InputError
 from assay.guard.admission import Laboratory, admit, candidates
 from assay.guard.compiled import compile_explanations
-from assay.guard.conformal import combine, ranks
+from assay.guard.conformal import ranks
 from assay.guard.explanations import Explanation, Refused, require_forest
 from assay.guard.guard import Guard, Scorer, root_values
 from assay.guard.observed import Observed, classes_of
 from assay.guard.quantise import Quantiser, quantise, without_knowledge
-from assay.guard.scores import TWO_SIDED, WEIGHTS, mahalanobis
+from assay.guard.scores import TWO_SIDED, mahalanobis
 from assay.guard.settings import Settings
 from assay.guard.tables import needed, tabulate
 
@@ -141,9 +141,8 @@ def calibrate(guard: Guard, fresh: Observed, calibration: Observed) -> Guard:
     reference = ranks(guard.scorer(fresh).scores, sides)
     scores = guard.scorer(calibration).scores
     single = ranks(scores, sides)
-    weights = torch.tensor([WEIGHTS[name] for name in guard.scorer.tests])
-    statistic = combine(reference(scores), weights).sort().values
-    return replace(guard, ranks=reference, single=single, statistic=statistic)
+    ranked = replace(guard, ranks=reference, single=single)
+    return replace(ranked, statistic=ranked.combined(scores).sort().values)
 
 
 def _roots(data: Observed, classes: Tensor | None) -> Tensor | None:

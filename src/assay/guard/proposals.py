@@ -21,7 +21,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from assay.errors import InputError, unknown
-from assay.guard.explanations import Explanation, Refused, require_forest
+from assay.guard.explanations import Explanation, Forest, Refused, require_forest
 from assay.guard.tables import interval
 from assay.io.circuits import Circuit, edge_ends, read_circuit
 from assay.io.files import read_json
@@ -108,16 +108,13 @@ def from_circuit(circuit: Circuit, nodes: Mapping[str, str]) -> list[Proposal]:
     chosen = [(name, scored) for name, scored in circuit.edges.items() if scored.in_graph]
     chosen.sort(key=lambda entry: -abs(entry[1].score or 0.0))
     found: list[Proposal] = []
-    names = list(nodes)
+    places = {name: place for place, name in enumerate(nodes)}
+    forest = Forest(len(places))
     for name, _ in chosen:
         source, receiver, _ = edge_ends(name)
-        for pair in itertools.product(homes.get(source, ()), homes.get(receiver, ())):
-            edges = [(one.cause, one.effect) for one in found] + [pair]
-            try:
-                require_forest([(names.index(a), names.index(b)) for a, b in edges], names)
-            except InputError:
-                continue
-            found.append(Proposal(*pair))
+        for cause, effect in itertools.product(homes.get(source, ()), homes.get(receiver, ())):
+            if forest.join(places[cause], places[effect]):
+                found.append(Proposal(cause, effect))
     return found
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from assay.core.sites import Edit, Seen, run_edited
+from assay.core.sites import Edit, Seen, read_sites, run_edited
 from assay.errors import InputError
 from assay.guard.observed import Observed, digests
 
@@ -106,19 +106,8 @@ def whole(model: nn.Module, inputs: Any, sites: Sequence[str], most: int | None 
     """Return a reading of all columns at sites, or of the `most` that vary most over the inputs,
     in units of their site's mean square.
     """
-    found: dict[str, Tensor] = {}
-
-    def keep(site: str) -> Edit:
-        def edit(seen: Seen) -> Tensor:
-            found[site] = seen.value.detach()
-            return seen.written
-
-        return edit
-
-    with torch.no_grad():
-        run_edited(model, inputs, {site: keep(site) for site in sites})
-    last = last_positions(inputs)
-    values = {site: _at(found[site], last).float() for site in sites}
+    found, last = read_sites(model, inputs, sites), last_positions(inputs)
+    values = {site: _at(found[site].value, last).float() for site in sites}
     if most is None or most >= sum(value.shape[1] for value in values.values()):
         return Reading({site: tuple(range(value.shape[1])) for site, value in values.items()})
     spread = [

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_flatten
 from assay.errors import AssayError, InputError
 from assay.guard.guard import REASONS, Guard
 from assay.guard.reading import reading_of
-from assay.io.files import digest_of_tensors
+from assay.io.files import hash_of as hash_of
 
 _EVENTS = 8  # events without support that are named per input
 
@@ -43,13 +43,6 @@ class Served:
     def all_accepted(self) -> bool:
         """Whether there are inputs and all of them are accepted."""
         return bool(self.accepted) and all(self.accepted)
-
-
-def hash_of(model: nn.Module) -> str:
-    """Return the digest that tells networks apart: the SHA-256 of all their tensors."""
-    return digest_of_tensors(
-        {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
-    )
 
 
 class Guarded:

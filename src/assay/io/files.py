@@ -174,6 +174,13 @@ def digest_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     return found.hexdigest()
 
 
+def hash_of(model: torch.nn.Module) -> str:
+    """Return the digest that tells networks apart: the SHA-256 of all their tensors."""
+    return digest_of_tensors(
+        {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
+    )
+
+
 def _require_digest(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Raise InputError when a file that Assay wrote holds other tensors than it was written
     with.

@@ -266,6 +266,16 @@ def pad(rows: Sequence[Sequence[int]], padding: int) -> Tensor:
     return torch.tensor([[*row, *[padding] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
+def padded_inputs(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+    """Return rows of ids as the arguments of a language model, padded on the right."""
+    ids = pad(rows, 0)
+    lengths = torch.tensor([len(row) for row in rows])
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
+    }
+
+
 def _check(
     clean: list[int],
     patch: list[int],

@@ -14,7 +14,7 @@ from assay.io.runs import Run
 from assay.learn.loop import fit
 
 
-def train_classifier(
+def train_mlp(
     x: Float[Tensor, "examples inputs"],
     y: Int[Tensor, " examples"],
     hidden: Sequence[int],

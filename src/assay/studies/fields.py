@@ -50,6 +50,11 @@ Amount = Annotated[float, _NUMBER, Field(ge=0, le=1e30, allow_inf_nan=False)]
 Share = Annotated[float, _NUMBER, Field(ge=1e-9, lt=1, allow_inf_nan=False)]
 Probability = Annotated[float, _NUMBER, Field(ge=0, le=1, allow_inf_nan=False)]
 Name = Annotated[str, *_TEXT]
+Names = Annotated[
+    tuple[Name, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+]
+"""Names or patterns; a single one may stand without brackets."""
 Input = Annotated[str, *_TEXT, IsInput()]
 
 

@@ -10,12 +10,11 @@ from typing import Any
 
 import polars as pl
 import torch
-from torch import Tensor
 
 from assay.core.target import Batch, target
 from assay.errors import InputError, shown
 from assay.guard import Guard, Observed, Settings, fit, split
-from assay.guard.explanations import Explanation, Refused
+from assay.guard.explanations import Explanation, Refused, explained_table
 from assay.guard.files import CONFIG, load, save
 from assay.guard.gates import joined, last_column_off, swaps
 from assay.guard.guard import REASONS
@@ -25,7 +24,7 @@ from assay.guard.quantise import Quantiser
 from assay.guard.reading import Reading, read, reading_of, whole
 from assay.guard.wrapper import hash_of, memory
 from assay.io.files import existing, read_text
-from assay.io.prompts import encode_texts, pad, require_tokenizer
+from assay.io.prompts import encode_texts, padded_inputs, require_tokenizer
 from assay.mechanisms.nodes import nodes
 from assay.memory import require_memory
 from assay.progress import progress
@@ -63,7 +62,7 @@ def fit_guard(
     model = load_language_model(model_path)
     rows = _tokens(model, lines)
     own = _calibration(model, extra)
-    reading = whole(model.model, _inputs(rows[:256]), _sites(model, sites), features)
+    reading = whole(model.model, padded_inputs(rows[:256]), _sites(model, sites), features)
     found = _observe(model, rows, reading)
     if own is None:
         shares: tuple[float, ...] = SHARES
@@ -82,7 +81,7 @@ def fit_guard(
         reading={**reading.to_json(), **about},
     )
     save(folder, guard)
-    return _summary(guard, folder, calibrating), explained_table(guard).head(20)
+    return _summary(guard, folder, calibrating), _table(guard).head(20)
 
 
 def propose_to_guard(
@@ -196,36 +195,15 @@ def explain_guard(folder: Path | str, *, top: int = 20) -> tuple[dict[str, Any],
     for one in guard.explanations:
         key = f"{one.sort} {one.form}"
         forms[key] = forms.get(key, 0) + 1
-    table = explained_table(guard)
+    table = _table(guard)
     admitted = table.filter(pl.col("admitted")).head(top)
     others = table.filter(~pl.col("admitted")).head(top)
     summary = {**forms, "refused": len(guard.refused), "bits": guard.bits, **_promise(guard)}
     return summary, pl.concat([admitted, others])
 
 
-def explained_table(guard: Guard) -> pl.DataFrame:
-    """Return all explanations, then all refusals, a row each."""
-    rows = [(one, True, "") for one in guard.explanations]
-    rows += [(one.explanation, False, one.reason) for one in guard.refused]
-    schema = {
-        "explanation": pl.String,
-        "form": pl.String,
-        "sort": pl.String,
-        "bits": pl.Float64,
-        "events explained": pl.Int64,
-        "predicted": pl.Float64,
-        "fresh split": pl.Float64,
-        "admitted": pl.Boolean,
-        "reason": pl.String,
-    }
-    cells = [
-        (
-            *(one.words(guard.names), one.form, one.sort, one.bits, one.explains),
-            *(one.predicted, one.observed, taken, reason),
-        )
-        for one, taken, reason in rows
-    ]
-    return pl.DataFrame(cells, schema=schema, orient="row")
+def _table(guard: Guard) -> pl.DataFrame:
+    return explained_table(guard.explanations, guard.refused, guard.names)
 
 
 def read_lines(path: Path | str, limit: int | None = None) -> list[str]:
@@ -318,19 +296,10 @@ def _calibration(model: LanguageModel, lines: list[str] | None) -> list[list[int
     return None if lines is None else _tokens(model, lines)
 
 
-def _inputs(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    ids = pad(rows, 0)
-    lengths = torch.tensor([len(row) for row in rows])
-    return {
-        "input_ids": ids,
-        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-    }
-
-
 def _observe(model: LanguageModel, rows: Sequence[list[int]], reading: Reading) -> Observed:
     require_memory(12 * len(rows) * model.vocab_size, f"the logits of {len(rows)} inputs")
     parts = [
-        read(model.model, _inputs(rows[start : start + _ROWS]), reading)
+        read(model.model, padded_inputs(rows[start : start + _ROWS]), reading)
         for start in progress(range(0, len(rows), _ROWS), "inputs")
     ]
     return concatenate(parts)
@@ -349,7 +318,7 @@ def _swaps(
             some = alike[start : start + _ROWS]
             if len(some) < 2:
                 continue
-            clean, paired = _inputs(some), _inputs([*some[1:], some[0]])
+            clean, paired = padded_inputs(some), padded_inputs([*some[1:], some[0]])
             bound = nodes(
                 metric, Batch(clean), Batch(paired), list(reading.sites), neurons=reading.sites
             )

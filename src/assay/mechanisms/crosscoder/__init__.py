@@ -1,6 +1,7 @@
 """Crosscoder features: one dictionary over the residual states of several layers, and where in
 the network its gates act."""
 
+from assay.io.files import hash_of
 from assay.mechanisms.crosscoder.bind import crosscoder
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.cotraining import Cotraining, cotrain
@@ -13,7 +14,7 @@ from assay.mechanisms.crosscoder.gates import (
 )
 from assay.mechanisms.crosscoder.initial import start_at_codes
 from assay.mechanisms.crosscoder.objective import Block, Hinge, Interaction
-from assay.mechanisms.crosscoder.states import hash_of, residual_states
+from assay.mechanisms.crosscoder.states import residual_states
 from assay.mechanisms.crosscoder.training import Training, train, unexplained
 
 __all__ = [

@@ -8,6 +8,7 @@ import torch
 
 from assay.core.target import Batch, Target
 from assay.errors import InputError, unknown
+from assay.io.files import hash_of
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.gates import (
     ClampedGates,
@@ -15,7 +16,7 @@ from assay.mechanisms.crosscoder.gates import (
     EverywhereGates,
     FirstGates,
 )
-from assay.mechanisms.crosscoder.states import hash_of, residual_states
+from assay.mechanisms.crosscoder.states import residual_states
 
 Rule = Literal["first", "everywhere", "clamp"]
 

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
 from assay.errors import InputError
+from assay.io.files import hash_of
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.objective import Term
-from assay.mechanisms.crosscoder.states import hash_of, residual_states
+from assay.mechanisms.crosscoder.states import residual_states
 from assay.mechanisms.crosscoder.training import (
     Threshold,
     Training,

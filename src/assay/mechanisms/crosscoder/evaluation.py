@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from assay.core.sites import Edit, Seen, run_edited
+from assay.dictionaries.splicing import predicted
 from assay.errors import InputError
 from assay.learn.reading import Reader, Rows, chunks
 from assay.mechanisms.crosscoder.coder import Crosscoder
@@ -64,21 +65,22 @@ def evaluate(model: nn.Module, found: Crosscoder, rows: Rows) -> CrosscoderEvalu
         sums.add(states, found.decode(codes), codes)
     means = sums.total / sums.count
 
-    def loss(layer: int | None, what: str) -> float:
+    def loss(layer: int | None = None, what: str = "clean") -> float:
         total, tokens = 0.0, 0
         for index in chunks(rows):
             some = rows.take(index)
             edits = {}
             if layer is not None:
-                states = stack_states(reader(some), found)
-                new = found(states)[:, layer] if what == "rebuilt" else means[layer]
+                new = means[layer]
+                if what == "rebuilt":
+                    new = found(stack_states(reader(some), found))[:, layer]
                 edits = {reader.refs[found.sites[layer]].site: _put(some, new)}
             output = run_edited(model, some.inputs(reader.device), edits).logits
             nats, count = _cross_entropy(output, some)
             total, tokens = total + nats, tokens + count
         return total / tokens
 
-    clean = loss(None, "")
+    clean = loss()
     layers = []
     for layer, site in enumerate(found.sites):
         mean, rebuilt = loss(layer, "mean"), loss(layer, "rebuilt")
@@ -135,8 +137,7 @@ def _put(rows: Rows, new: Tensor) -> Edit:
 
 def _cross_entropy(logits: Tensor, rows: Rows) -> tuple[float, int]:
     """Return the summed loss of the next tokens, and how many they are."""
-    ids, mask = rows.ids.to(logits.device), rows.mask.to(logits.device)
-    follows = mask[:, 1:] & mask[:, :-1]
+    ids, follows = rows.ids.to(logits.device), predicted(rows).to(logits.device)
     nats = cross_entropy(logits[:, :-1][follows].double(), ids[:, 1:][follows], reduction="sum")
     return float(nats), int(follows.sum())
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from assay.core.sites import read_sites
 from assay.errors import InputError
-from assay.io.files import digest_of_tensors, require_finite
+from assay.io.files import require_finite
 
 
 @torch.no_grad()
@@ -31,10 +31,3 @@ def residual_states(
                 f" {tuple(value.shape)}; a crosscoder reads states of one shape"
             )
     return torch.stack(values, dim=-2)
-
-
-def hash_of(model: nn.Module) -> str:
-    """Return the digest that tells networks apart: the SHA-256 of all their tensors."""
-    return digest_of_tensors(
-        {name: entry.detach().cpu() for name, entry in model.state_dict().items()}
-    )

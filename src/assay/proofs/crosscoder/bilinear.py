@@ -18,9 +18,8 @@ crosscoder_and_guard, part A."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
@@ -209,14 +208,7 @@ def _rowwise(x: Number) -> Number:
 
 def _counting(problem: BilinearProblem) -> BilinearProblem:
     """Return the problem at level float64 on arrays that count what is done to them."""
-
-    def counted(entries: Any) -> dict[str, Array]:
-        return {
-            entry.name: operations.counting(getattr(entries, entry.name))
-            for entry in fields(entries)
-        }
-
-    weights = replace(problem.weights, **counted(problem.weights))
-    features = replace(problem.features, **counted(problem.features))
+    weights = operations.counting_fields(problem.weights)
+    features = operations.counting_fields(problem.features)
     points = replace(problem.points, inputs=operations.counting(problem.points.inputs))
     return BilinearProblem(weights, points, features, "float64")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -189,15 +189,8 @@ def evaluation_operations(problem: Problem) -> int:
 
 def counting(problem: Problem) -> Problem:
     """Return the problem at level float64 on arrays that count what is done to them."""
-
-    def counted(entries: Any) -> dict[str, Array]:
-        return {
-            entry.name: operations.counting(getattr(entries, entry.name))
-            for entry in fields(entries)
-        }
-
-    network = replace(problem.network, **counted(problem.network))
-    features = replace(problem.features, **counted(problem.features))
+    network = operations.counting_fields(problem.network)
+    features = operations.counting_fields(problem.features)
     points = replace(problem.points, inputs=operations.counting(problem.points.inputs))
     return Problem(network, points, features, "float64")
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 
+Entries = TypeVar("Entries")
 _total = [0]
 
 
@@ -56,6 +58,15 @@ class Counted(np.ndarray[Any, Any]):
 def counting(x: np.ndarray[Any, Any]) -> Counted:
     """Return an array that counts."""
     return np.asarray(x).view(Counted)
+
+
+def counting_fields(entries: Entries) -> Entries:
+    """Return a dataclass of arrays as one of arrays that count."""
+    counted = {
+        field.name: counting(getattr(entries, field.name))
+        for field in fields(entries)  # type: ignore[arg-type]
+    }
+    return replace(entries, **counted)  # type: ignore[type-var]
 
 
 def charge(operations: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from assay.errors import InputError
 from assay.io.files import existing
@@ -12,7 +12,7 @@ from assay.studies.fields import (
     Amount,
     Count,
     Input,
-    Name,
+    Names,
     Positive,
     Share,
     Size,
@@ -20,10 +20,6 @@ from assay.studies.fields import (
     Whole,
 )
 from assay.studies.fields import Config as Keys
-
-
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class TargetConfig(Keys):
@@ -67,7 +63,7 @@ class Config(StudyConfig):
 
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
-    sites: Annotated[tuple[Name, ...], BeforeValidator(_several)] = ("blocks.*.hook_resid_post",)
+    sites: Names = ("blocks.*.hook_resid_post",)
     path: Input | None = None
     activation: Literal["relu", "jumprelu", "batch_topk"] = "batch_topk"
     features: Size | None = None

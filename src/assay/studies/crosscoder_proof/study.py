@@ -85,10 +85,10 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     """Train or load, prove by every strategy, certify and check; all that the report shows is
     saved.
     """
-    task = _task(config)
-    fitted, held = task.split(config.held_out, config.seed)
     path = config.model.path
     given = None if path is None else _load(config, path)
+    task = _task(config, given)
+    fitted, held = task.split(config.held_out, config.seed)
     model, found = network_and_crosscoder(config, run, task, fitted, given)
     weights = run.write("weights.safetensors", lambda new: residual_relu.save(new, model))
     run.write_files(lambda folder: save(folder, found))
@@ -159,18 +159,14 @@ def contexts(run: Run) -> pl.DataFrame:
 
 def _task_of_run(run: Run) -> Task:
     config = Config.model_validate(run.json("config.json")["config"])
-    if config.task == "digits":
-        return digits_task()
-    model = residual_relu.load(run.checked("weights.safetensors"))
-    return pairs_task(model.unembed.out_features)
+    return _task(config, residual_relu.load(run.checked("weights.safetensors")))
 
 
-def _task(config: Config) -> Task:
+def _task(config: Config, model: ResidualReLU | None) -> Task:
     if config.task == "digits":
         return digits_task()
-    if config.model.path is None:
-        return pairs_task(config.model.vocabulary)
-    return pairs_task(_load(config, config.model.path).unembed.out_features)
+    tokens = config.model.vocabulary if model is None else model.unembed.out_features
+    return pairs_task(tokens)
 
 
 def _lead(output: Tensor, batch: Batch) -> Tensor:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from assay.errors import InputError
 from assay.io.files import existing
@@ -13,7 +13,7 @@ from assay.studies.fields import (
     Amount,
     Count,
     Input,
-    Name,
+    Names,
     Positive,
     Probability,
     Size,
@@ -25,10 +25,6 @@ from assay.studies.fields import (
 )
 
 Architecture = Literal["batchtopk", "gated", "jumprelu", "matryoshka", "relu", "topk"]
-
-
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class TargetConfig(Keys):
@@ -81,7 +77,7 @@ class Config(StudyConfig):
 
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
-    sites: Annotated[tuple[Name, ...], BeforeValidator(_several)] = (
+    sites: Names = (
         "blocks.*.hook_attn_out",
         "blocks.*.hook_mlp_out",
         "blocks.*.hook_resid_post",

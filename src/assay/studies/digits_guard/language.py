@@ -10,7 +10,7 @@ import torch
 from assay.guard import Guard, Observed, Settings, fit, split
 from assay.guard.reading import Reading, read, whole
 from assay.guard.wrapper import hash_of
-from assay.io.prompts import encode_texts, pad
+from assay.io.prompts import encode_texts, padded_inputs
 from assay.io.runs import Run
 from assay.learn.language import train_agreement_model
 from assay.learn.settings import AGREEMENT
@@ -85,10 +85,4 @@ def observed(model: LanguageModel, texts: list[str], reading: Reading) -> Observ
 
 def inputs_of(model: LanguageModel, texts: list[str]) -> dict[str, Any]:
     """Return texts as the arguments of a language model, padded on the right."""
-    rows = encode_texts(texts, model.tokenizer)
-    ids = pad(rows, 0)
-    lengths = torch.tensor([len(row) for row in rows])
-    return {
-        "input_ids": ids,
-        "attention_mask": (torch.arange(ids.shape[1]) < lengths[:, None]).long(),
-    }
+    return padded_inputs(encode_texts(texts, model.tokenizer))

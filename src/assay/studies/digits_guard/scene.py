@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from assay.guard import Observed
 from assay.guard.reading import Reading, read
 from assay.io.runs import Run
-from assay.learn.classifier import train_classifier
+from assay.learn.classifier import train_mlp
 from assay.studies.digits_guard.config import Config
 from assay.targets.data import load_digits
 
@@ -74,7 +74,7 @@ def scene(config: Config, index: int, run: Run) -> Scene:
 def train(config: Config, x: Tensor, y: Tensor, seed: int, run: Run, name: str) -> nn.Sequential:
     """Train one network; a later call goes on from its checkpoint."""
     chosen = config.model
-    return train_classifier(
+    return train_mlp(
         x,
         y,
         (chosen.first, chosen.second),

@@ -12,7 +12,7 @@ from torch import Tensor
 from assay.core.target import Batch, target
 from assay.guard import Guard, Observed, fit
 from assay.guard.bounded import prune_weights, site
-from assay.guard.explanations import Explanation, Refused
+from assay.guard.explanations import Explanation, Refused, explained_table
 from assay.guard.files import save
 from assay.guard.gates import last_column_off, swaps
 from assay.guard.proposals import Proposal, judge, predict
@@ -70,7 +70,9 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     run.save_table("winners.parquet", best)
     curve = measures.learning_curve(guard, parts, config.guard.settings())
     run.save_table("curve.parquet", curve)
-    run.save_table("explanations.parquet", _explanations(guard))
+    run.save_table(
+        "explanations.parquet", explained_table(guard.explanations, guard.refused, guard.names)
+    )
     pool = here.observed(torch.cat([here.x["calibration"], here.x["held out"]]))
     share = len(parts["calibration"]) / len(pool)
     level = measures.level_over_resplits(guard, pool, config.resplits, share, config.seed)
@@ -344,35 +346,3 @@ def _agreement(config: Config, run: Run) -> dict[str, Any] | None:
         "mean_auroc": float(best["combination"].mean()),  # type: ignore[arg-type]
         "worst_difference": float(best["difference"].min()),  # type: ignore[arg-type]
     }
-
-
-def _explanations(guard: Guard) -> pl.DataFrame:
-    rows = [
-        {
-            "explanation": one.words(guard.names),
-            "form": one.form,
-            "sort": one.sort,
-            "bits": one.bits,
-            "events explained": one.explains,
-            "predicted": one.predicted,
-            "fresh split": one.observed,
-            "admitted": True,
-            "reason": "",
-        }
-        for one in guard.explanations
-    ]
-    rows += [
-        {
-            "explanation": one.explanation.words(guard.names),
-            "form": one.explanation.form,
-            "sort": one.explanation.sort,
-            "bits": one.explanation.bits,
-            "events explained": 0,
-            "predicted": one.explanation.predicted,
-            "fresh split": one.explanation.observed,
-            "admitted": False,
-            "reason": one.reason,
-        }
-        for one in guard.refused
-    ]
-    return pl.DataFrame(rows, infer_schema_length=None)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from assay.errors import InputError
 from assay.io.files import existing, require_folder
@@ -15,6 +15,7 @@ from assay.studies.fields import (
     Count,
     Input,
     Name,
+    Names,
     Positive,
     Probability,
     Several,
@@ -24,10 +25,6 @@ from assay.studies.fields import (
     Whole,
 )
 from assay.studies.names import require_metric
-
-
-def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
 
 
 class TargetConfig(AgreementModelConfig):
@@ -125,7 +122,7 @@ class Config(StudyConfig):
     target: TargetConfig = TargetConfig()
     data: DataConfig = DataConfig()
     dictionaries: DictionariesConfig = DictionariesConfig()
-    sites: Annotated[tuple[Name, ...], BeforeValidator(_several)] = Field(
+    sites: Names = Field(
         (
             "blocks.*.hook_attn_out",
             "blocks.*.hook_mlp_out",
