@@ -73,9 +73,7 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.1)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    data = load_digits()
-    x = torch.cat([data.train_x, data.test_x])
-    y = torch.cat([data.train_y, data.test_y])
+    x, y = load_digits().both_parts()
     for seed in range(given.seeds):
         order = torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))
         held, fitted = order[:359].numpy(), order[359:]

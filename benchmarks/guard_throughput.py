@@ -33,8 +33,7 @@ def seconds(function: Callable[[], object], repeats: int = 2) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    data = load_digits()
-    x, y = torch.cat([data.train_x, data.test_x]), torch.cat([data.train_y, data.test_y])
+    x, y = load_digits().both_parts()
     model = train_mlp(x[:900], y[:900], (128, 64))
     reading = whole(model, x[:100], ["1", "3"])
     parts = [read(model, part, reading) for part in (x[:900], x[900:1150], x[1150:1450])]

@@ -81,6 +81,13 @@ class Data:
     def classes(self) -> int:
         return len(self.names)
 
+    def both_parts(self) -> tuple[Tensor, Tensor]:
+        """Return all inputs and their classes, the training part first."""
+        return (
+            torch.cat([self.train_x, self.test_x]),
+            torch.cat([self.train_y, self.test_y]),
+        )
+
     def distinct_test(self, most: int | None = None) -> tuple[Tensor, Tensor]:
         """Return the test part without copies, at most `most` inputs of it: what is measured on
         copies of one input is one measurement.

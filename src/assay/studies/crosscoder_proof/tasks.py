@@ -47,8 +47,6 @@ def pairs_task(vocabulary: int) -> Task:
 
 def digits_task() -> Task:
     """The 1797 digits of scikit-learn, 8 x 8 pixels in [0, 1]."""
-    data = load_digits()
-    inputs = torch.cat([data.train_x, data.test_x])
-    labels = torch.cat([data.train_y, data.test_y])
+    inputs, labels = load_digits().both_parts()
     table = pl.DataFrame({"digit": labels.numpy(), "mean pixel": inputs.double().mean(1).numpy()})
     return Task(inputs, labels, table)

@@ -46,8 +46,7 @@ class Scene:
 def splits(config: Config, novel: int, seed: int) -> tuple[dict[str, Tensor], dict[str, Tensor],
                                                            Tensor]:  # fmt: skip
     """Return digits of nine classes and their labels by split, and those of the class left out."""
-    data = load_digits(config.seed)
-    x, y = torch.cat([data.train_x, data.test_x]), torch.cat([data.train_y, data.test_y])
+    x, y = load_digits(config.seed).both_parts()
     other, seen = x[y == novel], y != novel
     x, y = x[seen], y[seen] - (y[seen] > novel).long()
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
