@@ -8,13 +8,16 @@ ReLU networks, and nodes of the agreement model, with the plain linear bound bes
 --seconds are CPU seconds that an example may take, recomputation at level real included. The found
 damages are lower bounds by a search, the proved ones upper bounds; a row prints the means over the
 examples and their ratio, and of single examples the lowest ratio, the most CPU seconds and the most
-boxes. A row ends early at a gap of .1 %. With --compare two weaker bounds stand
+boxes; "allowed" is the mean of what the last norm allows whatever the gates are, and "vacuous" says
+in how many examples the proof excludes no more. A row ends early at a gap of .1 %, or with
+--boxes 1 before the first split. With --compare two weaker bounds stand
 beside it: "plain" is one linear bound at level float64 with the default slopes, "slopes" the same
 at level real after a descent on them; neither pins an input, or splits."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from assay import Batch, attribute, certify, nodes, target
+from assay import Batch, attribute, certify, channels, nodes, target
 from assay.attribution import Exact
 from assay.bounds.search.leaves import Budget
 from assay.core.mechanisms import Mechanisms
@@ -33,7 +36,7 @@ from assay.targets.data import load_digits
 
 Masks = dict[str, Tensor]
 Given = argparse.Namespace
-"""seconds and examples; compare: whether the weaker bounds are printed too."""
+"""seconds, boxes and examples; compare: whether the weaker bounds are printed too."""
 
 
 def least_important(mechanisms: Mechanisms, sizes: Masks, free: int) -> Masks:
@@ -63,7 +66,9 @@ def row(name: str, mechanisms: Mechanisms, keep: Masks, low: float | None, given
         found.append(certify(mechanisms, keep, low=low, level="float64", budget=bare))
         slopes = Budget(seconds / 2, boxes=1, pins=0)
         found.append(certify(mechanisms, keep, low=low, budget=slopes))
-    found.append(certify(mechanisms, keep, low=low, budget=Budget(seconds, gap=1e-3)))
+    found.append(
+        certify(mechanisms, keep, low=low, budget=Budget(seconds, gap=1e-3, boxes=given.boxes))
+    )
     last = found[-1]
     each = [
         1.0 if proved == 0 else seen / proved
@@ -74,7 +79,8 @@ def row(name: str, mechanisms: Mechanisms, keep: Masks, low: float | None, given
     print(
         f"{name:<34}{len(each):>9}{float(last.found.values.mean()):>10.4g}"
         + "".join(f"{float(r.proved.values.mean()):>10.4g}{r.ratio:>8.4f}" for r in found)
-        + f"{min(each):>8.4f}{max(last.seconds):>7.1f}{max(last.boxes):>7}",
+        + f"{min(each):>8.4f}{max(last.seconds):>7.1f}{max(last.boxes):>7}"
+        + f"{float(last.allowed.mean()):>9.4g}{int(last.vacuous.sum()):>8}",
         flush=True,
     )
 
@@ -83,7 +89,8 @@ def answers(
     name: str, mechanisms: Mechanisms, keep: Masks, low: float | None, given: Given
 ) -> None:
     """Print how many answers are certified, broken and open."""
-    found = certify(mechanisms, keep, low=low, claim="same-answer", budget=given.seconds)
+    budget = Budget(given.seconds, boxes=given.boxes)
+    found = certify(mechanisms, keep, low=low, claim="same-answer", budget=budget)
     unbroken = int((~found.broken).sum())
     print(
         f"{name:<34}certified {int(found.certified.sum())} of {unbroken} unbroken"
@@ -145,7 +152,7 @@ def head(compare: bool) -> None:
     print(
         f"{'free gates':<34}{'examples':>9}{'found':>10}"
         + "".join(f"{name:>10}{'ratio':>8}" for name in names)
-        + f"{'lowest':>8}{'most s':>7}{'boxes':>7}"
+        + f"{'lowest':>8}{'most s':>7}{'boxes':>7}{'allowed':>9}{'vacuous':>8}"
     )
 
 
@@ -173,6 +180,34 @@ def relu(given: Given) -> None:
             row(name, units, least_important(units, sizes, free), None, given)
 
 
+def corners(folder: Path, given: Given) -> None:
+    """The twelve most important parts free, of networks in float64: the proof beside the largest
+    damage of a corner.
+    """
+    saved = mechanisms_of(opened(folder)).take(slice(0, given.examples))
+    network = copy.deepcopy(saved.target.model).double()
+    bilinear = channels(network, saved.batch.inputs.double(), saved.batch.labels)
+    cases: list[tuple[str, Mechanisms]] = [("digits channels", bilinear)]
+    for residual in (False, True):
+        model, x, y = trained(residual)
+        batch = Batch(x[: given.examples].double(), y[: given.examples])
+        goal = target(model.double(), label_logit)
+        units = nodes(goal, batch, None, ["one", "two"], "zero", neurons=["one", "two"])
+        cases.append((f"ReLU {'residual' if residual else 'plain'}", units))
+    for name, mechanisms in cases:
+        sizes = effect_sizes(mechanisms, exact=False)
+        turned = {part: torch.where(size > 0, 1 / size, 0) for part, size in sizes.items()}
+        keep = least_important(mechanisms, turned, 12)
+        found = certify(mechanisms, keep, budget=Budget(given.seconds, gap=1e-8))
+        gaps = (found.proved.values - found.found.values) / found.proved.values
+        print(
+            f"{name + ', 12 free, float64':<34}{len(found.full):>9} largest relative gap"
+            f" {float(gaps.abs().max()):.1e}, at most {max(found.seconds):.1f} CPU s and"
+            f" {max(found.boxes)} boxes",
+            flush=True,
+        )
+
+
 def agreement(folder: Path, given: Given) -> None:
     """The nodes of the agreement model that have an effect, least important free."""
     mechanisms = mechanisms_of(opened(folder)).take(slice(0, given.examples))
@@ -190,12 +225,14 @@ def main() -> None:
     parser.add_argument("agreement", type=Path)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--examples", type=int, default=5)
-    parser.add_argument("--only", choices=("digits", "relu", "agreement"))
+    parser.add_argument("--only", choices=("digits", "relu", "corners", "agreement"))
     parser.add_argument("--compare", action="store_true")
+    parser.add_argument("--boxes", type=int, default=1 << 20)
     given = parser.parse_args()
     parts: dict[str, Callable[[], None]] = {
         "digits": lambda: digits(given.digits, given),
         "relu": lambda: relu(given),
+        "corners": lambda: corners(given.digits, given),
         "agreement": lambda: agreement(given.agreement, given),
     }
     began = time.process_time()

@@ -4,12 +4,13 @@ shares for the agreement model, and the same answer on held-out digits with all 
     assay run digits-channels -o runs/digits
     assay run agreement-attribution -o runs/agreement
     OMP_NUM_THREADS=1 python benchmarks/certify_map.py runs/digits runs/agreement \
-        --out map.png --progress map.jsonl
+        --progress map.jsonl
+    python docs/pictures.py map.jsonl
 
 Every cell takes the least important nodes with an effect, by exact ablation, on the first --pairs
-pairs. The picture shows the shares. The digits part prints how many of the inputs where the search
-finds no break are certified, and the bracket of each other. With --progress a run that was stopped
-goes on."""
+pairs. The picture shows the shares of the pairs that are done. The digits part prints how many of
+the inputs where the search finds no break are certified, and the bracket of each other. With
+--progress a run that was stopped goes on."""
 
 from __future__ import annotations
 
@@ -19,11 +20,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-import polars as pl
 import torch
 from certify import effect_sizes, least_important
 
-from assay import certify, charts
+from assay import certify
 from assay.io.runs import opened
 from assay.proofs.bracket import Certified
 from assay.studies.runner import mechanisms_of
@@ -89,8 +89,8 @@ def known(rows: list[dict[str, Any]], pair: int, free: int, low: float) -> str |
     return None
 
 
-def agreement(folder: Path, pairs: int, seconds: float, done: Progress, out: Path | None) -> None:
-    """Print and draw the shares of every cell."""
+def agreement(folder: Path, pairs: int, seconds: float, done: Progress) -> None:
+    """Print the shares of every cell."""
     whole = mechanisms_of(opened(folder))
     count = min(pairs, len(whole.batch))
     for pair in range(count):
@@ -98,11 +98,12 @@ def agreement(folder: Path, pairs: int, seconds: float, done: Progress, out: Pat
             continue
         one = whole.take(slice(pair, pair + 1))
         sizes = effect_sizes(one, exact=True)
-        for free in FREE:
-            keep = least_important(one, sizes, free)
-            for low in LOWS:
+        # The largest boxes first: what is certified there is certified inside them.
+        for low in sorted(LOWS):
+            for free in sorted(FREE, reverse=True):
                 if done.has("agreement", pair, free, low):
                     continue
+                keep = least_important(one, sizes, free)
                 said = known(done.of("agreement"), pair, free, low)
                 entry = {"pair": pair, "free": free, "low": low, "deduced": said is not None}
                 if said is None:
@@ -110,7 +111,6 @@ def agreement(folder: Path, pairs: int, seconds: float, done: Progress, out: Pat
                     said = verdict(found)
                     entry |= {"seconds": found.seconds[0], "vacuous": bool(found.vacuous[0])}
                 done.add("agreement", entry | {"verdict": said})
-    rows = []
     for free in FREE:
         for low in LOWS:
             cell = [r for r in done.of("agreement") if (r["free"], r["low"]) == (free, low)]
@@ -127,23 +127,6 @@ def agreement(folder: Path, pairs: int, seconds: float, done: Progress, out: Pat
                 f" ({sum(row.get('vacuous', False) for row in cell)} vacuous,"
                 f" {sum(row.get('seconds', 0.0) for row in cell) / len(cell):.1f} CPU s a pair)"
             )
-            rows += [
-                {
-                    "gates": f"{free:>2} free, down to {low}",
-                    "answers": word,
-                    "share": number / len(cell),
-                }
-                for word, number in counts.items()
-            ]
-    if out is not None:
-        picture = charts.heatmap(
-            pl.DataFrame(rows),
-            "answers",
-            "gates",
-            "share",
-            title=f"Answers of {count} pairs, the least important nodes free",
-        )
-        charts.png(picture, out)
 
 
 def digits(folder: Path, inputs: int, seconds: float, done: Progress) -> None:
@@ -188,7 +171,6 @@ def main() -> None:
     parser.add_argument("--inputs", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--only", choices=("digits", "agreement"))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--progress", type=Path)
     given = parser.parse_args()
     began = time.process_time()
@@ -196,7 +178,7 @@ def main() -> None:
     if given.only != "agreement":
         digits(given.digits, given.inputs, given.seconds, done)
     if given.only != "digits":
-        agreement(given.agreement, given.pairs, given.seconds, done, given.out)
+        agreement(given.agreement, given.pairs, given.seconds, done)
     print(f"CPU seconds in all: {time.process_time() - began:.0f}")
 
 

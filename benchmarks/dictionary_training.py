@@ -1,15 +1,24 @@
 """Training of dictionaries against SAELens, in CPU seconds on one core: TopK dictionaries of the
-same size, from the same data, with the same optimiser, and the variance that both explain.
+same size, from the same first weights and data, with the same optimiser and nothing revived on
+either side, and the variance that both explain.
 
 1. The training step alone: 768 inputs, 6144 features, k = 32, 4096 positions, from the same first
-   weights, on vectors of superposed sparse features.
+   weights, on vectors of superposed sparse features. The steps of all alternate, so that a machine
+   that does other work too slows all of them; ours once more without screening, as on a processor
+   that does not multiply bfloat16 matrices, and the encoder's product in float32 alone, the floor
+   of such a step.
 2. With activation passes: the same dictionary at a middle site of a random GPT-2 of width 768 and
    4 layers, from token ids on.
 3. Several sites: six sites of a GPT-2 of 2 layers and width 64, 512 features each, against the
-   runner of SAELens that shares one forward pass between sites.
+   runner of SAELens that shares one forward pass between sites. Both train at each of three
+   learning rates. The seconds are those to the first time at which the mean variance explained at
+   held-out positions, which both see alike, reaches what both reach: the smaller of the two best
+   final ones. Each side's rate is the one that gets there first. Evaluation is not counted.
 
 The buffer in which SAELens mixes positions holds two batches, its smallest that mixes; ours holds
-everything.
+everything. Both divide the values of 2 and 3 by the scale of their site, ours by the root of the
+mean variance per coordinate, SAELens by the root of the mean norm's square per coordinate
+(`expected_average_only_in`), measured on one batch.
 
 SAELens runs in an environment of its own, made on first use below the cache folder (or
 `--peer PYTHON`). Run with `python benchmarks/dictionary_training.py [--parts step passes sites]`.
@@ -18,34 +27,41 @@ SAELens runs in an environment of its own, made on first use below the cache fol
 from __future__ import annotations
 
 import argparse
+import copy
 import ctypes
+import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
+from peers.environment import peer_python
+from peers.looks import Clock, explained
+from peers.trainer import peer_command, peer_environment, stepping
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from assay.dictionaries import Placed
-from assay.dictionaries.initial import initialise
-from assay.dictionaries.problem import Problem
+from assay.dictionaries import Placed, screen
+from assay.dictionaries.initial import initialise, scale_encoder
+from assay.dictionaries.optimizer import Adam
+from assay.dictionaries.problem import Problem, measure
 from assay.dictionaries.revival import normalise
 from assay.dictionaries.settings import Training
 from assay.dictionaries.topk import TopK
-from assay.dictionaries.training import train
-from assay.learn.reading import Reader, rows_of
+from assay.dictionaries.training import FITTED, MEASURED, train
+from assay.learn.reading import Reader, Rows, rows_of
+from assay.learn.streams import Stream
 
 PEER = "sae-lens==6.54.12"
-TORCH = f"torch=={torch.__version__.partition('+')[0]}"
+NEVER = 1000
+"""Steps without a value after which a feature is dead: more than any part has."""
 TARGETS = {"step": 4.0, "passes": 1.7, "sites": 1.3}
 
 STEP = {"width": 768, "features": 6144, "k": 32, "batch": 4096, "steps": 8, "rate": 3e-4}
@@ -75,8 +91,9 @@ SITES = {
     "features": 512,
     "k": 16,
     "batch": 4096,
-    "steps": 60,
-    "rate": 1e-3,
+    "steps": 120,
+    "rates": [2e-3, 4e-3, 8e-3],
+    "every": 10,
     "prompts": 64,
     "buffer": 128,
     "sites": [
@@ -93,7 +110,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_memory()
     try:
-        python = given.peer or peer_python()
+        python = given.peer or peer_python(PEER)
     except (OSError, subprocess.SubprocessError) as error:
         detail = (getattr(error, "stderr", None) or str(error)).strip().splitlines()[-1:]
         print(f"{PEER} could not be installed ({' '.join(detail)}): ours alone, no ratios")
@@ -104,62 +121,156 @@ def main() -> None:
 
 
 def compare(part: str, folder: Path, python: Path | None) -> None:
-    sizes = {"step": STEP, "passes": PASSES, "sites": SITES}[part]
-    ours = train_steps(folder, sizes) if part == "step" else train_sites(folder, sizes)
-    what = {"step": "training step", "passes": "with activation passes", "sites": "several sites"}
-    print(f"{what[part]}: assay {ours['seconds']:.2f} s, explained {ours['explained']:.3f}")
+    if part == "step":
+        compare_steps(folder, python)
+        return
+    if part == "sites":
+        compare_sites(folder, python)
+        return
+    sizes = PASSES
+    ours = train_sites(folder, sizes)
+    print(f"with activation passes: assay {described(ours)}")
     if python is None:
         return
     for sparse in (False, True):
         kind = "sparse" if sparse else "dense"
         try:
-            theirs = run_peer(python, part, folder, {**sizes, "sparse": sparse})
+            theirs = run_peer(python, folder, {**sizes, "sparse": sparse})
         except subprocess.SubprocessError as error:
             said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
             reason = [line for line in said if "Error" in line] or said
-            print(f"  SAELens ({kind}) did not run: {reason[-1]}")
+            print(f"  SAELens ({kind}) did not run: {reason[-1][:120]}")
             continue
         print(
-            f"  SAELens ({kind} activations) {theirs['seconds']:.2f} s, explained"
-            f" {theirs['explained']:.3f}: ratio {theirs['seconds'] / ours['seconds']:.2f}"
-            f" (must reach {TARGETS[part]})",
+            f"  SAELens ({kind} activations) {described(theirs)}: ratio"
+            f" {theirs['seconds'] / ours['seconds']:.2f} (must reach {TARGETS[part]})",
             flush=True,
         )
 
 
-def train_steps(folder: Path, sizes: Mapping[str, Any]) -> dict[str, float]:
-    """Time the step of our training: loss, gradients, update, and decoder rows of length one."""
+def compare_sites(folder: Path, python: Path | None) -> None:
+    """Train at several sites and rates on both sides; print the seconds to one share explained."""
+    sides: dict[str, dict[float, dict[str, Any]]] = {"assay": {}}
+    if python is not None:
+        sides["SAELens"] = {}
+    for rate in SITES["rates"]:
+        sizes = {**SITES, "rate": rate, "sparse": False}
+        for side, runs in sides.items():
+            if side == "assay":
+                runs[rate] = train_sites(folder, sizes)
+            else:
+                assert python is not None
+                runs[rate] = run_peer(python, folder, sizes)
+            print(f"several sites, rate {rate:g}: {side} {described(runs[rate])}", flush=True)
+    if python is None:
+        return
+    common = min(max(one["explained"] for one in runs.values()) for runs in sides.values())
+    first = {}
+    for side, runs in sides.items():
+        when = {rate: seconds_to(common, one["trace"]) for rate, one in runs.items()}
+        rate = min(when, key=lambda r: when[r])
+        first[side] = when[rate]
+        print(f"  {side} explains {common:.3f} after {when[rate]:.2f} s, at rate {rate:g}")
+    ratio = first["SAELens"] / first["assay"]
+    print(f"  ratio {ratio:.2f} (must reach {TARGETS['sites']})", flush=True)
+
+
+def described(run: Mapping[str, Any]) -> str:
+    return f"{run['seconds']:.2f} s, explained {run['explained']:.3f}, dead {run['dead']:.3f}"
+
+
+def seconds_to(share: float, trace: list[tuple[float, float]]) -> float:
+    """Return when a share was explained first, between two looks in proportion; infinity: never."""
+    if trace[0][1] >= share:
+        return trace[0][0]
+    for (before, low), (after, high) in itertools.pairwise(trace):
+        if high >= share:
+            return before + (after - before) * (share - low) / (high - low)
+    return float("inf")
+
+
+def compare_steps(folder: Path, python: Path | None) -> None:
+    """Time one step of each in turn, all from the same weights and on the same batches."""
     generator = torch.Generator().manual_seed(0)
-    width, batch, steps = sizes["width"], sizes["batch"], sizes["steps"]
-    x = draw_superposed(batch * (steps + 1), width, sizes["features"], generator)
-    dictionary = TopK(width, sizes["features"], k=sizes["k"])
-    initialise(dictionary, generator, centre=x.mean(0))
-    start = {key: value.contiguous() for key, value in dictionary.state_dict().items()}
-    save_file({**{k: v.clone() for k, v in start.items()}, "x": x}, folder / "step.safetensors")
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=width, n_head=12, vocab_size=2))
-    name = "blocks.0.hook_resid_post"
-    placed = {name: Placed(dictionary, name, (name,))}
-    training = Training(steps=steps, batch=batch, rate=sizes["rate"])
-    problem = Problem(model, placed, {name: 1.0}, training)
-    optimizer = torch.optim.Adam(problem.parameters(), lr=sizes["rate"], fused=True)
-    spent = []
-    for step in range(steps):
-        values = {name: x[step * batch : (step + 1) * batch]}
+    width, batch, steps = STEP["width"], STEP["batch"], STEP["steps"]
+    x = draw_superposed(batch * (steps + 1), width, STEP["features"], generator)
+    first = TopK(width, STEP["features"], k=STEP["k"])
+    initialise(first, generator, centre=x.mean(0))
+    start = {key: value.clone().contiguous() for key, value in first.state_dict().items()}
+    save_file({**start, "x": x}, folder / "step.safetensors")
+    screened, dense = Steps(copy.deepcopy(first)), Steps(copy.deepcopy(first))
+    encoder = []
+    with stepping(python, folder, STEP) as peers:
+        for step, values in enumerate(x.split(batch)[:steps]):
+            screened.step(values, step)
+            with mock.patch.object(screen, "pays", return_value=False):
+                dense.step(values, step)
+            began = time.process_time()
+            with torch.no_grad():
+                first.before(values)
+            encoder.append(time.process_time() - began)
+            for kind in list(peers):
+                try:
+                    peers[kind].ask()
+                except RuntimeError as error:
+                    print(f"  SAELens ({kind} activations) did not run: {error}")
+                    peers.pop(kind).end()
+        held = x[-batch:]
+        theirs = {kind: peer.result() for kind, peer in peers.items()}
+    ours = {"assay": screened}
+    if screen.pays(held, STEP["features"]):
+        ours["assay, not screened"] = dense
+    print(f"the encoder's product in float32 alone: {median(encoder):.2f} s")
+    for name, one in ours.items():
+        seconds = median(one.spent)
+        print(f"training step: {name} {seconds:.2f} s, explained {one.explained(held):.3f}")
+        for kind, found in theirs.items():
+            print(
+                f"  SAELens ({kind} activations) {found['seconds']:.2f} s, explained"
+                f" {found['explained']:.3f}: ratio {found['seconds'] / seconds:.2f}"
+                f" (must reach {TARGETS['step']})",
+                flush=True,
+            )
+
+
+class Steps:
+    """Steps of our training: loss, gradients, update, and decoder rows of length one."""
+
+    def __init__(self, dictionary: TopK) -> None:
+        self.dictionary, self.spent = dictionary, list[float]()
+        width, self.name = dictionary.d_in, "blocks.0.hook_resid_post"
+        shape = GPT2Config(
+            n_layer=1, n_embd=width, n_head=12, vocab_size=2, bos_token_id=0, eos_token_id=0
+        )
+        placed = {self.name: Placed(dictionary, self.name, (self.name,))}
+        training = Training(
+            steps=STEP["steps"], batch=STEP["batch"], rate=STEP["rate"], revive_every=NEVER
+        )
+        self.problem = Problem(GPT2LMHeadModel(shape), placed, {self.name: 1.0}, training)
+        self.optimizer = Adam(self.problem.parameters(), STEP["rate"])
+
+    def step(self, values: Tensor, number: int) -> None:
         began = time.process_time()
-        optimizer.zero_grad(set_to_none=True)
-        loss, _ = problem.local(values, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, _ = self.problem.local({self.name: values}, number)
         loss.backward()
-        optimizer.step()
-        normalise(dictionary)
-        spent.append(time.process_time() - began)
-    return {
-        "seconds": sorted(spent)[len(spent) // 2],
-        "explained": explained(dictionary, x[-batch:]),
-    }
+        self.optimizer.step()
+        normalise(self.dictionary)
+        self.spent.append(time.process_time() - began)
+
+    @torch.no_grad()
+    def explained(self, x: Tensor) -> float:
+        return explained(x, self.dictionary(x))
 
 
-def train_sites(folder: Path, sizes: Mapping[str, Any]) -> dict[str, float]:
-    """Train on token ids, from nothing to dictionaries for values as they are."""
+def median(numbers: list[float]) -> float:
+    return sorted(numbers)[len(numbers) // 2]
+
+
+def train_sites(folder: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Train on token ids, from nothing to dictionaries for values as they are. With `every` the
+    trace holds the seconds and the share explained every so many steps.
+    """
     torch.manual_seed(0)
     config = GPT2Config(
         n_layer=sizes["layers"],
@@ -174,7 +285,6 @@ def train_sites(folder: Path, sizes: Mapping[str, Any]) -> dict[str, float]:
     model = GPT2LMHeadModel(config).eval().requires_grad_(False)
     for parameter in model.parameters():  # so that sites differ, as in a trained network
         parameter.mul_(3.0 if parameter.ndim > 1 else 1.0)
-    model.save_pretrained(folder / "model")
     generator = torch.Generator().manual_seed(0)
     shape = (sizes["windows"], sizes["length"])
     # Few tokens are frequent, as in a text.
@@ -183,17 +293,54 @@ def train_sites(folder: Path, sizes: Mapping[str, Any]) -> dict[str, float]:
     held = torch.multinomial(odds, 64 * shape[1], True, generator=generator).reshape(64, -1)
     save_file({"train": ids, "held": held}, folder / "tokens.safetensors")
     names = sizes["sites"]
+    model.save_pretrained(folder / "model")
     placed = {
         name: Placed(TopK(sizes["width"], sizes["features"], k=sizes["k"]), name, (name,))
         for name in names
     }
-    training = Training(steps=sizes["steps"], batch=sizes["batch"], rate=sizes["rate"])
-    began = time.process_time()
-    trained = train(model, rows_of(ids), placed, training)
-    seconds = time.process_time() - began
-    values = Reader(model, names)(rows_of(held))
-    shares = [explained(trained[name].dictionary, values[name]) for name in names]
-    return {"seconds": seconds, "explained": sum(shares) / len(shares)}
+    training = Training(
+        steps=sizes["steps"],
+        batch=sizes["batch"],
+        rate=sizes["rate"],
+        warmup=0.0,
+        revive_every=NEVER,
+    )
+    save_start(folder, model, rows_of(ids), placed, training)
+    clock = Clock(Reader(model, names)(rows_of(held)))
+    local, every = Problem.local, sizes.get("every", sizes["steps"])
+
+    def watched(problem: Problem, values: Mapping[str, Tensor], step: int) -> Any:
+        if step and step % every == 0:
+            clock.look(
+                {
+                    name: (one.dictionary, problem.scales[name])
+                    for name, one in problem.placed.items()
+                }
+            )
+        return local(problem, values, step)
+
+    with mock.patch.object(Problem, "local", watched):
+        trained = train(model, rows_of(ids), placed, training)
+    return clock.look({name: (one.dictionary, 1.0) for name, one in trained.items()})
+
+
+def save_start(
+    folder: Path, model: Any, rows: Rows, placed: Mapping[str, Placed], training: Training
+) -> None:
+    """Save the weights with which `train` begins, for values divided by SAELens's scale."""
+    names = list(placed)
+    stream = Stream(model, rows, names, batch=training.batch, seed=training.seed)
+    sample = stream.sample(MEASURED)
+    generator = torch.Generator().manual_seed(training.seed)
+    start = {}
+    for name, (mean, _) in measure(sample).items():
+        begun = copy.deepcopy(placed[name].dictionary)
+        scale = float(sample[name].norm(dim=1).mean()) / begun.d_in**0.5
+        initialise(begun, generator, centre=mean / scale)
+        scale_encoder(begun, sample[name][:FITTED] / scale)
+        for key, value in begun.state_dict().items():
+            start[f"{name}:{key}"] = value.contiguous()
+    save_file(start, folder / "start.safetensors")
 
 
 def draw_superposed(count: int, width: int, features: int, generator: torch.Generator) -> Tensor:
@@ -206,41 +353,18 @@ def draw_superposed(count: int, width: int, features: int, generator: torch.Gene
     return (x - x.mean(0)) / x.std()
 
 
-@torch.no_grad()
-def explained(dictionary: Any, x: Tensor) -> float:
-    error = x - dictionary(x)
-    return 1 - float(error.square().sum() / (x - x.mean(0)).square().sum())
-
-
-def run_peer(python: Path, part: str, folder: Path, sizes: Mapping[str, Any]) -> dict[str, float]:
-    script = Path(__file__).parent / "peers" / "sae_lens_training.py"
+def run_peer(python: Path, folder: Path, sizes: Mapping[str, Any]) -> dict[str, Any]:
     (folder / "sizes.json").write_text(json.dumps(sizes))
-    task = "step" if part == "step" else "sites"
     done = subprocess.run(
-        [str(python), str(script), task, str(folder), str(folder / "sizes.json")],
+        [*peer_command(python), "sites", str(folder), str(folder / "sizes.json")],
         check=True,
         capture_output=True,
         text=True,
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": ""},
+        env=peer_environment(),
     )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def peer_python() -> Path:
-    """Return the interpreter of an environment with SAELens, made on first use."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    folder = cache / "assay" / "peers" / f"{PEER.replace('==', '-')}-python{version}"
-    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    if not (folder / "complete").is_file():
-        print(f"installing {PEER} into {folder}", file=sys.stderr)
-        venv.create(folder, clear=True, with_pip=True)
-        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*pip, TORCH, PEER], check=True, capture_output=True, text=True)
-        (folder / "complete").touch()
-    return python
 
 
 def keep_memory() -> None:

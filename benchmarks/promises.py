@@ -9,6 +9,10 @@ against the pairs that were not drawn, or against the whole population. A cell i
 with its standard error over repetitions; a star marks one that falls short of nominal by more than
 three. Of promises made for every site the one kept worst is shown.
 
+With `--errors RUN`, a finished run of the recipe agreement-features, the promises are instead held
+for the error nodes that its dictionaries leave in the residual stream, MLPs and attention, over 600
+of its pairs.
+
 Widths are beside those of single-scale bars, which promise coverage for each site alone and know no
 factors by part. Selective risk is measured by `benchmarks/selective_risk.py` and the number of
 directions by `benchmarks/number_of_directions.py`, which this script runs last (`--directions`: how
@@ -26,6 +30,7 @@ from types import SimpleNamespace
 
 import number_of_directions as counting
 import numpy as np
+import polars as pl
 import selective_risk
 import torch
 
@@ -40,8 +45,18 @@ from assay.audit.selections import select
 from assay.audit.totals import top_recall, totals
 from assay.core.target import Target
 from assay.io.prompts import encode_pairs
-from assay.io.runs import Run
+from assay.io.runs import Run, opened
 from assay.learn.language import AgreementTraining, train_agreement_model
+from assay.studies.features.errors import KINDS
+from assay.studies.features.inputs import (
+    bind,
+    find_dictionaries,
+    kinds_of,
+    load_model,
+    make_batches,
+    read_limited,
+)
+from assay.studies.runner import config_of
 from assay.targets.agreement import agreement_pairs
 from assay.targets.language import load_language_model
 from assay.targets.metrics import logit_difference, pair_batch
@@ -141,6 +156,29 @@ def whole(folder: Path, layers: int, construction: str, pairs: int) -> Iterator[
     for scores, scales in ((first, None), (integrated, {"disagreement": gap})):
         parts = population(scores, scales)
         yield scores.method, Whole(parts, parts.column(exact.values))
+
+
+def errors(folder: Path, pairs: int) -> Iterator[tuple[str, str, Whole]]:
+    """Score and patch the error nodes of every kind of site, of the dictionaries of a run."""
+    with opened(folder) as run:
+        config = config_of(run)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"limit": pairs})})
+        model = load_model(config, run)
+        target, clean, patch = make_batches(config, model, read_limited(config, run, model))
+        dictionaries = find_dictionaries(config, run, model, target, clean)
+    bound = bind(config, dictionaries, target, clean, patch)
+    kinds = kinds_of(model, bound)
+    for kind in KINDS:
+        rows = kinds.filter((pl.col("part") == "error") & (pl.col("kind") == kind))
+        some = bound.only(rows["group"].to_list())
+        first, shares = attribute(some), attribute(some, IntegratedGradients("site"))
+        gap = {name: (shares.values[name] - first.values[name]).abs() for name in first.values}
+        parts = population(first, {"disagreement": gap})
+        yield (
+            first.method,
+            f"errors, {kind}",
+            Whole(parts, parts.column(attribute(some, Exact()).values)),
+        )
 
 
 def ablations(parts: Population) -> int:
@@ -250,6 +288,8 @@ def hold_totals(every: Whole, ablated: Ablated, tallies: Tallies) -> None:
             continue
         title, site = ("total of all parts", "") if name == "all" else ("total of each site", name)
         tallies.of(title, site=site).add(found.covers(every.exact[own].sum() / parts.examples), 1)
+    if np.bincount(parts.example).min() < RECALL:
+        return  # an input has no list of that many
     level = np.zeros(parts.examples)
     rows = parts.rank == RECALL - 1
     level[parts.example[rows]] = size[rows] * (1 - 1e-9)
@@ -292,6 +332,17 @@ def tables(found: dict[str, Tallies]) -> Iterator[str]:
             yield f"| {name.removeprefix('bars: ')} | {cells} |"
 
 
+def populations(words: argparse.Namespace) -> Iterator[tuple[str, str, Whole]]:
+    """Return every population with the method that scored it and its title."""
+    if words.errors is not None:
+        yield from errors(words.errors, min(words.pairs, 600))
+        return
+    for title, (layers, construction) in TARGETS.items():
+        if words.only in title:
+            for method, every in whole(Path(words.models), layers, construction, words.pairs):
+                yield method, title, every
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=200)
@@ -300,23 +351,22 @@ def main() -> None:
     parser.add_argument("--directions", type=int, default=200)
     parser.add_argument("--only", default="", help="words of a target")
     parser.add_argument("--models", default="runs/agreement-models")
+    parser.add_argument("--errors", type=Path, help="a run of agreement-features")
     words = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, dict[str, Tallies]] = {}
-    for title, (layers, construction) in TARGETS.items():
-        if words.only in title:
-            for method, every in whole(Path(words.models), layers, construction, words.pairs):
-                tallies = found.setdefault(method, {}).setdefault(title, Tallies())
-                for seed in range(words.repetitions):
-                    repetition(every, words.inputs, seed, tallies)
+    for method, title, every in populations(words):
+        tallies = found.setdefault(method, {}).setdefault(title, Tallies())
+        for seed in range(words.repetitions):
+            repetition(every, words.inputs, seed, tallies)
     for method, targets in found.items():
         print(f"\n{method}, {words.repetitions} repetitions of {words.inputs} inputs\n")
         print("\n".join(tables(targets)), flush=True)
-    if not words.only:
+    if not words.only and words.errors is None:
         print()
         for line in selective_risk.lines(words.repetitions):
             print(line, flush=True)
-    if words.directions:
+    if words.directions and words.errors is None:
         print()
         for line in directions(words.directions):
             print(line, flush=True)

@@ -1,5 +1,6 @@
-"""Make the pictures of the README and of docs/crosscoder.md from finished runs: python
-docs/pictures.py RUN_FOLDER, of `assay run digits-channels` or `assay run digits-crosscoder-proof`.
+"""Make the pictures of the README, docs/crosscoder.md and docs/certify.md: python docs/pictures.py
+PATH, with the folder of `assay run digits-channels` or `assay run digits-crosscoder-proof`, or the
+progress file of benchmarks/certify_map.py.
 """
 
 from __future__ import annotations
@@ -16,9 +17,39 @@ IMAGES = Path(__file__).parent / "images"
 
 
 def main() -> None:
+    if Path(sys.argv[1]).is_file():
+        print(draw_map(pl.read_ndjson(sys.argv[1])))
+        return
     run = opened(sys.argv[1])
     make = draw_growth if run.has("growth.parquet") else draw_channels
     print(make(run))
+
+
+def draw_map(rows: pl.DataFrame) -> Path:
+    """Draw the shares of certified, broken and open answers of the pairs that are done."""
+    cells = ["free", "low"]
+    rows = rows.filter(pl.col("part") == "agreement").unique(["pair", *cells])
+    whole = rows.select(*cells).unique().height
+    rows = rows.filter(pl.len().over("pair") == whole)
+    pairs = rows["pair"].n_unique()
+    verdicts = pl.DataFrame({"verdict": ["certified", "broken", "open"], "order": [0, 1, 2]})
+    counts = rows.group_by(*cells, "verdict").len()
+    table = rows.select(*cells).unique().join(verdicts, how="cross")
+    table = table.join(counts, on=[*cells, "verdict"], how="left").with_columns(
+        (pl.col("len").fill_null(0) / pairs).alias("share of the pairs"),
+        pl.format("{} free, down to {}", "free", "low").alias("gates"),
+    )
+    picture = charts.heatmap(
+        table.sort("free", pl.col("low").neg(), "order"),
+        "verdict",
+        "gates",
+        "share of the pairs",
+        text=True,
+        title=f"Whether the answer stays, on {pairs} pairs",
+        x_title="answer",
+        y_title="the least important nodes",
+    )
+    return charts.png(picture, IMAGES / "certify-map.png", scale=1.0)
 
 
 def draw_growth(run: Run) -> Path:

@@ -37,9 +37,19 @@ def messages() -> tuple[str, ...]:
 
 def is_printed(quote: str) -> bool:
     """Return whether one message holds the quote, whose `...` stand for anything."""
-    words = [re.escape(part.strip()) for part in quote.split("...") if part.strip(" (),.:;'")]
-    pattern = re.compile(".*".join(words), re.DOTALL)
-    return bool(words) and any(pattern.search(text) for text in messages())
+    words = [part.strip() for part in quote.split("...") if part.strip(" (),.:;'")]
+    return bool(words) and any(holds(text, words) for text in messages())
+
+
+def holds(text: str, words: list[str]) -> bool:
+    """Return whether a text holds all words in their order."""
+    at = 0
+    for word in words:
+        at = text.find(word, at)
+        if at < 0:
+            return False
+        at += len(word)
+    return True
 
 
 def is_instance(line: str) -> bool:

@@ -12,16 +12,18 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from datasets import Dataset
+from looks import Clock, explained
 from sae_lens import LoggingConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors.torch import load_file
-from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformer_lens.pretrained.weight_conversions.gpt2 import convert_gpt2_weights
 from transformers import GPT2LMHeadModel
@@ -48,25 +50,19 @@ def load(folder: str) -> HookedTransformer:
     return model.eval()
 
 
-def make(given: dict[str, Any], width: int) -> TopKTrainingSAEConfig:
+def make(given: dict[str, Any], width: int, scaling: str = "none") -> TopKTrainingSAEConfig:
     return TopKTrainingSAEConfig(
         d_in=width,
         d_sae=given["features"],
         k=given["k"],
         device="cpu",
-        normalize_activations="none",
+        normalize_activations=scaling,
         use_sparse_activations=given["sparse"],
     )
 
 
-@torch.no_grad()
-def explained(sae: Any, x: Tensor) -> float:
-    error = x - sae(x)
-    return 1 - float(error.square().sum() / (x - x.mean(0)).square().sum())
-
-
 def train_steps(folder: Path, given: dict[str, Any]) -> dict[str, float]:
-    """The trainer's own loop on given batches, from given weights."""
+    """The trainer's own step on given batches, from given weights: one for every line read."""
     data = load_file(folder / "step.safetensors")
     sae = TopKTrainingSAE(make(given, given["width"]))
     with torch.no_grad():
@@ -98,22 +94,26 @@ def train_steps(folder: Path, given: dict[str, Any]) -> dict[str, float]:
     )
     trainer = SAETrainer(config, sae, iter(()))
     spent = []
-    for step in range(steps):
+    print("ready", flush=True)
+    for step, _ in zip(range(steps), sys.stdin, strict=False):
         began = time.process_time()
         trainer.step(batches[step])
         trainer.n_training_steps += 1
         spent.append(time.process_time() - began)
-    return {"seconds": sorted(spent)[len(spent) // 2], "explained": explained(sae, batches[-1])}
+        print("done", flush=True)
+    with torch.no_grad():
+        share = explained(batches[-1], sae(batches[-1]))
+    return {"seconds": sorted(spent)[len(spent) // 2], "explained": share}
 
 
-def train_sites(folder: Path, given: dict[str, Any]) -> dict[str, float]:
-    """The runner for several sites: tokens to dictionaries."""
+def train_sites(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The runner for several sites: tokens to dictionaries, looked at every so many steps."""
     model = load(str(folder / "model"))
     tokens = load_file(folder / "tokens.safetensors")
     dataset = Dataset.from_dict({"tokens": tokens["train"].tolist()})
     width, names = model.cfg.d_model, given["sites"]
     config = MultiSAETrainingRunnerConfig(
-        saes={name: make(given, width) for name in names},
+        saes={name: make(given, width, "expected_average_only_in") for name in names},
         hook_names={name: name for name in names},
         dataset_path="none",
         streaming=False,
@@ -126,18 +126,34 @@ def train_sites(folder: Path, given: dict[str, Any]) -> dict[str, float]:
         sequence_separator_token=None,
         train_batch_size_tokens=given["batch"],
         lr=given["rate"],
+        lr_scheduler_name="cosineannealing",
+        lr_end=0.0,
+        dead_feature_window=1000,
+        n_batches_for_norm_estimate=1,
         logger=LoggingConfig(log_to_wandb=False),
         checkpoint_path=None,
         output_path=None,
     )
     runner = MultiSAETrainingRunner(config, override_dataset=dataset, override_model=model)
-    began = time.process_time()
-    trained = runner.run()
-    seconds = time.process_time() - began
+    start = load_file(folder / "start.safetensors")
+    with torch.no_grad():
+        for name in names:
+            for key in ("W_enc", "W_dec", "b_enc", "b_dec"):
+                getattr(runner.saes[name], key).copy_(start[f"{name}:{key}"])
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens["held"])
-    shares = [explained(trained[name], cache[name].flatten(0, 1)) for name in names]
-    return {"seconds": seconds, "explained": sum(shares) / len(shares)}
+    clock = Clock({name: cache[name].flatten(0, 1) for name in names})
+    after, every = MultiSAETrainer._update_pbar, given.get("every", given["steps"])
+
+    def watched(self: MultiSAETrainer, *others: Any) -> None:
+        if self.n_training_steps % every == 0 and self.n_training_steps < given["steps"]:
+            scales = {n: one.activation_scaler.scaling_factor for n, one in self.trainers.items()}
+            clock.look({name: (self.saes[name], 1 / scales[name]) for name in names})
+        after(self, *others)
+
+    with mock.patch.object(MultiSAETrainer, "_update_pbar", watched):
+        trained = runner.run()
+    return clock.look({name: (trained[name], 1.0) for name in names})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,10 @@ _HOMES = {
         "attribute",
     ),
     "assay.edges": ("edges",),
+    "assay.edges.prompt": ("prompt_graph",),
     "assay.audit": ("Audit", "ExactEffects", "scrub", "worst_case"),
     "assay.audit.budgeted": ("budgeted",),
+    "assay.audit.steering": ("continue_steered", "steer"),
     "assay.audit.totals": ("top_recall", "totals"),
     "assay.audit.faithfulness": ("curve", "faithfulness", "keep_top"),
     "assay.core": (
@@ -48,6 +50,7 @@ _HOMES = {
     "assay.mechanisms.nodes": ("nodes",),
     "assay.proofs.circuits": ("certified_circuit",),
     "assay.proofs.gates": ("certify",),
+    "assay.studies.graph_audit": ("audit_graph",),
     "assay.targets.load": ("load", "pairs"),
 }
 _PUBLIC = {name: home for home, names in _HOMES.items() for name in names}
@@ -80,11 +83,13 @@ __all__ = [
     "ablate",
     "agreement",
     "attribute",
+    "audit_graph",
     "budgeted",
     "certified_circuit",
     "certify",
     "channels",
     "components",
+    "continue_steered",
     "crosscoder",
     "curve",
     "decomposition",
@@ -96,7 +101,9 @@ __all__ = [
     "load",
     "nodes",
     "pairs",
+    "prompt_graph",
     "scrub",
+    "steer",
     "target",
     "top_recall",
     "totals",
@@ -120,10 +127,12 @@ if TYPE_CHECKING:
     from assay.audit import Audit, ExactEffects, scrub, worst_case
     from assay.audit.budgeted import budgeted
     from assay.audit.faithfulness import curve, faithfulness, keep_top
+    from assay.audit.steering import continue_steered, steer
     from assay.audit.totals import top_recall, totals
     from assay.core import Atoms, Group, Kind, Mechanisms, Parts, Reference, Seen, Shifts, Whole
     from assay.core.target import Batch, Target, target
     from assay.edges import edges
+    from assay.edges.prompt import prompt_graph
     from assay.errors import AssayError, InputError
     from assay.learn.language import agreement
     from assay.mechanisms.channels import channels
@@ -134,6 +143,7 @@ if TYPE_CHECKING:
     from assay.mechanisms.nodes import nodes
     from assay.proofs.circuits import certified_circuit
     from assay.proofs.gates import certify
+    from assay.studies.graph_audit import audit_graph
     from assay.targets.load import load, pairs
 
 

@@ -45,6 +45,8 @@ def shown(value: Any, most: int = 120) -> str:
         text = repr(value)
     except ValueError:  # an integer of thousands of digits has no text
         text = f"an integer of {value.bit_length()} bits"
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     if len(text) > most:
         text = f"{text[: most // 2]}...{text[-most // 4 :]}"
     return text

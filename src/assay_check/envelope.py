@@ -46,7 +46,7 @@ class Envelope:
         """
         name = self.stored.get("file") if isinstance(self.stored, dict) else None
         need(
-            isinstance(name, str) and re.fullmatch(r"[^/\\\0]+", name),
+            isinstance(name, str) and re.fullmatch(r"[^/\\\0\ud800-\udfff]+", name),
             f"advice.file must be a file beside the certificate, got {name!r}",
         )
         data = (self.folder / str(name)).read_bytes()

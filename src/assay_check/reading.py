@@ -74,7 +74,10 @@ def tensors(data: bytes, what: str) -> dict[str, np.ndarray]:
             and span[1] - span[0] == math.prod(shape) * np.dtype(TYPES[kind]).itemsize
         )
         need(fits, f"{what}: {name!r} does not fit its offsets {span}: truncated or altered")
-        array = np.frombuffer(body[span[0] : span[1]], TYPES[kind]).reshape(shape)
+        try:
+            array = np.frombuffer(body[span[0] : span[1]], TYPES[kind]).reshape(shape)
+        except (ValueError, OverflowError) as error:  # an empty array with sides beyond any array's
+            raise InputError(f"{what}: {name!r} has a shape that no array has") from error
         found[name] = (array.astype("<u4") << 16).view("<f4") if kind == "BF16" else array
         spans.append(span)
     joined = [0, *(end for _, end in sorted(spans))] == [

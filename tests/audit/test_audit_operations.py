@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import polars as pl
 import pytest
@@ -10,7 +12,16 @@ from cases import KINDS, dictionary, displacements, rank_one, tiny_batch, tiny_t
 from plain_gpt2 import pair, target_of, tiny_gpt2
 
 from assay.attribution import Exact, IntegratedGradients, attribute
-from assay.audit import areas, curve, exhaustive, faithfulness, keep_top, scrub, worst_case
+from assay.audit import (
+    adversary,
+    areas,
+    curve,
+    exhaustive,
+    faithfulness,
+    keep_top,
+    scrub,
+    worst_case,
+)
 from assay.audit.scrubbing import derangement
 from assay.core.sites import read_sites
 from assay.errors import InputError
@@ -215,6 +226,36 @@ def test_worst_case_reaches_the_exhaustive_maximum(kind, seed):
     for name, gates in found.gates.items():
         assert (gates >= mechanisms.box(name)[0]).all()
         assert (gates <= 1).all()
+
+
+@pytest.mark.parametrize("together", [1, 6, 64])
+def test_the_exhaustive_maximum_is_that_of_a_loop_over_corners(together, monkeypatch):
+    """The examples keep different parts, and passes hold one copy of the batch, two or all."""
+    monkeypatch.setattr(adversary, "TOGETHER", together)
+    mechanisms = type(two_sites())(tiny_target(1), tiny_batch(3, seed=5))
+    generator = torch.Generator().manual_seed(0)
+    keep = {
+        name: torch.rand(gate.shape, generator=generator) < 0.6
+        for name, gate in mechanisms.ones().items()
+    }
+    found = exhaustive(mechanisms, keep)
+    full, free = mechanisms.values(), {name: ~mask for name, mask in keep.items()}
+    for example in range(3):
+        places = [(n, tuple(p)) for n, mask in free.items() for p in mask[example].nonzero()]
+        best = 0.0
+        for off in itertools.product((0, 1), repeat=len(places)):
+            gates = mechanisms.ones()
+            for (name, place), down in zip(places, off, strict=True):
+                if down:
+                    gates[name][(example, *place)] = mechanisms.box(name)[0].expand(
+                        gates[name].shape
+                    )[(example, *place)]
+            with torch.no_grad():
+                best = max(best, float((full - mechanisms.values(gates))[example]))
+        assert float(found.damage[example]) == pytest.approx(best, abs=1e-12)
+    assert any(mask.sum() not in (0, mask.numel()) for mask in free.values())
+    with torch.no_grad():
+        torch.testing.assert_close(full - mechanisms.values(found.gates), found.damage)
 
 
 def test_damage_on_pairs_is_the_loss_of_the_right_answer():

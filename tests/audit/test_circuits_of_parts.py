@@ -5,11 +5,19 @@ from __future__ import annotations
 from dataclasses import replace
 
 import cases
+import polars as pl
 import pytest
 import torch
 
 from assay.attribution import Exact, attribute
-from assay.audit import areas, circuit_curve, node_masks, rank_parts
+from assay.audit import (
+    CircuitCurve,
+    areas,
+    circuit_curve,
+    node_masks,
+    rank_parts,
+    track_counts,
+)
 from assay.audit.faithfulness import faithfulness
 from assay.errors import InputError
 
@@ -75,25 +83,86 @@ def test_a_bar_across_the_bound_is_patched_exactly(exact):
     assert rank_parts(rough, 5, half_widths=none).patches == 0
 
 
+def test_a_score_alone_takes_the_wrong_part_and_its_bar_mends_it(exact):
+    """Two parts whose scores are in the wrong order: by score alone the weaker is taken, with a bar
+    that reaches across the bound both are patched and the stronger is taken.
+    """
+    wanted = rank_parts(exact, 3)
+    taken, left = wanted.nodes[2], wanted.nodes[3]
+    values = {name: entry.clone() for name, entry in exact.values.items()}
+    bars = {name: torch.zeros_like(entry) for name, entry in values.items()}
+    gap = wanted.table["help"][2] - wanted.table["help"][3]
+    for node, turn in ((taken, -gap), (left, gap)):
+        values[node[0]][(slice(None), *node[1])] += turn
+        bars[node[0]][(slice(None), *node[1])] = gap * 1.01
+    wrong = replace(exact, exact=False, values=values)
+    by_score = rank_parts(wrong, 3, half_widths={name: bar * 0 for name, bar in bars.items()})
+    assert left in by_score.circuit
+    assert taken not in by_score.circuit
+    mended = rank_parts(wrong, 3, half_widths=bars)
+    assert mended.patches == 2
+    assert mended.circuit == wanted.circuit
+    assert mended.table.filter(pl.col("patched"))["bar"].to_list() == [0, 0]
+    # A bar that ends before the bound changes nothing and costs nothing.
+    short = {name: bar * 0.1 for name, bar in bars.items()}
+    assert rank_parts(wrong, 3, half_widths=short).patches == 0
+
+
 def test_curves_are_faithfulness_by_count(exact):
     bound = exact.mechanisms
     errors = [name for name in bound.groups if name.endswith("error")]
     nodes = rank_parts(exact, 5, groups=set(bound.groups) - set(errors)).nodes
-    table = circuit_curve(bound, nodes, [0, 3, 100], always=errors, of=20)
+    found = circuit_curve(bound, nodes, [0, 3, 1000], always=errors)
+    table = found.table()
     assert table["nodes"].to_list() == [0, 3, len(nodes)]
-    assert table["share"].to_list() == [0, 0.15, 5]
+    assert table["share"].to_list() == [0, 3 / len(nodes), 1]
     masks = node_masks(bound, nodes[:3], errors)
     by_hand = faithfulness(bound, masks)
-    assert table["faithfulness"][1] == by_hand.faithfulness
+    for name, value in by_hand.__dict__.items():
+        assert table[name][1] == pytest.approx(value)
     kept = sum(int(mask.expand(1, *bound.group(name).axes).sum()) for name, mask in masks.items())
     assert kept == 3 + sum(int(torch.tensor(bound.group(name).axes).prod()) for name in errors)
-    whole = circuit_curve(bound, nodes, [0], always=list(bound.groups))
+    whole = circuit_curve(bound, nodes, [0], always=list(bound.groups)).table()
     assert whole["faithfulness"][0] == pytest.approx(1)
-    assert set(areas(table)) == {"cpr", "cmd"}
+    everything = rank_parts(exact, 5).nodes
+    ends = circuit_curve(bound, everything, track_counts(len(everything)))
+    assert ends.table()["faithfulness"][-1] == pytest.approx(1)
+    assert ends.table()["faithfulness"][0] == 0
+    measured = ends.areas()
+    assert measured == pytest.approx({**measured, **areas(ends.table())})
+
+
+def test_intervals_of_a_curve_hold_the_mean_of_many_examples():
+    """Over samples of 40 examples, 95 % intervals of a ratio of means hold the ratio of the whole
+    population in 95 % of them, up to the error of 100 samples and of a bootstrap.
+    """
+    generator = torch.Generator().manual_seed(0)
+    full = 3 + torch.randn(4000, generator=generator, dtype=torch.float64)
+    kept = torch.stack([share * full + torch.randn_like(full) for share in (0.2, 0.9)])
+    empty = torch.zeros_like(full)
+
+    def curve(some):
+        gates = (0.1, 1.0)
+        rest = full[some] - kept[:, some]
+        return CircuitCurve(
+            (1, 10), 10, full[some], empty[some], kept[:, some], rest, gates, draws=400
+        )
+
+    truth = (kept.mean(1) / full.mean()).tolist()
+    areas_of_all = curve(slice(None)).areas()
+    held, areas_held = torch.zeros(2), 0
+    for _ in range(100):
+        one = curve(torch.randint(4000, (40,), generator=generator))
+        table, found = one.table(), one.areas()
+        inside = (table["low"] <= pl.Series(truth)) & (pl.Series(truth) <= table["high"])
+        held += torch.tensor(inside.to_list())
+        areas_held += found["cpr_low"] <= areas_of_all["cpr"] <= found["cpr_high"]
+    assert all(0.89 <= share <= 0.99 for share in (held / 100).tolist())
+    assert 0.89 <= areas_held / 100 <= 0.99
 
 
 def test_bad_input_is_refused(exact):
-    with pytest.raises(InputError, match="count must be between 1"):
+    with pytest.raises(InputError, match="count must be at least 1"):
         rank_parts(exact, 0)
     shared = attribute(cases.CASES["directions"]())
     with pytest.raises(InputError, match="they are no nodes"):

@@ -117,6 +117,9 @@ def test_the_shape_of_two_lines_is_found(power, verdict):
         assert found.verdict == verdict
         assert found.below[0] == pytest.approx(power[0], abs=0.15)
         assert found.above[0] == pytest.approx(power[1], abs=0.15)
+    flat = table.with_columns(norm=pl.when(pl.col("example") % 2 == 1).then(1.0).otherwise("norm"))
+    nothing = shape_of(flat)
+    assert nothing is None or nothing.verdict == "undecided"
     assert shape_of(table.head(10)) is None
 
 
@@ -131,6 +134,18 @@ def test_ranks_and_ratios_by_layer():
     ratios = relative_sizes(table, "attention")
     assert ratios["norm_ratio"].to_list() == [pytest.approx(r) for r in (1 / 2, 3 / 4, 5 / 6)]
     assert ratios["gradient_norm_ratio"].to_list() == [pytest.approx(1.0)] * 3
+
+
+def test_ratios_are_the_same_to_the_last_bit_in_every_call():
+    chance = np.random.default_rng(0)
+    table = table_of(
+        **{name: chance.random(20_000) for name in ("norm", "gradient_norm", "atp")}
+    ).with_columns(
+        layer=pl.Series(chance.integers(0, 4, 20_000)),
+        kind=pl.Series(np.where(chance.random(20_000) < 0.4, "attention", "mlp")),
+    )
+    found = {tuple(relative_sizes(table, "attention")["norm_ratio"]) for _ in range(100)}
+    assert len(found) == 1
 
 
 def test_missed_nodes_have_their_reasons():

@@ -19,6 +19,9 @@ from assay.bounds.rules import (
     Contract,
     Divide,
     Enclosed,
+    Jump,
+    Largest,
+    Open,
     Pick,
     Product,
     Shift,
@@ -265,6 +268,85 @@ def pick(rng: Rng) -> Use:
     return Use(Pick(fill, sources, (4, 3)), [x, y], None, value)
 
 
+def features(rng: Rng, *shape: int) -> Interval:
+    """Numbers around zero and around each other, so that many choices are open."""
+    x = box(rng, *shape)
+    return Interval(np.clip(x.lo, -3, 3), np.clip(x.hi, -3, 3))
+
+
+def any_slopes(rng: Rng, x: Interval) -> tuple[np.ndarray, ...]:
+    return tuple(rng.normal(size=x.lo.shape) * 10.0 ** rng.integers(-1, 2) for _ in range(2))
+
+
+def lengths(rng: Rng, *shape: int) -> Interval:
+    """Norms, one of which may be zero."""
+    n = np.abs(float32(rng, 1, *shape)) * (rng.random((1, *shape)) > 0.1)
+    return Interval(n, n * (1 + 2.0**-20))
+
+
+def positive(v: arb) -> arb:
+    return v if v > 0 else arb(0)
+
+
+def jump(norms: bool) -> Callable[[Rng], Use]:
+    def use(rng: Rng) -> Use:
+        x, theta = features(rng, 6), np.maximum(float32(rng, 6), 0.0)
+        n = [lengths(rng, 6)] if norms else []
+
+        def value(xs: list[np.ndarray]) -> np.ndarray:
+            sizes = exact(xs[0]) * exact(xs[1] if norms else np.ones(6))
+            return np.array(
+                [
+                    positive(v) if s > arb(t) else arb(0)
+                    for v, s, t in zip(exact(xs[0]), sizes, theta.tolist(), strict=True)
+                ]
+            )
+
+        limit = torch.tensor(theta, dtype=torch.float32)
+        run = None if norms else lambda x: torch.relu(x) * (x > limit)
+        return Use(Jump(theta), [x, *n], any_slopes(rng, x), value, run)
+
+    return use
+
+
+def largest(norms: bool) -> Callable[[Rng], Use]:
+    def use(rng: Rng) -> Use:
+        x, count = features(rng, 2, 5), int(rng.integers(1, 7))
+        n = [lengths(rng, 2, 5)] if norms else []
+
+        def value(xs: list[np.ndarray]) -> np.ndarray:
+            found = np.array([[arb(0)] * 5] * 2)
+            for row in range(2):
+                v = [positive(entry) for entry in exact(xs[0][row])]
+                s = [a * b for a, b in zip(v, exact(xs[1][row]), strict=True)] if norms else v
+                order = sorted(range(5), key=lambda i: -float(s[i]))
+                for i in order[:count]:
+                    found[row, i] = v[i]
+            return found
+
+        def run(x: torch.Tensor) -> torch.Tensor:
+            p = torch.relu(x)
+            chosen = p.topk(min(count, 5), dim=-1).indices
+            return torch.zeros_like(p).scatter(-1, chosen, p.gather(-1, chosen))
+
+        return Use(Largest(count), [x, *n], any_slopes(rng, x), value, None if norms else run)
+
+    return use
+
+
+def opened(rng: Rng) -> Use:
+    x, d = box(rng, 6), features(rng, 6)
+    return Use(
+        Open(),
+        [x, d],
+        any_slopes(rng, x),
+        lambda xs: np.array(
+            [v if s > 0 else arb(0) for v, s in zip(exact(xs[0]), exact(xs[1]), strict=True)]
+        ),
+        lambda x, d: x * (d > 0),
+    )
+
+
 RULES: dict[str, Callable[[Rng], Use]] = {
     **{name: smooth(name) for name in FUNCTIONS},
     "relu": relu,
@@ -274,6 +356,11 @@ RULES: dict[str, Callable[[Rng], Use]] = {
     "product of what varies together": product_together,
     "product with a column": product_column,
     "contraction": contract,
+    "jump": jump(norms=False),
+    "jump by norm": jump(norms=True),
+    "largest": largest(norms=False),
+    "largest by norm": largest(norms=True),
+    "open": opened,
     "softmax": softmax,
     "affine": affine,
     "total": total,

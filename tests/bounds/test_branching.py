@@ -177,3 +177,45 @@ def test_a_budget_is_checked() -> None:
         Budget(seconds=float("nan"))
     with pytest.raises(InputError, match="must not be negative"):
         Budget(boxes=0)
+
+
+def test_slopes_of_relu_are_moved_and_inherited() -> None:
+    """A descent finds better slopes than the usual ones, and no half of a box has a weaker bound
+    than the box: it starts from the same slopes.
+    """
+    ones = torch.ones(6, dtype=torch.float64)
+    found = trace(lambda x: torch.relu(x @ weights(1, 6, 8)) @ weights(3, 8, 1), ones)
+    bounds = [
+        least(
+            found, [-ones], [ones], np.ones(1), level=level, budget=Budget(1e9, boxes, 0.0, steps)
+        ).bound
+        for level, boxes, steps in (
+            ("real", 1, (0, 0)),
+            ("real", 1, (20, 0)),
+            ("real", 2, (20, 0)),
+            ("real", 40, (20, 0)),
+        )
+    ]
+    assert bounds[0] + 0.1 < bounds[1] < bounds[2] < bounds[3]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rows_in_parts_have_the_bounds_and_gradients_of_all_at_once(name: str) -> None:
+    def swept(memory: int) -> tuple[list[Tensor], list[Tensor]]:
+        twin = Twin(traced(name).at("float64"), memory)
+        box = [torch.full((2, 1, 6), end, dtype=torch.float64) for end in (0.6, 1.0)]
+        slopes = {
+            ref: tuple(0.1 * torch.ones_like(p) for p in ps)
+            for ref, ps in twin.parameters(2).items()
+        }
+        moved = [*box, *(p for ps in slopes.values() for p in ps)]
+        for x in moved:
+            x.requires_grad_(True)
+        state = twin.sweep([(box[0], box[1])], slopes)
+        bound = twin.bound(state, slopes, torch.ones(1, 1, 1, dtype=torch.float64)).sum()
+        grads = torch.autograd.grad(bound, moved, allow_unused=True, materialize_grads=True)
+        return [end for ends in state.values for end in ends], list(grads)
+
+    for whole, parts in zip(swept(1 << 30), swept(1), strict=True):
+        for one, other in zip(whole, parts, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from assay.bounds import Graph, Interval, ball, bound, linear_lower, numbers, rounding
+from assay.bounds.exact import dyadic
 from assay.bounds.propagate import METHODS
 from assay.errors import AssayError, InputError
 
@@ -194,7 +195,7 @@ def test_what_float64_cannot_hold_is_refused_as_a_number_and_enclosed_as_an_end(
         lambda: graph.scale(graph.input(1), value),
         lambda: ball(value, 0.0),
         lambda: rounding.add_up(value, 1.0),
-        lambda: rounding.dyadic(value),
+        lambda: dyadic(value),
         lambda: bound(dense(np.ones((4, 3))), ball(np.ones((1, 3)), 0.0), objective=value),
     ):
         with pytest.raises(InputError, match=r"float64 cannot hold|infinite"):

@@ -289,6 +289,7 @@ def matvec(W: np.ndarray, x: list[Fraction]) -> list[Fraction]:
     ]
 
 
+@pytest.mark.slow
 @given(st.data())
 @settings(max_examples=120, deadline=None)
 def test_real_bounds_contain_exact_bilinear_networks(data: st.DataObject) -> None:

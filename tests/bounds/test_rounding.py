@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from assay.bounds import rounding
-from assay.bounds.rounding import Interval, dyadic, exact_product
+from assay.bounds.exact import dyadic, erf_interval, exact_product, exp_interval
+from assay.bounds.rounding import Interval
 from assay.errors import AssayError, InputError
 
 ANY = st.floats(allow_nan=False, allow_infinity=False)  # subnormal, tiny and huge numbers included
@@ -156,7 +157,7 @@ def test_gamma_is_an_upper_bound_and_refuses_long_sums() -> None:
 @given(st.floats(-800, 800), st.floats(0, 20))
 def test_exponential_and_erf_enclosures_hold_high_precision_balls(lo: float, width: float) -> None:
     hi = lo + width
-    exp, erf = rounding.exp_interval(lo, hi), rounding.erf_interval(lo / 100, hi / 100)
+    exp, erf = exp_interval(lo, hi), erf_interval(lo / 100, hi / 100)
     with ctx.workprec(400):
         assert arb(float(exp.lo)) <= arb(lo).exp()
         assert math.isinf(exp.hi) or arb(hi).exp() <= arb(float(exp.hi))
@@ -167,18 +168,18 @@ def test_exponential_and_erf_enclosures_hold_high_precision_balls(lo: float, wid
 
 
 def test_exponentials_of_extreme_numbers_stay_enclosures() -> None:
-    box = rounding.exp_interval([-1e300, -np.inf, 1e300, 0.0], [-1e300, 1.0, 1e300, np.inf])
+    box = exp_interval([-1e300, -np.inf, 1e300, 0.0], [-1e300, 1.0, 1e300, np.inf])
     assert box.lo.tolist() == [0.0, 0.0, np.finfo(np.float64).max, 1.0]
     assert box.hi[0] == 5e-324
     assert 2.718281828 < box.hi[1] < 2.718281829
     assert np.all(np.isinf(box.hi[2:]))
     with pytest.raises(InputError, match="NaN"):
-        rounding.exp_interval(np.nan, 1.0)
+        exp_interval(np.nan, 1.0)
 
 
 def test_enclosures_of_exp_are_one_step_wide() -> None:
     x = np.random.default_rng(0).normal(size=(4, 5))
-    box = rounding.exp_interval(x, x)
+    box = exp_interval(x, x)
     assert box.shape == (4, 5)
     assert np.all(np.nextafter(box.lo, np.inf) == box.hi)
 

@@ -11,7 +11,7 @@ from rule_cases import RULES, violations
 from assay.bounds.levels import LEVELS
 
 FAST, SLOW = 150, 1600
-NO_FLOAT32 = {"softplus", "inverse root"}
+NO_FLOAT32 = {"softplus", "inverse root", "jump by norm", "largest by norm"}
 
 
 def seeded(name: str, level: str) -> np.random.Generator:

@@ -50,14 +50,19 @@ def lowest(found: Traced, low: float, level: str = "real") -> tuple[float, Inter
         return float(bound_rows(at, known, np.ones((1, 1, 1)))[0, 0]), known.values[-1]
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "gemma2", "gpt_neox parallel"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gpt2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "qwen2", "gemma2")),
+        pytest.param("gpt_neox parallel", marks=pytest.mark.slow),
+    ],
+)
 def test_families_trace_and_are_exact_on_an_empty_box(family: str) -> None:
     found = traced(cases.bound_nodes(family=family, sites=SITES).take(slice(0, 1)))
     value = float(found(*found.program.examples))
     with np.errstate(all="ignore"):
-        nested = [
-            evaluate(found.at("real"), boxes(found, low)) for low in (1.0, 0.99, 0.9, 0.5, 0.0)
-        ]
+        nested = [evaluate(found.at("real"), boxes(found, low)) for low in (1.0, 0.9, 0.0)]
     tolerance = 1e-4  # intervals of a few roundings, through three layers with norms
     assert nested[0].lo.item() - tolerance < value < nested[0].hi.item() + tolerance
     assert nested[0].hi.item() - nested[0].lo.item() < tolerance
@@ -119,6 +124,7 @@ def _functions() -> dict[str, Callable[[Tensor], Tensor]]:
             x * torch.arange(5).double().cos() + torch.cat([-x[:, 2:], x[:, :2]], -1)
         ).sum(-1),
         "cross-entropy": lambda x: f.cross_entropy(x @ w, torch.tensor([2]), reduction="none"),
+        "sum of weights": lambda x: (x * w.sum(0) + w[0].mean()).sum(-1),
         "matrix product": lambda x: (x[:, :, None] @ (x @ w)[:, None, :]).flatten(1).sum(-1),
     }
 
@@ -189,6 +195,19 @@ def test_an_operation_without_a_rule_is_refused_with_its_module() -> None:
         trace(lambda x: model(x)[:, 0], torch.ones(1, 3))
 
 
+@pytest.mark.parametrize("weights", [[[1.0, 0.0, 1.0]], [[0.1, 0.2, 0.7]]])
+def test_what_depends_on_no_input_may_be_summed_and_divided_by(weights: list[list[float]]) -> None:
+    weight = torch.tensor(weights)
+
+    def function(x: Tensor) -> Tensor:
+        return (x * weight).sum(-1) / (2 * weight).sum(-1).clamp(min=0.5) + weight.exp().mean(-1)
+
+    found = trace(function, torch.ones(1, 3), regions=[(torch.zeros(1, 3), torch.ones(1, 3))])
+    low, _ = lowest(found, 0.0)
+    assert low == pytest.approx(float(weight.double().exp().mean()), rel=1e-6)
+    assert low <= float(weight.double().exp().mean())
+
+
 def test_random_dropout_is_refused_with_its_module() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)).train()
     with pytest.raises(InputError, match=r"module '1' \(Dropout\) draws random numbers.*eval"):
@@ -223,8 +242,17 @@ def test_fused_attention_and_data_dependent_choices_are_refused() -> None:
     q = torch.randn(1, 2, 3, 4, generator=torch.Generator().manual_seed(0))
     with pytest.raises(InputError, match="attn_implementation='eager'"):
         trace(lambda x: f.scaled_dot_product_attention(x * q, q, q).flatten(1).sum(-1), q)
-    with pytest.raises(InputError, match=r"has no bound|depends on the region"):
-        trace(lambda x: x.topk(2).values.sum(-1), torch.tensor([[1.0, 2.0, 3.0]]))
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    for choice, says in {
+        lambda x: x.topk(2).values.sum(-1): r"aten\.sum.*reads a comparison, or a choice",
+        lambda x: x.scatter(1, x.topk(2).indices, x).sum(-1): r"aten\.scatter.*has no bound",
+        lambda x: torch.zeros_like(x).scatter(1, *x.topk(2)[::-1]).sum(-1): "numbers that are no",
+        lambda x: x.relu().topk(2, largest=False)[0].sum(-1): "chooses the smallest",
+        lambda x: torch.where(x > 1.5, x, 0 * x).sum(-1): r"aten\.where.*reads a comparison",
+        lambda x: x[x > 1.5].sum()[None]: "cannot be recorded|reads a comparison",
+    }.items():
+        with pytest.raises(InputError, match=says):
+            trace(choice, x)
     with pytest.raises(InputError, match="none of its inputs"):
         trace(lambda x: torch.ones(1), torch.ones(1, 3))
 

@@ -59,7 +59,9 @@ def rows(chart):
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_picture_is_valid_with_and_without_rows(name):
     for frame in (SMALL, SMALL.clear(), SMALL.head(1)):
-        drawn = spec(PICTURES[name](frame))
+        chart = PICTURES[name](frame)
+        drawn = spec(chart)
+        assert drawn == chart.to_dict(validate=True)
         assert drawn["config"]["font"] == theme.FONT
         numbers = [
             value

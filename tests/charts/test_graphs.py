@@ -37,6 +37,29 @@ def test_edges_join_the_places_of_their_nodes():
     assert sorted(edge["size"] for edge in edges) == [0.3, 2.0]
 
 
+def test_ticks_are_whole_and_alone_where_nodes_stand_in_one_place():
+    found = graph(NODES.head(2).with_columns(y=pl.Series([-1.0, 2.5])), EDGES.clear()).to_dict()
+    x, y = (found["layer"][1]["encoding"][axis] for axis in "xy")
+    assert x["axis"]["values"] == [1]
+    assert x["scale"]["domain"] == [0.5, 1.5]
+    assert y["axis"]["values"] == [-1, 0, 1, 2]
+    assert y["axis"]["format"] == "d"
+    wide = NODES.with_columns(x=pl.Series([0, 5, 100]))
+    ticks = graph(wide, EDGES).to_dict()["layer"][0]["encoding"]["x"]["axis"]["values"]
+    assert 10 <= len(ticks) <= 13
+
+
+def test_groups_are_outlined_and_named():
+    grouped = NODES.with_columns(pl.Series("group", ["one", "one", ""]))
+    edges, marks = graph(grouped, EDGES, outline="group").to_dict()["layer"]
+    assert marks["encoding"]["stroke"]["scale"]["domain"] == ["one"]
+    width = marks["encoding"]["strokeWidth"]
+    assert (width["condition"]["value"] > 0, width["value"]) == (True, 0)
+    assert "stroke" not in edges["encoding"]
+    alone = graph(grouped.with_columns(group=pl.lit("")), EDGES, outline="group").to_dict()
+    assert "stroke" not in alone["layer"][1]["encoding"]
+
+
 def test_nothing_to_draw_is_said():
     empty = graph(NODES.clear(), EDGES.clear())
     assert "nothing to draw" in str(empty.to_dict())

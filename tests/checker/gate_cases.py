@@ -56,13 +56,25 @@ class Network(nn.Module):
                 y = nn.functional.layer_norm(z, (GATES,))
             case "rms":
                 y = z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + 0.1)
+            case "jump":
+                y = torch.relu(z) * (z > 0.3)
+            case "largest":
+                p = torch.relu(z + 1.0)
+                sizes = p * self.two.norm(dim=1)
+                chosen = sizes.topk(2, dim=-1).indices
+                y = torch.zeros_like(p).scatter(-1, chosen, p.gather(-1, chosen))
+            case "open":
+                y = torch.relu(z) * (h @ self.two.T > 0.1)
             case _:
                 scores = torch.softmax(z[:, None] * h[None, :] * 0.3, -1)
                 y = (scores @ torch.stack([z, h], -1)).sum(-1)
         return y @ self.last
 
 
-SORTS = ("relu", "bilinear", "gelu", "tanh", "norm", "rms", "attention")
+SORTS = (
+    *("relu", "bilinear", "gelu", "tanh", "norm", "rms", "attention"),
+    *("jump", "largest", "open"),
+)
 
 
 def metric(network: nn.Module) -> Function:

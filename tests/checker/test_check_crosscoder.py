@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from assay.errors import InputError
 from assay.proofs.crosscoder.certificate import NAMES, RULES, certify_points
 from assay.proofs.crosscoder.groups import grouped_margins
 from assay.proofs.crosscoder.problem import Features, Network, Points, Problem, true_margins
+from assay.proofs.crosscoder.prove import prove
 
 V, H = 5, 6
 
 
-def small(seed: int = 0, pairs: bool = True, noise: float = 0.25) -> Problem:
+def small(seed: int = 0, pairs: bool = True, noise: float = 0.25, block: float = 0.2) -> Problem:
     """A network that names the larger of two tokens, most of the time, and features that are the
-    tokens, nearly.
+    tokens, nearly, after a block that writes little too.
     """
     rng = np.random.default_rng(seed)
 
@@ -34,16 +36,16 @@ def small(seed: int = 0, pairs: bool = True, noise: float = 0.25) -> Problem:
     growing = np.diag(np.arange(1.0, V + 1))
     U = np.concatenate([growing, growing], 1) + draw(V, d, scale=0.02)
     network = Network(
-        np.eye(d), draw(d, scale=0.01), draw(H, d, scale=0.4), draw(H), draw(d, H, scale=0.2),
+        np.eye(d), draw(d, scale=0.01), draw(H, d, scale=0.4), draw(H), draw(d, H, scale=block),
         draw(d, scale=0.01), U.astype(np.float32).astype(np.float64), draw(V, scale=0.01),
     )  # fmt: skip
     tokens = np.indices((V, V)).reshape(2, -1)
     inputs = np.concatenate([np.eye(V)[tokens[0]], np.eye(V)[tokens[1]]], 1)
-    decoder = np.stack([np.eye(d), draw(d, d)], 1)
-    decoder[:, 0] += draw(d, d, scale=0.02)
+    decoder = np.stack([np.eye(d)] * 2, 1) + draw(d, 2, d, scale=0.02)
+    after = (network.b_e + network.b_out).astype(np.float32).astype(np.float64)
     features = Features(
         decoder.astype(np.float32).astype(np.float64),
-        np.stack([network.b_e, draw(d)]),
+        np.stack([network.b_e, after]),
         inputs.copy(),
     )
     return Problem(network, Points(inputs, tokens.max(0), pairs), features)
@@ -62,7 +64,7 @@ def put(problem: Problem, folder: Path, strategy: str) -> tuple[Path, Path, int]
 def test_the_checker_finds_what_the_prover_found(strategy, pairs, tmp_path):
     found = []
     for seed in range(2):
-        of = small(seed, pairs)
+        of = small(seed, pairs, block=0.02 if strategy == "balls" else 0.2)
         path, weights, count = put(of, tmp_path, strategy)
         verdict = assay_check.check(path, weights)
         assert verdict.accepted, verdict.reason
@@ -73,6 +75,23 @@ def test_the_checker_finds_what_the_prover_found(strategy, pairs, tmp_path):
     assert max(found) > 0
     if strategy == "exact":
         assert min(found) < V * V
+
+
+@pytest.mark.parametrize("strategy", RULES)
+def test_the_bounds_of_checker_and_prover_are_equal(strategy, tmp_path):
+    """With the right output lowered by the prover's bound, a little less or more decides."""
+    every = small(1, pairs=False, block=0.1)
+    for row in (3, 16):
+        of = every.take(np.array([row]))
+        label, n = of.points.labels[0], of.network
+        bound = prove(of, strategy).margins[0]
+        for rest in (1e-5, -1e-5):
+            bias = n.b_u.copy()
+            bias[label] = np.float32(bias[label] - bound + rest)
+            moved = replace(of, network=replace(n, b_u=bias))
+            path, weights, count = put(moved, tmp_path, strategy)
+            assert count == (rest > 0)
+            assert assay_check.check(path, weights).bound == count
 
 
 def claim_of(count: Any, total: int = V * V) -> dict[str, str]:
@@ -125,7 +144,9 @@ def with_nan(path: Path) -> dict[str, np.ndarray]:
 
 
 def negative_codes(path: Path) -> dict[str, np.ndarray]:
-    return {"codes": advice_of(path)["codes"] - 1}
+    # So little that everything else would still be proved.
+    codes = advice_of(path)["codes"]
+    return {"codes": np.where(codes == 0, np.float32(-1e-30), codes)}
 
 
 ADVICE = {
@@ -218,6 +239,26 @@ def test_forged_groups_are_refused(name, tmp_path):
     assert refused(path, weights)
 
 
+BALLS = {
+    "a feature moved": lambda path: {"decoder_after": advice_of(path)["decoder_after"][::-1]},
+    "the bias after the block of another": lambda path: {
+        "bias_after": advice_of(path)["bias_after"] + 1
+    },
+    "no features after the block": lambda path: {"decoder_after": None},
+    "features of another width": lambda path: {
+        "decoder_after": advice_of(path)["decoder_after"][:, 1:]
+    },
+}
+
+
+@pytest.mark.parametrize("name", BALLS)
+def test_forged_balls_are_refused(name, tmp_path):
+    path, weights, count = put(small(1, block=0.02), tmp_path, "balls")
+    assert count > 5
+    change_advice(path, **BALLS[name](path))
+    assert refused(path, weights)
+
+
 def claim_what_is_proved(path: Path, of: Problem, group: np.ndarray) -> None:
     """Claim what these groups prove."""
     count = int((grouped_margins(of, group) > 0).sum())
@@ -263,7 +304,7 @@ def test_a_smaller_claim_is_accepted(claim):
 
 def test_what_cannot_be_certified_is_refused(tmp_path):
     with pytest.raises(InputError, match="writes no certificate"):
-        certify_points(small(), "balls", tmp_path / "c.json")
+        certify_points(small(), "strongst", tmp_path / "c.json")
     with pytest.raises(InputError, match="holds at level real"):
         certify_points(small().at("float64"), "exact", tmp_path / "c.json")
     wide = small()

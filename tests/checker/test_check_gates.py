@@ -429,7 +429,7 @@ def test_margins_of_every_rival_are_needed(tmp_path: Path) -> None:
         check(forged.write())
     forged = Forged(path, other)
     forged.example["goals"].pop()
-    with pytest.raises(InputError, match="one goal for each"):
+    with pytest.raises(InputError, match="goals are needed"):
         check(forged.write())
     forged = Forged(path, other)
     forged.entry["claim"]["0"] = repr(float(found.found.values[0]) + 1e-6)

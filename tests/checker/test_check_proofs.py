@@ -76,6 +76,7 @@ def test_every_strategy_on_many_networks(strategy: str, tmp_path: Path) -> None:
                 prove_and_check(tmp_path, w, strategy, level, Measure(), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["box_exact", "subcubic_low_rank"])
 def test_checks_four_of_64_tokens_within_seconds(strategy: str, tmp_path: Path) -> None:
     w = right(64, 4, np.random.default_rng(0), 0.05)

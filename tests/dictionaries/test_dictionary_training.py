@@ -24,7 +24,7 @@ from assay.dictionaries.sparse import Everything
 from assay.dictionaries.training import train
 from assay.errors import AssayError, InputError
 from assay.io.runs import Run
-from assay.learn.reading import rows_of
+from assay.learn.reading import Reader, rows_of
 
 SITE = "blocks.0.hook_mlp_out"
 OPTIONS = {
@@ -159,6 +159,19 @@ def test_scales_are_folded_back(model, rows):
     assert not one[SITE].dictionary.training
 
 
+@pytest.mark.parametrize("name", ["topk", "batchtopk", "relu", "gated"])
+def test_training_begins_with_the_size_that_rebuilds_best(model, rows, name):
+    """No multiple of what a dictionary adds to its bias is nearer to the values than itself."""
+    placed = {SITE: Placed(architecture(name)(8, 24, **OPTIONS[name]), SITE, (SITE,))}
+    training = Training(steps=1, batch=32, rate=1e-12, sparsity=0.0)
+    found = train(model, rows, placed, training)[SITE].dictionary.train()
+    x = Reader(model, [SITE])(rows)[SITE]
+    rebuilt = found.encode_training(x) @ found.W_dec
+    best = (rebuilt * (x - found.b_dec)).sum() / rebuilt.square().sum()
+    assert float(best) == pytest.approx(1.0, abs=1e-3)
+    assert not torch.allclose(found.W_enc.norm(dim=0), found.W_dec.norm(dim=1), rtol=0.1)
+
+
 def test_a_loss_that_is_not_finite_names_its_site(model, rows, monkeypatch):
     monkeypatch.setattr("assay.dictionaries.problem.Problem.local", _poisoned(Problem.local))
     with pytest.raises(AssayError, match=f"losses/{SITE} is nan"):
@@ -198,7 +211,37 @@ def test_dead_features_move_to_badly_rebuilt_inputs(model):
     assert int(problem.silent(SITE)[1]) == 0
 
 
+def test_the_divergence_of_one_site_is_divided_by_that_of_zeros(model, rows):
+    """In odd steps the loss is the share of the divergence that zeros at the site cause."""
+    dictionary = architecture("topk")(8, 24, k=3)
+    initialise(dictionary, torch.Generator().manual_seed(0))
+    some = rows.take(slice(0, 4))
+    training = Training(steps=20, batch=4, windows=4, local=0.0)
+    problem = Problem(model, {SITE: Placed(dictionary, SITE, (SITE,))}, {SITE: 1.0}, training)
+    with torch.no_grad():
+        whole, share = (problem.end_to_end(some, step)[0] for step in (0, 1))
+    clean = model(**some.inputs()).logits.log_softmax(-1)
+    handle = model.transformer.h[0].mlp.register_forward_hook(
+        lambda module, args, out: torch.where(some.kept[..., None], 0.0, out)
+    )
+    zeroed = model(**some.inputs()).logits.log_softmax(-1)
+    handle.remove()
+    known = some.mask[:, 1:]
+    divergence = (clean.exp() * (clean - zeroed)).sum(-1)[:, :-1][known].mean()
+    assert 1e-3 < float(divergence) < 1
+    assert float(share) == pytest.approx(float(whole / divergence), rel=1e-3)
+
+
+def test_half_precision_is_trained_in_float32(model, rows):
+    placed = {SITE: Placed(architecture("topk")(8, 24, k=3).bfloat16(), SITE, (SITE,))}
+    found = train(model, rows, placed, Training(steps=2, batch=32))[SITE].dictionary
+    assert found.W_dec.dtype == torch.float32
+    assert placed[SITE].dictionary.W_dec.dtype == torch.bfloat16
+
+
 def test_bad_input_is_refused(model, rows):
+    with pytest.raises(InputError, match="token 37 is none of the network's 30 tokens"):
+        fitted(model, rows_of(torch.full((32, 8), 37)))
     wrong = {SITE: Placed(architecture("topk")(9, 24, k=3), SITE, (SITE,))}
     with pytest.raises(InputError, match=r"width 9, and those at .* have width 8"):
         train(model, rows, wrong, Training(steps=1, batch=8))
@@ -260,10 +303,9 @@ class Superposed(nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIONS)
 def test_superposed_features_are_recovered(name):
-    """64 sparse features in 32 dimensions with noise: each is found, with the default penalty. A
-    Matryoshka dictionary finds fewer, as its first 48 features alone must rebuild the values too,
-    and no 48 of the 64 are of more use than the others.
-    """
+    """64 sparse features in 32 dimensions with noise: each is found, with the default penalty.
+
+    The losses of a Matryoshka dictionary have more local minima, which larger steps leave."""
     generator = torch.Generator().manual_seed(0)
     truth = torch.randn(64, 32, generator=generator)
     truth /= truth.norm(dim=1, keepdim=True)
@@ -276,11 +318,10 @@ def test_superposed_features_are_recovered(name):
     options = {**OPTIONS[name], **({"k": 3} if "k" in OPTIONS[name] else {})}
     options |= {"nested": (48, 64)} if name == "matryoshka" else {}
     placed = {"table": Placed(architecture(name)(32, 64, **options), "table", ("table",))}
-    training = Training(steps=1500, batch=1000, rate=3e-3)
+    training = Training(steps=1500, batch=1000, rate=2e-2 if name == "matryoshka" else 3e-3)
     found = train(model, rows, placed, training)["table"].dictionary
     rows_ = found.W_dec / found.W_dec.norm(dim=1, keepdim=True)
-    least = 0.9 if name == "matryoshka" else 0.95
-    assert float((truth @ rows_.T).amax(1).mean()) >= least
+    assert float((truth @ rows_.T).amax(1).mean()) >= 0.95
 
 
 def spoken(model, rows):

@@ -1,18 +1,15 @@
 """Files go to and from the real sae_lens and circuit-tracer packages, each in an environment that
-the test makes. Where one cannot be made in four minutes, the tests of it are skipped with the
-reason; ASSAY_PEERS names a folder that keeps the environments from run to run.
+the test makes.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from format_files import D, M, draw
+from peers import environment, kept_environments, run_script
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,50 +18,15 @@ from assay.dictionaries.load import load_dictionaries
 from assay.dictionaries.save import save_circuit_tracer, save_dictionaries
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-SECONDS = 150  # for an installation
 X = draw(64, D, seed=3).float()
 SITE, OUT = "blocks.1.hook_resid_post", "blocks.1.hook_mlp_out"
 MORE = {"topk": {"k": 3}, "batchtopk": {"k": 3}, "matryoshka": {"k": 3, "nested": [4, M]}}
 
 
-def environment(package: str, folder: Path) -> Path:
-    """Return the Python of an environment with a package, made where it is not there yet; the test
-    is skipped with the reason where that fails.
-    """
-    python = folder / package / "bin" / "python"
-    ready = folder / package / "installed"
-    if ready.exists():
-        return python
-    release = torch.__version__.partition("+")[0]
-    command = [sys.executable, "-m", "venv", "--without-pip", str(folder / package)]
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    install += ["--no-compile", "--no-input", f"torch=={release}", package]
-    try:
-        subprocess.run(command, check=True, capture_output=True, timeout=SECONDS)
-        done = subprocess.run(install, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"{package} could not be installed in {SECONDS} seconds")
-    if done.returncode:
-        pytest.skip(f"{package} could not be installed: {done.stderr.strip()[-300:]}")
-    ready.touch()
-    return python
-
-
 def run(python: Path, script: str, folder: Path) -> dict[str, Tensor]:
     """Run a script in a peer's environment and return what it computed."""
-    (folder / "script.py").write_text(script)
     save_file({"x": X}, folder / "x.safetensors")
-    variables = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    variables |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
-    done = subprocess.run(
-        [str(python), str(folder / "script.py"), str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-        env=variables,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_script(python, script, folder)
     return load_file(folder / "results.safetensors")
 
 
@@ -83,8 +45,7 @@ def random_dictionary(kind: str, seed: int = 0, **shape):
 
 @pytest.fixture(scope="module")
 def environments(tmp_path_factory) -> Path:
-    kept = os.environ.get("ASSAY_PEERS")
-    return Path(kept) if kept else tmp_path_factory.mktemp("peers")
+    return kept_environments(tmp_path_factory)
 
 
 SAELENS = """

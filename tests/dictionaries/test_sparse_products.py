@@ -32,14 +32,16 @@ def test_values_and_derivatives_are_those_of_dense_products(positions, width, si
     )
     mask = torch.rand(positions, size, generator=generator) < share
     weights = torch.randn(positions, 3, generator=generator, dtype=torch.float64)
-    before = x @ W_enc + b_enc
+    centre = drawn(width)
+    before = (x - centre) @ W_enc + b_enc
     dense = (before * mask) @ W_dec
-    expected = torch.autograd.grad((dense * weights).sum(), (x, W_enc, b_enc, W_dec))
+    expected = torch.autograd.grad((dense * weights).sum(), (x, centre, W_enc, b_enc, W_dec))
     active = sparse.active_where(mask)
-    values = sparse.take_before(x, W_enc, b_enc, before.detach(), active)
+    known = active.values_of(before.detach())
+    values = sparse.take_before(x, centre, W_enc, b_enc, known, active)
     found = sparse.decode(values, W_dec, active)
     assert torch.allclose(found, dense)
-    gradients = torch.autograd.grad((found * weights).sum(), (x, W_enc, b_enc, W_dec))
+    gradients = torch.autograd.grad((found * weights).sum(), (x, centre, W_enc, b_enc, W_dec))
     for one, other in zip(gradients, expected, strict=True):
         assert torch.allclose(one, other)
     assert active.counts.tolist() == mask.sum(0).tolist()

@@ -6,6 +6,7 @@ import json
 
 import jsonschema
 import pytest
+from graph_schema import SCHEMA
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,51 +24,6 @@ from assay.io.attribution_graphs import (
     read_graph,
     unpair,
     write_graph,
-)
-
-TEXT, NUMBER = {"type": "string"}, {"type": ["number", "null"]}
-NODE = {
-    "node_id": TEXT,
-    "feature": {"type": "integer"},
-    "layer": TEXT,
-    "ctx_idx": {"type": "integer"},
-    "feature_type": TEXT,
-    "jsNodeId": TEXT,
-    "clerp": TEXT,
-    "influence": NUMBER,
-    "activation": NUMBER,
-}
-LINK = {"source": TEXT, "target": TEXT, "weight": {"type": "number"}}
-TEXTS = {"type": "array", "items": TEXT}
-
-
-def table(properties, required=None):
-    return {"type": "object", "properties": properties, "required": required or list(properties)}
-
-
-SCHEMA = table(  # what Neuronpedia's graph-schema.json asks for, and circuit-tracer's own reader
-    {
-        "metadata": table(
-            {
-                "slug": TEXT,
-                "scan": TEXT,
-                "prompt": TEXT,
-                "prompt_tokens": TEXTS,
-                "transcoder_list": TEXTS,
-            }
-        ),
-        "qParams": table(
-            {
-                "pinnedIds": TEXTS,
-                "supernodes": {"type": "array", "items": TEXTS},
-                "linkType": TEXT,
-                "clickedId": TEXT,
-                "sg_pos": TEXT,
-            }
-        ),
-        "nodes": {"type": "array", "items": table(NODE)},
-        "links": {"type": "array", "items": table(LINK)},
-    }
 )
 
 
@@ -122,8 +78,34 @@ BAD = {
     "a position outside": ({"nodes": node(position=2)}, "position 2 of 2 tokens"),
     "an edge to nothing": ({"links": (("E_5_0", "9_9_9", 1.0),)}, "is no node"),
     "a weight that is none": ({"links": (("E_5_0", "0_7_1", float("nan")),)}, "the weight nan"),
+    "a weight that is too large": ({"links": (("E_5_0", "0_7_1", 10**400),)}, "the weight 1000"),
+    "one link twice": (
+        {"links": (("E_5_0", "0_7_1", 1.0), ("E_5_0", "0_7_1", 2.0))},
+        "link 1 joins 'E_5_0' and '0_7_1' again",
+    ),
+    "a layer that the id denies": ({"nodes": node(layer="1")}, "its id says otherwise"),
+    "a position that the id denies": ({"nodes": node(position=0)}, "its id says otherwise"),
+    "a position that the id of a token denies": (
+        {"nodes": node(id="E_5_1", layer="E", position=0, type=EMBEDDING)},
+        "its id says otherwise",
+    ),
+    "a token that the id of a logit denies": (
+        {"nodes": node(id="3_8_1", layer="3", feature=9, type=LOGIT)},
+        "is of token 9, and its id says otherwise",
+    ),
+    "a feature without a layer": (
+        {"nodes": node(id="mine", layer="first")},
+        "the layer of a cross layer transcoder is 'first'",
+    ),
+    "a layer in other digits": ({"nodes": node(id="mine", layer="\u00b2")}, "the layer of a"),
+    "a probability above one": ({"nodes": node(id="x", probability=1.1)}, r"1.1, outside \[0, 1"),
+    "a probability below zero": ({"nodes": node(id="x", probability=-0.1)}, "outside"),
+    "a label that is no text": ({"nodes": node(label="\ud800")}, "'clerp' holds a lone surrogate"),
+    "a token that is no text": ({"tokens": ("The", "\udfff")}, "holds a lone surrogate"),
+    "a supernode that is no list": ({"supernodes": [["ab", 3]]}, "a supernode must be a list"),
     "a slug of words": ({"slug": "my graph"}, "letters, digits"),
     "an activation that is none": ({"nodes": node(activation=float("inf"))}, "not a number"),
+    "an activation that is too large": ({"nodes": node(activation=10**400)}, "not a number"),
 }
 
 
@@ -151,6 +133,33 @@ def test_malformed_files_are_refused(tmp_path):
     path.write_text("[]")
     with pytest.raises(InputError, match="no 'metadata'"):
         read_graph(path)
+
+
+def test_numbers_of_thousands_of_digits_in_ids_are_taken_as_names(tmp_path):
+    path = write_graph(tmp_path / "graph.json", graph())
+    data = json.loads(path.read_text())
+    long = "9" * 5000
+    for name in (f"0_{long}_1", f"0_7_{long}", f"{long}_7_1"):
+        data["nodes"][1]["node_id"] = data["links"][0]["target"] = name
+        data["links"][1]["source"] = name
+        path.write_text(json.dumps(data))
+        found = read_graph(path).nodes[1]
+        assert (found.id, found.depth, found.feature) == (name, 0, 7)
+    data["nodes"][1]["layer"] = long
+    path.write_text(json.dumps(data))
+    with pytest.raises(InputError, match="the layer of a cross layer transcoder is '999"):
+        read_graph(path)
+
+
+def test_values_as_deep_as_json_goes_are_named(tmp_path):
+    path = write_graph(tmp_path / "graph.json", graph())
+    text = path.read_text()
+    deep = "[" * 900 + "]" * 900
+    for key in ('"clerp": "plural"', '"activation": 1.5', '"ctx_idx": 1', '"weight": 0.5'):
+        assert key in text
+        path.write_text(text.replace(key, f"{key.partition(':')[0]}: {deep}", 1))
+        with pytest.raises(InputError, match=r"of another type|not a number"):
+            read_graph(path)
 
 
 def test_an_index_without_a_pairing_stands_as_it_is(tmp_path):

@@ -97,6 +97,10 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path):
     refused(tmp_path, lambda data: data.pop("cfg"), "no 'cfg'")
     refused(tmp_path, lambda data: data["cfg"].update(n_layers="2"), "'n_layers' must be int")
     refused(tmp_path, lambda data: data["cfg"].update(n_heads=-1), "'n_heads' must be int")
+    for huge in ({"n_heads": 10**30}, {"n_layers": 10**9}):
+        refused(
+            tmp_path, lambda data, huge=huge: data["cfg"].update(huge), "heads and MLPs are read"
+        )
     refused(
         tmp_path,
         lambda data: data["edges"].update({"m9": {"in_graph": True}}),

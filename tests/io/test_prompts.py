@@ -17,7 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from assay.errors import InputError
-from assay.io import prompts
+from assay.io import prompts, texts
 from assay.io.prompts import TextPair
 from assay.targets.language import load_tokenizer
 
@@ -272,12 +272,12 @@ def test_greater_than_takes_the_neighbouring_years(tmp_path: Path) -> None:
 def test_plain_text_is_cut_into_windows(tmp_path: Path) -> None:
     path = tmp_path / "text.txt"
     path.write_text("The cat runs near the dogs The cats")
-    assert prompts.read_text(path, words(), length=3).tolist() == [[3, 4, 10], [6, 7, 8]]
-    assert prompts.read_text(path, words(bos=True), length=4, limit=1).tolist() == [[2, 3, 4, 10]]
+    assert texts.read_text(path, words(), length=3).tolist() == [[3, 4, 10], [6, 7, 8]]
+    assert texts.read_text(path, words(bos=True), length=4, limit=1).tolist() == [[2, 3, 4, 10]]
     with pytest.raises(InputError, match="too few"):
-        prompts.read_text(path, words(), length=9)
+        texts.read_text(path, words(), length=9)
     with pytest.raises(InputError, match="length"):
-        prompts.read_text(path, words(), length=1)
+        texts.read_text(path, words(), length=1)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data folder")
@@ -306,7 +306,7 @@ def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
     plain, marked = tmp_path / "plain.txt", tmp_path / "marked.txt"
     plain.write_text(f"{WORDS[2]} {WORDS[3]} " * 8)
     marked.write_bytes(b"\xef\xbb\xbf" + plain.read_bytes())
-    one, two = (prompts.read_text(path, words(), length=4) for path in (plain, marked))
+    one, two = (texts.read_text(path, words(), length=4) for path in (plain, marked))
     assert torch.equal(one, two)
 
 

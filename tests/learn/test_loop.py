@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import time
@@ -21,7 +20,7 @@ from assay.io import runs
 from assay.learn import cosine, fit, ramp
 
 SCRIPT = textwrap.dedent("""
-    import sys, time
+    import time
     import torch
     from torch import nn
     from assay.io.runs import Run
@@ -44,9 +43,6 @@ SCRIPT = textwrap.dedent("""
         fit(model, objective, optimizer, steps=steps, generator=generator, schedule=cosine,
             run=Run(folder), log_every=10, save_every=25)
         return model
-
-    if __name__ == "__main__":
-        train(sys.argv[1], pause=0.002)
     """)
 
 
@@ -58,20 +54,30 @@ def script(tmp_path, monkeypatch):
     sys.modules.pop("job", None)
 
 
+def killed_once(reached, work):
+    """Do the work in a forked process, which is killed (-9) once a state is reached."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    deadline = time.monotonic() + 60
+    while not reached() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+@pytest.mark.slow
 def test_resume_after_kill_is_bit_identical(script, tmp_path):
     import job
 
     whole = job.train(tmp_path / "whole")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(tmp_path / "killed")], env=environment
-    )
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed" / "training.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    checkpoint = tmp_path / "killed" / "training.pt"
+    killed_once(checkpoint.exists, lambda: job.train(tmp_path / "killed", pause=0.002))
     state = torch.load(tmp_path / "killed" / "training.pt", weights_only=True)
     assert 0 < state["step"] < 400
     resumed = job.train(tmp_path / "killed")
@@ -136,14 +142,11 @@ def test_metrics_before_the_first_checkpoint_resume_exactly(script, tmp_path):
     import job
 
     job.train(tmp_path / "whole", steps=60)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    code = f"import job; job.train({str(tmp_path / 'killed')!r}, steps=60, pause=0.2)"
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    log, deadline = tmp_path / "killed" / "metrics.jsonl", time.monotonic() + 60
-    while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 1):
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    log = tmp_path / "killed" / "metrics.jsonl"
+    killed_once(
+        lambda: log.exists() and log.read_text().count("\n") > 1,
+        lambda: job.train(tmp_path / "killed", steps=60, pause=0.1),
+    )
     assert not (tmp_path / "killed" / "training.pt").exists()
     job.train(tmp_path / "killed", steps=60)
     assert log.read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()

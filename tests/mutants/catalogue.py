@@ -7,6 +7,7 @@ import catalogue_checker
 import catalogue_components
 import catalogue_crosscoder
 import catalogue_dictionaries
+import catalogue_graphs
 import catalogue_guard
 import catalogue_networks
 import catalogue_proofs
@@ -41,6 +42,7 @@ CATALOGUE = [
     *catalogue_components.MUTANTS,
     *catalogue_crosscoder.MUTANTS,
     *catalogue_dictionaries.MUTANTS,
+    *catalogue_graphs.MUTANTS,
     *catalogue_guard.MUTANTS,
     *catalogue_networks.MUTANTS,
     # core
@@ -305,18 +307,21 @@ CATALOGUE = [
         "    bounded = ended and max(high, count) <= k",
         "    bounded = True",
         COUNTING,
+        slow=True,
     ),
     Mutant(
         "assay/mechanisms/directions/counting.py",
         "    clear = structured & ((second >= 3 * first.square()) | (dominance > 0.5))",
         "    clear = structured",
         COUNTING,
+        slow=True,
     ),
     Mutant(
         "assay/mechanisms/directions/choice.py",
         "    best = max(strengths, key=lambda name: strengths[name])",
         "    best = min(strengths, key=lambda name: strengths[name])",
         COUNTING,
+        slow=True,
     ),
     # edges
     Mutant(
@@ -478,6 +483,7 @@ CATALOGUE = [
         "if text not in before]",
         "]",
         ("tests/studies/test_attribution_study.py",),
+        slow=True,
     ),
     Mutant(
         "assay/audit/applied.py",

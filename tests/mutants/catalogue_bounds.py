@@ -250,8 +250,8 @@ MUTANTS = [
     # derivatives and pins
     Mutant(
         "assay/bounds/search/pins.py",
-        "found.append((least >= 0, most <= 0))",
-        "found.append((least >= -1, most <= 0))",
+        "found.append((lo >= 0, hi <= 0))",
+        "found.append((lo >= -1, hi <= 0))",
         ("tests/bounds/test_derivatives.py::test_nothing_is_lost_on_the_face_that_is_left",),
     ),
     Mutant(
@@ -265,5 +265,98 @@ MUTANTS = [
         "hi = np.where(inside, np.maximum(hi, bend[1]), hi)",
         "hi = np.where(inside, hi, hi)",
         ("tests/bounds/test_derivatives.py::test_a_slope_encloses_the_derivative",),
+    ),
+    # searches that go on
+    Mutant(
+        "assay/bounds/search/unfinished.py",
+        'return held["search"] if held["key"] == self.key else None',
+        'return held["search"]',
+        ("tests/bounds/test_unfinished.py::test_another_search_is_not_gone_on_with",),
+        slow=True,
+    ),
+    Mutant(
+        "assay/bounds/search/leaves.py",
+        "(highs if split.side == 0 else lows)[split.which]",
+        "(highs if split.side == 1 else lows)[split.which]",
+        ("tests/bounds/test_branching.py",),
+    ),
+    Mutant(
+        "assay/bounds/search/branch.py",
+        'self.began -= held["seconds"]',
+        'self.began += held["seconds"]',
+        (
+            "tests/bounds/test_unfinished.py::test_a_search_that_is_killed_again_and_again_finds_the_same",
+        ),
+        slow=True,
+    ),
+    Mutant(
+        "assay/bounds/search/branch.py",
+        "if len(heap) + len(work.proved) > most:  # the leaves fill the memory",
+        "if False:",
+        ("tests/bounds/test_unfinished.py::test_leaves_stay_within_the_memory",),
+        slow=True,
+    ),
+    # slopes of ReLU
+    Mutant(
+        "assay/bounds/search/ranges.py",
+        "torch.where(mine == 0, usual_slope(x), (1 + mine.clamp(-1, 1)) / 2)",
+        "usual_slope(x)",
+        ("tests/bounds/test_branching.py::test_slopes_of_relu_are_moved_and_inherited",),
+    ),
+    Mutant(
+        "assay/bounds/trace/lower.py",
+        "        args = _first_as_node(lowering, args)\n",
+        "",
+        (
+            "tests/bounds/test_traces.py::test_what_depends_on_no_input_may_be_summed_and_divided_by",
+        ),
+    ),
+    # choices
+    Mutant(
+        "assay/bounds/rules/choice.py",
+        "zero = x.lo, np.minimum(x.hi, t.hi)",
+        "zero = x.lo, np.minimum(x.hi, t.lo)",
+        ("tests/bounds/test_choices.py::test_lines_hold_wherever_the_threshold_may_lie",),
+    ),
+    Mutant(
+        "assay/bounds/rules/choice.py",
+        "return np.asarray(x.lo <= threshold.hi)",
+        "return np.asarray(x.lo <= threshold.lo)",
+        ("tests/bounds/test_rules_fuzz.py::test_a_rule_holds_at_random_points",),
+    ),
+    Mutant(
+        "assay/bounds/search/ball.py",
+        "whole = mul_up(lengths, sqrt_up(float(rows.shape[-1])))",
+        "whole = lengths",
+        ("tests/bounds/test_balls.py::test_no_input_leaves_the_ball_and_some_reach_it",),
+    ),
+    # properties of ONNX networks
+    Mutant(
+        "assay/bounds/search/goal.py",
+        "return torch.stack(each, -1).amin(-1)",
+        "return torch.stack(each, -1).amax(-1)",
+        (
+            "tests/proofs/test_unsafe.py::test_goals_are_the_least_conjunction_of_the_largest_constraint",
+        ),
+    ),
+    Mutant(
+        "assay/io/vnnlib.py",
+        'one, other = (left, right) if x.head == "<=" else (right, left)',
+        "one, other = (left, right)",
+        ("tests/io/test_vnnlib.py::test_constraints_are_exact_and_in_disjunctive_normal_form",),
+    ),
+    Mutant(
+        "assay/targets/onnx_network.py",
+        "for pair in zip(begin[::-1], end[::-1], strict=True) for p in pair]",
+        "for pair in zip(begin, end, strict=True) for p in pair]",
+        ("tests/io/test_onnx.py::test_operations_agree_with_the_onnx_evaluator_and_have_bounds",),
+    ),
+    Mutant(
+        "assay_check/gates/claims.py",
+        "found = min(found, *(max(bounds[place] for place in group) for group in example.groups))",
+        "found = max(bounds)",
+        (
+            "tests/proofs/test_unsafe.py::test_every_box_and_every_conjunction_counts_in_a_certificate",
+        ),
     ),
 ]

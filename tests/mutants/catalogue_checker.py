@@ -171,4 +171,10 @@ MUTANTS = [
         "if side == 1:",
         ("tests/checker/test_check_gates.py::test_a_forgery_is_refused",),
     ),
+    Mutant(
+        "assay_check/gates/choices.py",
+        "np.where(both, end, 0.0) for end in (x.lo, np.minimum(x.hi, t.hi))",
+        "np.where(both, end, 0.0) for end in (x.lo, np.minimum(x.hi, t.lo))",
+        ("tests/checker/test_check_choices.py::test_no_value_leaves_the_rules_of_a_choice",),
+    ),
 ]

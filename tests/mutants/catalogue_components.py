@@ -61,8 +61,8 @@ MUTANTS = [
     ),
     Mutant(
         "assay/mechanisms/components/problem.py",
-        "loss = detached.loss(leaves, everywhere) / self.world",
-        "loss = -detached.loss(leaves, everywhere) / self.world",
+        "loss = detached.loss(leaves, everywhere)",
+        "loss = -detached.loss(leaves, everywhere)",
         (
             f"{COMPONENTS}/test_component_problem.py::test_the_main_backward_pass_is_one_more_ascent",
         ),
@@ -122,5 +122,167 @@ MUTANTS = [
         (
             f"{COMPONENTS}/test_component_sources.py::test_binary_sources_are_at_either_end_with_equal_probability",
         ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/decomposition.py",
+        "h.abs() * factor.norm(dim=1) / whole",
+        "h.abs() / whole",
+        (
+            f"{COMPONENTS}/test_importance_functions.py::test_relative_nets_read_what_a_component_writes_beside_the_whole",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/importance.py",
+        "slope * (shares[site.name] + FAINT).log() + corrections",
+        "(shares[site.name] + FAINT).log() + corrections",
+        (
+            f"{COMPONENTS}/test_importance_functions.py::test_relative_nets_read_what_a_component_writes_beside_the_whole",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/importance.py",
+        "(len(every) - 1) * (1 - KEPT)",
+        "(len(every) - 1) * KEPT",
+        (
+            f"{COMPONENTS}/test_importance_functions.py::test_relative_nets_start_with_the_largest_shares_above_one_half",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/initial.py",
+        "roots = sizes[: site.components].sqrt()",
+        "roots = sizes[: site.components]",
+        (
+            f"{COMPONENTS}/test_component_problem.py::test_a_start_at_singular_parts_is_the_matrix_and_its_largest_parts",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/halves.py",
+        "== self.component, 2.0, 1.0)",
+        "== self.component, 1.0, 1.0)",
+        (f"{COMPONENTS}/test_component_controls.py::test_two_halves_do_what_the_whole_did",),
+    ),
+    Mutant(
+        "assay/mechanisms/components/halves.py",
+        "new_u[component] /= 2",
+        "new_u[component] /= 1",
+        (f"{COMPONENTS}/test_component_controls.py::test_two_halves_do_what_the_whole_did",),
+    ),
+    Mutant(
+        "assay/mechanisms/components/singular.py",
+        "strength = h.abs() * u.norm(dim=1)",
+        "strength = h.abs()",
+        (
+            f"{COMPONENTS}/test_component_controls.py::test_gates_keep_the_strongest_parts_and_as_many_as_asked",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "own = slice(bounds[rank], bounds[rank + 1])",
+        "own = slice(bounds[rank], bounds[-1])",
+        (
+            f"{COMPONENTS}/test_component_controls.py::test_the_losses_of_shares_add_up_to_that_of_the_whole",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "shape = (part.whole, *shape[1:])",
+        "shape = (part.first + part.examples, *shape[1:])",
+        (
+            f"{COMPONENTS}/test_component_controls.py::test_the_losses_of_shares_add_up_to_that_of_the_whole",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/problem.py",
+        "(term - term.detach()) / world",
+        "(term - term.detach())",
+        (
+            f"{COMPONENTS}/test_component_controls.py::test_the_gradients_of_shares_add_up_to_that_of_the_whole",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/problem.py",
+        "own + (reduce(own.detach()) - own.detach())",
+        "own + 0 * reduce(own.detach())",
+        (
+            f"{COMPONENTS}/test_component_controls.py::test_the_gradients_of_shares_add_up_to_that_of_the_whole",
+        ),
+    ),
+    Mutant(
+        "assay/studies/components/measure.py",
+        "expected, why = value + alone,",
+        "expected, why = value,",
+        (
+            "tests/studies/test_components_studies.py::test_every_option_of_a_language_model_is_reported",
+        ),
+        slow=True,
+    ),
+    Mutant(
+        "assay/studies/components/inputs.py",
+        "found = replace(found, ids=found.ids[:first])",
+        "found = replace(found, ids=found.ids[-first:])",
+        ("tests/studies/test_components_studies.py::test_controls_change_what_they_name",),
+        slow=True,
+    ),
+    Mutant(
+        "assay/io/texts.py",
+        "if place >= start and",
+        "if place > start and",
+        ("tests/io/test_texts.py::test_pieces_have_the_tokens_of_the_whole",),
+    ),
+    Mutant(
+        "assay/io/texts.py",
+        "before = whole[_cut(whole) :]",
+        "before = whole[:0]",
+        ("tests/io/test_texts.py::test_pieces_have_the_tokens_of_the_whole",),
+    ),
+    Mutant(
+        "assay/learn/processes.py",
+        "                dist.all_reduce(parameter.grad)",
+        "                dist.all_reduce(parameter.grad.clone())",
+        (f"{COMPONENTS}/test_component_processes.py::test_several_processes_agree_with_one",),
+        slow=True,
+    ),
+    Mutant(
+        "assay/learn/processes.py",
+        "            dist.all_reduce(total)",
+        "            dist.broadcast(total, 0)",
+        (f"{COMPONENTS}/test_component_processes.py::test_several_processes_agree_with_one",),
+        slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/jax/step.py",
+        "source + g[site] * (1 - source) - delta",
+        "source + g[site] - delta",
+        (
+            f"{COMPONENTS}/test_component_jax.py::test_the_jax_step_is_the_torch_step_on_any_number_of_devices",
+        ),
+        slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/jax/step.py",
+        "own - rate * factor * step",
+        "own - rate * step",
+        (
+            f"{COMPONENTS}/test_component_jax.py::test_the_jax_step_is_the_torch_step_on_any_number_of_devices",
+        ),
+        slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/jax/terms.py",
+        "LEAK * jnp.minimum(gradient, 0)",
+        "LEAK * jnp.maximum(gradient, 0)",
+        (
+            f"{COMPONENTS}/test_component_jax.py::test_the_jax_step_is_the_torch_step_on_any_number_of_devices",
+        ),
+        slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/jax/terms.py",
+        "form.beta * jnp.log2(1 + total)",
+        "form.beta * jnp.log2(1 + mean)",
+        (
+            f"{COMPONENTS}/test_component_jax.py::test_the_jax_step_is_the_torch_step_on_any_number_of_devices",
+        ),
+        slow=True,
     ),
 ]

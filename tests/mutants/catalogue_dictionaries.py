@@ -9,6 +9,12 @@ GRADIENTS = (f"{TRAINING}::test_gradients_are_those_of_the_dense_formula",)
 REVIVAL = (f"{TRAINING}::test_dead_features_move_to_badly_rebuilt_inputs",)
 EVALUATION = (f"{TRAINING}::test_evaluation_against_plain_hooks",)
 TRANSCODERS = ("tests/dictionaries/test_transcoder_training.py",)
+FOLDING = (
+    "tests/dictionaries/test_architectures.py::test_a_folded_scale_rebuilds_values_as_they_are",
+)
+SCREEN = ("tests/dictionaries/test_screen.py",)
+DIVERGENCE = (f"{TRAINING}::test_the_divergence_of_one_site_is_divided_by_that_of_zeros",)
+BEGINNING = (f"{TRAINING}::test_training_begins_with_the_size_that_rebuilds_best",)
 RECOVERED = ("tests/dictionaries/test_recovered.py",)
 FIT = ("tests/dictionaries/test_fit.py",)
 LOADING = ("tests/dictionaries/test_loading.py",)
@@ -40,8 +46,8 @@ MUTANTS = [
     ),
     Mutant(
         "assay/dictionaries/problem.py",
-        "errors[site] = sum(pieces_[1:], pieces_[0]) - y",
-        "errors[site] = pieces_[0] - y",
+        "whole = sum(pieces_[1:], pieces_[0])",
+        "whole = pieces_[0]",
         TRANSCODERS,
     ),
     Mutant(
@@ -60,7 +66,37 @@ MUTANTS = [
         "assay/dictionaries/fold.py",
         "_multiply(folded.W_skip, columns / scale)",
         "_multiply(folded.W_skip, columns)",
-        TRANSCODERS,
+        FOLDING,
+    ),
+    Mutant(
+        "assay/dictionaries/screen.py",
+        "    lowest = (reached - error) - UNIT * (reached - error).abs()\n",
+        "    lowest = reached\n",
+        SCREEN,
+    ),
+    Mutant(
+        "assay/dictionaries/screen.py",
+        "right[:, :width], right[:, width] = W_enc.T, b_enc",
+        "right[:, :width], right[:, width] = W_enc.T, -b_enc",
+        SCREEN,
+    ),
+    Mutant(
+        "assay/dictionaries/sparse.py",
+        "into_centre = -(W_enc @ into_bias)",
+        "into_centre = W_enc @ into_bias",
+        GRADIENTS,
+    ),
+    Mutant(
+        "assay/dictionaries/problem.py",
+        "loss = loss / self.zeros[place].clamp(LEAST, MOST)",
+        "loss = loss / self.zeros[place].clamp(MOST, MOST)",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "assay/dictionaries/initial.py",
+        "dictionary.W_enc.mul_(best)",
+        "dictionary.W_enc.div_(best)",
+        BEGINNING,
     ),
     Mutant("assay/dictionaries/revival.py", "silent[dead] = 0", "silent[dead] += 0", REVIVAL),
     Mutant(

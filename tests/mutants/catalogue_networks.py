@@ -16,14 +16,14 @@ MUTANTS = [
     ),
     Mutant(
         "assay/learn/loop.py",
-        '        generator.set_state(state["generator"].cpu())\n',
-        "        generator.manual_seed(0)\n",
+        '    generator.set_state(state["generator"].cpu())\n',
+        "    generator.manual_seed(0)\n",
         ("tests/learn/test_loop.py::test_a_checkpoint_of_something_else_is_refused",),
     ),
     Mutant(
         "assay/learn/loop.py",
-        '        optimizer.load_state_dict(state["optimizer"])\n',
-        "        optimizer.state_dict()\n",
+        '    optimizer.load_state_dict(state["optimizer"])\n',
+        "    optimizer.state_dict()\n",
         ("tests/learn/test_small_trainings.py::test_an_interrupted_training_logs_every_step_once",),
     ),
     Mutant(
@@ -192,8 +192,8 @@ MUTANTS = [
     ),
     Mutant(
         "assay/edges/patching.py",
-        "keep[torch.arange(1, len(chunk) + 1), chunk[:, 0], chunk[:, 1]] = False",
-        "keep[torch.arange(1, len(chunk) + 1), chunk[:, 0]] = False",
+        "found[place[0], place[1]] = True",
+        "found[place[0]] = True",
         ("tests/edges/test_edges.py::test_exact_edges_cut_one_edge_at_a_time",),
     ),
     Mutant(

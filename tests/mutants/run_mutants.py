@@ -28,12 +28,15 @@ LEAST = 60
 
 @dataclass(frozen=True)
 class Mutant:
-    """A line `old` of `src/file` that becomes `new`, and the tests that must fail then."""
+    """A line `old` of `src/file` that becomes `new`, and the tests that must fail then.
+
+    `slow` says that those are of the slow tier."""
 
     file: str
     old: str
     new: str
     tests: tuple[str, ...]
+    slow: bool = False
 
     @property
     def name(self) -> str:
@@ -63,36 +66,38 @@ def outcome(mutant: Mutant, timeout: float = 600) -> str:
     """Run the mutant's tests: "killed", "survived", or what went wrong."""
     with mutated(mutant) as source:
         try:
-            done = run_tests(mutant.tests, source, timeout)
+            done = run_tests(mutant.tests, source, timeout, slow=mutant.slow)
         except subprocess.TimeoutExpired:
             return "killed"  # a mutant may loop for ever
     if done.returncode == 1:
         return "killed"
-    return (
-        "survived" if done.returncode == 0 else f"broken: {done.stdout[-400:]}{done.stderr[-400:]}"
-    )
+    if done.returncode == 0:
+        return "survived"
+    return f"broken: {done.stdout[-400:]}{done.stderr[-400:]}"
 
 
 def failing(mutants: Iterable[Mutant]) -> dict[str, str]:
     """Return the files of which a named test fails without any mutant, with what pytest says; each
     file runs in a process of its own, as a mutant's does.
     """
-    named: dict[str, dict[str, None]] = {}
+    named: dict[tuple[str, bool], dict[str, None]] = {}
     for mutant in mutants:
         for test in mutant.tests:
-            named.setdefault(test.partition("::")[0], {})[test] = None
+            named.setdefault((test.partition("::")[0], mutant.slow), {})[test] = None
     found = {}
-    for file, tests in named.items():
-        done = run_tests(tuple(tests), ROOT / "src", 600)
+    for (file, slow), tests in named.items():
+        done = run_tests(tuple(tests), ROOT / "src", 600, slow=slow)
         if done.returncode:
             found[file] = f"{done.stdout[-400:]}{done.stderr[-400:]}"
     return found
 
 
 def run_tests(
-    tests: tuple[str, ...], source: Path, timeout: float
+    tests: tuple[str, ...], source: Path, timeout: float, *, slow: bool = False
 ) -> subprocess.CompletedProcess[str]:
-    """Run the fast ones of some tests on the sources in a folder, up to the first failure."""
+    """Run some tests, the fast ones of them unless `slow`, on the sources in a folder, up to the
+    first failure.
+    """
     with tempfile.TemporaryDirectory() as memory:
         environment = {
             **os.environ,
@@ -102,7 +107,7 @@ def run_tests(
             # What earlier failures taught hypothesis would kill a mutant on this machine alone.
             "HYPOTHESIS_STORAGE_DIRECTORY": memory,
         }
-        options = ["-q", "-x", "-p", "no:cacheprovider", "-m", "not slow"]
+        options = ["-q", "-x", "-p", "no:cacheprovider", *([] if slow else ["-m", "not slow"])]
         return subprocess.run(
             [sys.executable, "-m", "pytest", *options, *tests],
             cwd=ROOT,
@@ -127,9 +132,14 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=0, help="so many at random instead of all")
     parser.add_argument("--seed", type=int, default=None, help="of the sample; printed")
     parser.add_argument("--only", default="", help="those whose file holds this text")
+    parser.add_argument("--slow", action="store_true", help="those of slow tests too")
     parser.add_argument("--jobs", type=int, default=2)
     chosen = parser.parse_args()
-    mutants = [mutant for mutant in CATALOGUE if chosen.only in mutant.file]
+    mutants = [
+        mutant
+        for mutant in CATALOGUE
+        if chosen.only in mutant.file and (chosen.slow or not mutant.slow)
+    ]
     if chosen.sample:
         seed = int(time.time()) if chosen.seed is None else chosen.seed
         print(f"seed {seed}")

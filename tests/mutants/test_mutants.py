@@ -46,7 +46,8 @@ def test_a_sample_is_killed():
     tries them all.
     """
     seed = zlib.crc32("".join(sorted(mutant.name for mutant in CATALOGUE)).encode())
-    chosen = random.Random(seed).sample(CATALOGUE, 6)
+    fast = [mutant for mutant in CATALOGUE if not mutant.slow]
+    chosen = random.Random(seed).sample(fast, 4)
     found = {mutant.name: outcome(mutant) for mutant in chosen}
     alive = {name: result for name, result in found.items() if result != "killed"}
     assert not alive, f"seed {seed}: {alive}"

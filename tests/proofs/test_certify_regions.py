@@ -107,6 +107,7 @@ def test_one_trace_of_both_networks_is_tighter_than_two() -> None:
     assert float(found.proved.values) < 0.5 * float(values.max() - values.min())
 
 
+@pytest.mark.slow
 def test_the_same_answer_over_inputs() -> None:
     mechanisms = one("channels")
     keep = few_free(mechanisms, 2)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from assay.bounds.rounding import Interval
 from assay.errors import InputError
 from assay.proofs.crosscoder.arithmetic import arithmetic
 from assay.proofs.crosscoder.certificates import (
@@ -18,7 +19,7 @@ from assay.proofs.crosscoder.certificates import (
     exact_margins,
     interactions,
     linear_margins,
-    one_side,
+    sides_of,
 )
 from assay.proofs.crosscoder.groups import group_margins, refine
 from assay.proofs.crosscoder.heuristic import heuristic_estimate
@@ -32,6 +33,7 @@ from assay.proofs.crosscoder.problem import (
 )
 from assay.proofs.crosscoder.prove import STRATEGIES, curve, evaluation_operations, prove
 from assay.proofs.crosscoder.relaxation import relax
+from assay.proofs.crosscoder.sides import one_side, strongest_sides
 
 
 def problem(
@@ -124,6 +126,37 @@ def test_any_advice_is_sound(seed, error, groups):
             assert_below(group_margins(one, rows), [true[row] for row in rows], "group")
 
 
+def test_norms_and_linear_bounds_are_rounded_to_the_safe_side():
+    of = problem(7, error=1.0)
+    n, f = of.network, of.features
+
+    def exactly(array: np.ndarray) -> np.ndarray:
+        return np.vectorize(Fraction, otypes=[object])(array)
+
+    state = exactly(of.points.inputs) @ exactly(n.E.T) + exactly(n.b_e)
+    error = state - exactly(f.codes) @ exactly(f.decoder[:, 0]) - exactly(f.bias[0])
+    for uppers, rows in ((of.error_norm, error), (of.tables.reach, exactly(n.W_in))):
+        for upper, row in zip(uppers.tolist(), rows, strict=True):
+            assert 0 <= Fraction(upper) ** 2 - (row * row).sum() <= Fraction(1, 10**12)
+    # Where features are the inputs no norm is left, and the bound is a rational number.
+    of = problem(7, error=0.0)
+    n, f, sides = of.network, of.features, Sides(np.zeros(12, int), np.arange(7)[None] % 2 == 0)
+    P, N = (exactly(f.codes) @ np.maximum(sign * exactly(f.decoder[:, 0]) @ exactly(n.W_in.T), 0)
+            + np.maximum(sign * (exactly(n.W_in) @ exactly(f.bias[0]) + exactly(n.b_in)), 0)
+            for sign in (1, -1))  # fmt: skip
+    rebuilt = exactly(f.codes) @ exactly(f.decoder[:, 0]) + exactly(f.bias[0])
+    written = rebuilt + P @ exactly(n.W_out.T) + exactly(n.b_out)
+    logits = written @ exactly(n.U.T) + exactly(n.b_u)
+    inner = exactly(n.U) @ exactly(n.W_out)
+    chosen = np.where(sides.negative, N, P)
+    for row, label in enumerate(of.points.labels.tolist()):
+        lost = np.maximum(inner[label] - inner, 0) @ chosen[row]
+        bounds = logits[row, label] - logits[row] - lost
+        least = min(bound for k, bound in enumerate(bounds) if k != label)
+        found = Fraction(linear_margins(of, sides)[row])
+        assert 0 <= least - found <= Fraction(1, 10**10)
+
+
 def test_the_interaction_identity_is_exact():
     of = problem(3, "float64")
     n, f = of.network, of.features
@@ -154,6 +187,36 @@ def test_an_error_that_no_neuron_reads_counts_by_its_norm():
     found = linear_margins(of, one_side(of), compact=True)
     np.testing.assert_allclose(found, expected.min(1), atol=1e-9)
     assert_below(found, exact_true_margins(of), "compact")
+
+
+def test_an_error_passes_by_half_up_to_as_much_again():
+    # One coordinate: r_0 = 1, rhat_0 = .8, one neuron that copies it, logits +r_1 and -r_1.
+    one, zero = np.ones((1, 1)), np.zeros(1)
+    network = Network(one, zero, one, zero, one, zero, np.array([[1.0], [-1.0]]), np.zeros(2))
+    features = Features(np.full((1, 2, 1), 0.8), np.zeros((2, 1)), one)
+    of = Problem(network, Points(one, np.zeros(1, dtype=np.int64)), features)
+    lead, known, reach = 2 * (0.8 + 0.8), 2 * (1 + 0.5) * 0.2, 2 * 0.5 * 0.2
+    assert lead + known - reach < true_margins(of)[0] == 4
+    for sides in (one_side(of), strongest_sides(of)):
+        np.testing.assert_allclose(linear_margins(of, sides), lead + known - reach)
+        np.testing.assert_allclose(linear_margins(of, sides, compact=True), lead - known - reach)
+    np.testing.assert_allclose(exact_margins(of), lead + known - reach)
+
+
+def test_searched_sides_certify_no_less_than_those_that_are_smaller_on_average():
+    more = 0
+    for seed in range(6):
+        of = problem(seed, "float64", points=40, error=0.05)
+        for search, groups in ((one_side, 1), (strongest_sides, 5)):
+            found = search(of)
+            P, N = sides_of(of, np.arange(40))
+            lead = np.zeros((groups, 7))
+            np.add.at(lead, found.group, P - N)
+            plain = Sides(found.group, lead > 0)
+            counts = [int((linear_margins(of, one) > 0).sum()) for one in (found, plain)]
+            assert counts[0] >= counts[1]
+            more += counts[0] - counts[1]
+    assert more > 5
 
 
 def test_levels_agree_and_only_one_proves():
@@ -229,7 +292,7 @@ def test_intervals_of_products_enclose_them():
     rng = np.random.default_rng(0)
     ar = arithmetic("real")
     a, b = rng.normal(size=(3, 5)), rng.normal(size=(5, 2))
-    wide = ar.exact(a) + ar.exact(rng.normal(size=(3, 5)) * 1e-3)
+    wide = Interval(a, a + 1e-3)
     found = ar.matmul(wide, ar.exact(b))
     for i in range(3):
         for j in range(2):

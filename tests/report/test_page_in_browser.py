@@ -10,7 +10,10 @@ from assay.io.files import write_text
 from assay.report.page import Section, Table, render
 
 BINARY = report_browser.find()
-pytestmark = pytest.mark.skipif(BINARY is None, reason="no chromium on PATH")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BINARY is None, reason="no chromium on PATH"),
+]
 ATTACK = "</script><script>window.hit=1</script><img src=x onerror='window.hit=1'>"
 CAUGHT = "'hit' in window || document.querySelectorAll('main img, #tip img').length > 0"
 

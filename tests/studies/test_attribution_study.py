@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
+from unittest import mock
 
 import numpy as np
 import pytest
+from command_line import command
 
-from assay import cli
 from assay.attribution import Exact, Gradient, IntegratedGradients
 from assay.io import files
 from assay.io.runs import opened
 from assay.studies import runner
+from assay.studies.attribution import study
 from assay.studies.attribution.study import load
+
+pytestmark = pytest.mark.slow
 
 TINY = [
     "target.layers=1",
@@ -30,15 +33,9 @@ TINY = [
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    runner.execute(runner.load("agreement-attribution", TINY), folder / "ours")
+    with mock.patch.object(study, "save_brackets"):  # the shipped model has them
+        runner.execute(runner.load("agreement-attribution", TINY), folder / "ours")
     return folder
-
-
-def command(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["assay", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr()
 
 
 def test_summary_tables_and_report(runs):
@@ -361,6 +358,13 @@ def shipped(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shipped") / "run"
     runner.execute(runner.load("agreement-attribution", ["data.limit=40"]), folder)
     return folder
+
+
+@pytest.mark.slow
+def test_the_report_brackets_what_nodes_can_do(shipped):
+    brackets = opened(shipped).table("brackets.parquet")
+    assert brackets["free"].to_list() == [3, 6]
+    assert (brackets["found"] <= brackets["proved"] + 1e-9).all()
 
 
 @pytest.mark.slow

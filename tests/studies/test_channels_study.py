@@ -11,18 +11,29 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
+from command_line import command
 
-from assay import cli
 from assay.io import files
 from assay.io.runs import Run
 from assay.studies import runner
+from assay.studies.brackets import save_brackets
+from assay.studies.channels import study
 
-SMALL = ["training.steps=120", "audit.examples=60", "audit.exact=8", "audit.resplits=3"]
+pytestmark = pytest.mark.slow
+
+SMALL = [
+    "model.hidden=32",
+    "training.steps=120",
+    "audit.examples=60",
+    "audit.exact=8",
+    "audit.resplits=3",
+]
 
 
 def environment():
@@ -45,16 +56,15 @@ def assay(*words, check=True):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    for seed in (0, 1):
-        runner.execute(runner.load("digits-channels", [*SMALL, f"seed={seed}"]), folder / str(seed))
+
+    def one_bracket(run, mechanisms, sizes, counts, *, examples):
+        save_brackets(run, mechanisms, sizes, counts[:1], examples=1)
+
+    with mock.patch.object(study, "save_brackets", one_bracket):
+        runner.execute(runner.load("digits-channels", [*SMALL, "seed=0"]), folder / "0")
+    with mock.patch.object(study, "BRACKETED", 0):  # the second run is there to be compared with
+        runner.execute(runner.load("digits-channels", [*SMALL, "seed=1"]), folder / "1")
     return folder
-
-
-def command(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["assay", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr()
 
 
 def test_summary_and_files(runs):
@@ -129,7 +139,7 @@ def test_audit_table_and_compare(runs, monkeypatch, capsys):
         (["attribute", "{run}", "--method", "gradiant"], "did you mean gradient"),
         (["explain", "{run}", "blocks.0"], "a part is written group"),
         (["explain", "{run}", "blocks.9[0]"], "unknown gate group"),
-        (["explain", "{run}", "blocks.0[64]"], "the index takes 1 number, below 64"),
+        (["explain", "{run}", "blocks.0[32]"], "the index takes 1 number, below 32"),
         (["audit", "{run}", "--exact", "1"], "give at least 4"),
         (["attribute", "{run}/nothing"], "no run in"),
         (["run", "digits-channels", "-o", "{run}"], "already exists"),
@@ -234,7 +244,7 @@ def test_inputs_that_cannot_be_applied_to_are_refused(runs, tmp_path):
 
 SHORT = [
     "training.steps=30",
-    "model.hidden=8",
+    "model.hidden=4",
     "model.width=6",
     "model.blocks=2",
     "audit.exact=4",
@@ -351,11 +361,12 @@ def table(tmp_path):
         pytest.param(["audit.functional=cross_entropy"], marks=pytest.mark.slow),
     ],
 )
-def test_the_users_own_data(table, tmp_path, extra):
+def test_the_users_own_data(table, tmp_path, monkeypatch, extra):
+    monkeypatch.setattr(study, "BRACKETED", 0)
     overrides = [
         f"data.path={table}",
         "training.steps=40",
-        "model.hidden=8",
+        "model.hidden=4",
         "model.width=6",
         "model.blocks=2",
         "audit.exact=4",
@@ -440,7 +451,7 @@ def test_kill_nine_in_the_middle_of_training_and_resume_gives_the_same_numbers(t
 
 def test_certify_brackets_the_damage_of_the_other_parts(runs, monkeypatch, capsys):
     folder = str(runs / "0")
-    words = ["certify", folder, "--keep", "top:250", "--examples", "1", "--budget", "0.3"]
+    words = ["certify", folder, "--keep", "top:122", "--examples", "1", "--budget", "0.3"]
     code, said = command(monkeypatch, capsys, *words, "--json")
     assert code == 0
     found = json.loads(said.out)
@@ -457,7 +468,7 @@ def test_certify_brackets_the_damage_of_the_other_parts(runs, monkeypatch, capsy
     assert "certified" in said.out
     for wrong, message in (
         (["--keep", "best:3"], "--keep is written top:N"),
-        (["--keep", "top:257"], "with N parts of 256 at most"),
+        (["--keep", "top:129"], "with N parts of 128 at most"),
         (["--keep", "top:3", "--low", "2"], "low: the lowest gate"),
         (["--keep", "top:3", "--claim", "damages"], "did you mean damage"),
         (["--keep", "top:3", "--level", "float16"], "unknown level"),

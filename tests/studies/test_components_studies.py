@@ -21,9 +21,12 @@ from assay.io.runs import Run
 from assay.mechanisms.components import Objective, Problem, Recon, Rows, decomposition
 from assay.mechanisms.components.planning import count_importance, plan_training
 from assay.studies import recipes, runner
+from assay.studies.components.inputs import load_inputs
 from assay.targets.agreement import agreement_text, build_model, build_tokenizer
 from assay.targets.language import save_language_model
 from assay.targets.tms import pentagon
+
+pytestmark = pytest.mark.slow
 
 QUICK = [
     "training.steps=60",
@@ -111,9 +114,15 @@ def test_a_killed_run_resumes_to_the_same_numbers(tmp_path: Path, weights: Path)
     "sets",
     [
         ["target.kind=tms", "target.identities=1", "target.steps=60"],
-        ["components.start=random", "components.importance=vector", "target.steps=60"],
+        pytest.param(
+            ["components.start=random", "components.importance=vector", "target.steps=60"],
+            marks=pytest.mark.slow,
+        ),
         ["penalty.form=lp", "penalty.p_start=2", "penalty.beta=0.2", "target.steps=60"],
-        ["components.importance=shared", "target.networks=2", "target.steps=60"],
+        pytest.param(
+            ["components.importance=shared", "target.networks=2", "target.steps=60"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_every_option_runs(sets: list[str], tmp_path: Path) -> None:
@@ -124,6 +133,7 @@ def test_every_option_runs(sets: list[str], tmp_path: Path) -> None:
     assert summary["runs"] == (2 if "target.networks=2" in sets else 1)
 
 
+@pytest.mark.slow
 def test_a_residual_mlp_is_taken_apart(tmp_path: Path) -> None:
     sets = ["target.features=12", "target.width=16", "target.hidden=6", "target.layers=2"]
     sets += [
@@ -201,7 +211,7 @@ def language_sets(own: tuple[Path, Path]) -> list[str]:
         f"data.path={own[1]}",
         "data.length=12",
         "data.held_out=6",
-        "components.modules=[transformer.h.*.mlp.c_*, transformer.wte]",
+        "sites=[transformer.h.*.mlp.c_*, transformer.wte]",
         "components.per_site=10",
         "components.width=16",
         "components.hidden=16",
@@ -233,15 +243,143 @@ def test_components_of_a_users_model_on_a_users_text(
     assert "Where do they matter" in run.path("report.html").read_text()
 
 
+OPTIONS = ["frontier=[0.01]", "seeds=2", "singular=true", "split=true"]
+
+
+def test_frozen_singular_parts_stay_and_their_importances_are_learned(
+    own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sets = [*language_sets(own), "sites=[transformer.h.0.mlp.c_*]", "pgd=[3]"]
+    sets += ["components.start=singular", "components.frozen=true"]
+    sets += ["components.importance=relative", "training.steps=4", "training.faithfulness=1"]
+    summary = runner.execute(runner.load("components", sets), tmp_path / "run")
+    assert summary["kl"]["unmasked"] >= 0
+    saved = Run(tmp_path / "run").tensors("decomposition.safetensors")
+    mechanisms = runner.mechanisms_of(Run(tmp_path / "run"))
+    for index, site in enumerate(mechanisms.found.sites):
+        sizes = torch.linalg.svdvals(site.matrix(mechanisms.target.model).detach())[:10]
+        torch.testing.assert_close(saved[f"V.{index}"].square().sum(0), sizes)
+        assert bool(saved[f"importance.w2.{index}"].any())
+    with pytest.raises(InputError, match="17 components and its matrix 16 singular parts"):
+        runner.execute(
+            runner.load("components", [*sets, "components.per_site=17"]), tmp_path / "more"
+        )
+
+
+def test_every_option_of_a_language_model_is_reported(
+    own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sets = [*language_sets(own), *OPTIONS, "components.importance=shared", "pgd=[3]"]
+    sets += ["sites=[transformer.h.*.mlp.c_*, transformer.wte, lm_head]", "training.steps=10"]
+    summary = runner.execute(runner.load("components", sets), tmp_path / "run")
+    assert summary["tied"] == {"transformer.wte": ["lm_head"]}
+    run = Run(tmp_path / "run")
+    assert run.table("frontier.parquet").height == 2
+    assert {row["coefficient"] for row in summary["frontier"]} == {1e-3, 1e-2}
+    assert all(row["kl_pgd_3_singular"] > 0 for row in summary["frontier"])
+    assert summary["seeds"]["components"] >= summary["seeds"]["matched"] > 0
+    singular = run.table("singular.parquet")
+    assert singular.height == 6
+    by_site = singular.filter(singular["chosen"] == "by site")
+    for l0 in by_site["l0"]:
+        assert l0 == pytest.approx(summary["l0"], rel=0.05)
+    split = {row["number"]: row for row in run.table("split.parquet").to_dicts()}
+    assert split["alive"]["after"] == split["alive"]["before"] + 1
+    assert split["minimality"]["after"] > split["minimality"]["before"]
+    assert split["kl_stochastic"]["expected"] is None
+    assert set(summary["split"]["invariant"]) == {
+        "kl_unmasked",
+        "kl_ci",
+        "kl_rounded",
+        "kl_zero",
+        "ce_difference_ci",
+    }
+    assert summary["split"]["as_expected_within"] < 1e-3
+    text = run.path("report.html").read_text()
+    for words in ("singular vectors as good", "count parts", "a component less", "other seeds"):
+        assert words in text
+
+
+def test_controls_change_what_they_name(own: tuple[Path, Path], tmp_path: Path) -> None:
+    sets = [*language_sets(own), "target.random=true", "seed=7"]
+    config = runner.load("components", sets).config
+    drawn, again = load_inputs(config, None), load_inputs(config, None)
+    plain = load_inputs(runner.load("components", language_sets(own)).config, None)
+    for (name, one), two in zip(
+        drawn.model.model.named_parameters(), again.model.model.parameters(), strict=True
+    ):
+        assert torch.equal(one, two)
+        assert one.ndim < 2 or not torch.equal(one, plain.model.model.get_parameter(name))
+    fewer = load_inputs(
+        runner.load("components", [*language_sets(own), "data.share=0.25"]).config, None
+    )
+    assert torch.equal(fewer.held, plain.held)
+    assert torch.equal(fewer.ids, plain.ids[: round(len(plain.ids) / 4)])
+    random = runner.execute(runner.load("components", sets), tmp_path / "run")
+    mechanisms = runner.mechanisms_of(Run(tmp_path / "run"))
+    weight = mechanisms.target.model.get_parameter("transformer.wte.weight")
+    assert torch.equal(weight, drawn.model.model.get_parameter("transformer.wte.weight"))
+    assert random["kl"]["zero"] >= 0
+
+
+def test_text_of_another_vocabulary_is_refused(own: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("colourless green ideas sleep furiously " * 40)
+    sets = [*language_sets(own), f"data.path={tmp_path / 'text.txt'}"]
+    with pytest.raises(InputError, match="give a text in its vocabulary"):
+        runner.execute(runner.load("components", sets), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_a_users_model_resumes_to_the_same_numbers(
+    own: tuple[Path, Path], tmp_path: Path
+) -> None:
+    sets = [*language_sets(own), "training.steps=250"]
+    words = [word for entry in sets for word in ("--set", entry)]
+    command = [sys.executable, "-m", "assay", "run", "components", *words, "-o"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([*command, str(killed)], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (killed / "components.pt").exists() and process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL
+    recipe = runner.load("components", sets)
+    resumed = runner.execute(recipe, killed, resume=True)
+    whole = runner.execute(recipe, tmp_path / "whole")
+    for summary in (resumed, whole):
+        summary.pop("seconds")
+    assert resumed == whole
+
+
+@pytest.mark.slow
+def test_the_agreement_model_is_taken_apart(tmp_path: Path) -> None:
+    """A few steps of the recipe: its sentences, padding, and every matrix with the tied one."""
+    sets = ["training.steps=20", "training.warmup_steps=20", "data.held_out=6", "pgd=[3]"]
+    sets += ["target.agreement.steps=40", "target.agreement.required=0", "components.per_site=12"]
+    summary = runner.execute(runner.load("agreement-components", sets), tmp_path / "run")
+    assert summary["ranks"] == 9 * 64
+    assert summary["tied"] == {"transformer.wte": ["lm_head"]}
+    mechanisms = runner.mechanisms_of(Run(tmp_path / "run"))
+    assert len(mechanisms.batch) == 18
+    assert not bool(mechanisms.batch.inputs["attention_mask"].all())
+    assert mechanisms.routed is not None
+
+
 def test_bad_language_configs_are_refused(own: tuple[Path, Path], tmp_path: Path) -> None:
     for sets, message in (
-        (["components.modules=[transformer.h.*.mlp.up]"], "unknown module path"),
+        (["sites=[transformer.h.*.mlp.up]"], "unknown module path"),
         (["components.per_site=0"], "components.per_site"),
-        (["components.modules=[]"], "components.modules is empty"),
+        (["sites=[]"], "sites is empty"),
         (["components.width=18"], "cannot be split into 4 heads"),
         (["data.held_out=100000"], "needs twice as many"),
         (["data.path=none.txt"], "no file"),
         (["pgd=[]"], "pgd is empty"),
+        (["target.train=true"], "goes with neither target.path nor data.path"),
+        (["data.share=0"], "data.share"),
     ):
         with pytest.raises(InputError, match=message):
             runner.execute(
@@ -283,10 +421,12 @@ def test_a_study_without_a_dry_run_says_so() -> None:
         ("scalar", {"hidden": 5}),
         ("vector", {"hidden": 5}),
         ("shared", {"hidden": 5}),
+        ("relative", {"hidden": 5}),
         ("transformer", {"hidden": 5, "width": 8, "blocks": 3, "heads": 2}),
         ("scalar", {}),
         ("vector", {}),
         ("shared", {}),
+        ("relative", {}),
         ("transformer", {}),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -12,6 +13,7 @@ from assay.errors import InputError
 from assay.io import files
 from assay.mechanisms.crosscoder import Crosscoder, hash_of, save
 from assay.mechanisms.crosscoder import load as load_crosscoder
+from assay.proofs.crosscoder.problem import Points, features_of
 from assay.proofs.crosscoder.prove import STRATEGIES
 from assay.studies import runner, verbs
 from assay.targets import residual_relu
@@ -130,7 +132,7 @@ def refused(tmp_path: Path, message: str, *words: str) -> None:
 def test_bad_keys_and_files_are_refused(tmp_path: Path) -> None:
     refused(tmp_path, "at most a quarter of the 576 points", "crosscoder.features=145")
     refused(tmp_path, "needs 72 features", "crosscoder.features=70")
-    refused(tmp_path, "proofs.certified must be one of", "proofs.certified=balls")
+    refused(tmp_path, "proofs.certified must be one of", "proofs.certified=ball")
     refused(tmp_path, "no file", "model.path=nowhere.safetensors")
     refused(tmp_path, "start = tokens is for the task pairs", "task=digits")
     words = ("task=digits", "crosscoder.start=random")
@@ -156,3 +158,14 @@ def test_bad_keys_and_files_are_refused(tmp_path: Path) -> None:
     ):
         save(mine, found)
         refused(tmp_path, message, f"model.path={model}", f"crosscoder.path={mine}")
+
+
+def test_a_crosscoder_refuses_a_network_that_the_run_trains(tmp_path: Path) -> None:
+    small = ("model.vocabulary=4", "model.width=5", "model.hidden=6", "model.steps=1")
+    found = Crosscoder(("embed", "blocks.0"), 5, 4, model_hash="0" * 64)
+    words = (*small, f"crosscoder.path={save(tmp_path / 'mine', found)}")
+    with pytest.raises(InputError, match="was trained on another network"):
+        runner.execute(runner.load("crosscoder-proof", list(words)), tmp_path / "run")
+    model = ResidualReLU(4, 5, 6, 3)
+    with pytest.raises(InputError, match="was trained on another network"):
+        features_of(found, model, Points(np.eye(4), np.zeros(4, dtype=int)))

@@ -11,8 +11,8 @@ import torch
 from assay import cli
 from assay.dictionaries.load import load_dictionaries
 from assay.errors import InputError, StoppedError
-from assay.io.prompts import read_text
 from assay.io.runs import Run
+from assay.io.texts import read_text
 from assay.learn.reading import Reader, rows_of
 from assay.studies import runner
 from assay.studies.dictionaries import study
@@ -77,7 +77,9 @@ def test_a_text_gives_dictionaries_in_the_format_of_saelens(
     assert saved[SITES[0]].dictionary(values[SITES[0]]).shape == values[SITES[0]].shape
     run = Run(out)
     assert "all at once" in run.table("evaluation.parquet")["site"].to_list()
-    assert "PCA" in run.path("report.html").read_text()
+    page = run.path("report.html").read_text()
+    assert "PCA" in page
+    assert "None, 95 %" not in page
     again = runner.execute(
         runner.load("dictionaries", words(model, text, f"sites={SITES}"), resumes=out),
         tmp_path / "other",
@@ -158,6 +160,11 @@ def test_bad_input_is_refused(model: Path, text: Path, tmp_path: Path) -> None:
         refused(where=empty)
     with pytest.raises(InputError, match="unknown to the model's tokenizer"):
         refused(where=foreign)
+    few = tmp_path / "few.txt"
+    few.write_text("the dog barks . " * 12)
+    short = [f"data.path={few}", "data.length=16", "target.vocabulary=257"]
+    with pytest.raises(InputError, match="at least 20 are needed, as the last tenth is held out"):
+        runner.execute(runner.load("text-dictionaries", short), out)
     with pytest.raises(InputError, match="did you mean dictionaries"):
         cli.app(["train", "dictionary"], standalone_mode=False)
     assert not out.exists()

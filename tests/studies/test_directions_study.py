@@ -98,6 +98,7 @@ def chosen_by_effect(folder: Path, prompts: int, kl: float) -> str:
     return str(max(range(len(effects)), key=effects.__getitem__))
 
 
+@pytest.mark.slow
 def test_agreement_study_runs_on_a_tiny_model_and_takes_a_saved_one(tmp_path: Path) -> None:
     tiny = [
         "target.layers=1",

@@ -9,19 +9,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import polars as pl
 import pytest
 import torch
+from campaign import without_clocks
+from command_line import command
+from polars.testing import assert_frame_equal
 
-from assay import cli
 from assay.attribution import Exact, attribute
 from assay.core.values import dense
 from assay.dictionaries import Placed, architecture
 from assay.dictionaries.save import save_dictionaries
 from assay.io.attribution_graphs import read_graph
 from assay.io.runs import opened
+from assay.io.supernodes import read_supernodes
 from assay.studies import recipes, runner
 from assay.studies.features.study import load
 from assay.targets.agreement import agreement_pairs, build_model, build_tokenizer
@@ -46,13 +48,6 @@ TINY = [
     "circuit.nodes=6",
     "circuit.pairs=40",
 ]
-
-
-def command(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["assay", *map(str, words)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr()
 
 
 @pytest.fixture(scope="module")
@@ -135,23 +130,39 @@ def test_our_run_ends_with_a_circuit(ours):
     curves, parts, edges = (
         run.table(f"circuit-{name}.parquet") for name in ("curves", "parts", "edges")
     )
-    tokens = found[0]["tokens"]
+    (name,) = curves["circuit"].unique()
+    assert name == f"{found[0]['tokens']}-at-{found[0]['positions'][0]}"
     assert set(curves["kept"]) == set(found[0]["kept"])
     at = curves.filter((pl.col("kept") == "features only") & (pl.col("nodes") == 6))
-    assert at["faithfulness"][0] == found[0]["kept"]["features only"]["faithfulness"]
+    kept = found[0]["kept"]["features only"]
+    assert at["faithfulness"][0] == kept["faithfulness"]
+    assert kept["low"] <= kept["high"]
+    assert kept["cpr_low"] <= kept["cpr_high"]
+    whole = curves.filter((pl.col("kept") == "features and errors") & (pl.col("share") == 1))
+    assert whole["faithfulness"][0] == pytest.approx(1, abs=1e-4)
+    for worst in found[0]["worst"].values():
+        assert worst["examples"] == 8
+        assert worst["damage"] >= 0
+        assert ("refused" in worst["bracket"]) != ("proved_mean" in worst["bracket"])
+        if "proved_mean" in worst["bracket"]:
+            assert worst["bracket"]["proved_mean"] >= worst["bracket"]["found_mean"] - 1e-6
+    groups = read_supernodes(run.checked("supernodes.json"))
+    assert set(groups) == {name}
+    assert [one.name for one in groups[name]] == [one["name"] for one in found[0]["supernodes"]]
     assert parts.height == 6
     assert parts["group"].str.contains("hook_resid_post").all()
     assert not parts["group"].str.ends_with(" error").any()
     known = set(parts["part"])
     assert set(edges["source"]) <= known
     assert set(edges["receiver"]) <= known | {"metric"}
-    graph = read_graph(run.checked(f"circuit-{tokens}.json"))
+    graph = read_graph(run.checked(f"circuit-{name}.json"))
     assert len(graph.nodes) == 7
-    assert len(graph.tokens) == tokens
+    assert len(graph.tokens) == found[0]["tokens"]
     assert len(graph.links) == edges.height
     assert "The circuit" in (ours / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_verbs_work_over_a_run(ours, monkeypatch, capsys):
     code, out = command(monkeypatch, capsys, "attribute", ours, "--json", "--top", "3")
     assert code == 0, out.err
@@ -162,32 +173,66 @@ def test_the_verbs_work_over_a_run(ours, monkeypatch, capsys):
     code, out = command(monkeypatch, capsys, "audit", ours, "--json", "--exact", "20")
     assert code == 0, out.err
     assert json.loads(out.out)["bars"]["promises"]["all"]["sentence"]
+    words = ["certify", ours, "--keep", "top:20", "--low", "0.5", "--examples", "1"]
+    code, out = command(monkeypatch, capsys, *words, "--budget", "2", "--json")
+    assert code == 0, out.err
+    summary = json.loads(out.out)
+    assert 0 <= summary["found_mean"] <= summary["proved_mean"]
+    assert not summary["vacuous"]
+
+
+KILLED = """
+import importlib, os, signal, sys
+from assay import cli
+
+module, name = sys.argv.pop(1).rsplit(".", 1)
+owner = importlib.import_module(module)
+called = getattr(owner, name)
+
+
+def killed(*given, **more):
+    called(*given, **more)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+setattr(owner, name, killed)
+cli.main()
+"""
+STAGES = (
+    "assay.learn.loop._save",
+    "assay.studies.features.inputs.train",
+    "assay.studies.features.inputs.save_dictionaries",
+    "assay.studies.features.errors.save_errors",
+    "assay.studies.features.circuit.write_graph",
+    "assay.studies.runner.report",
+)
+"""Where a run is killed, in their order: behind the model's checkpoint, the dictionaries' training
+and their files, the tables of the study, the circuit's graph and the report.
+"""
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_numbers(ours, tmp_path):
+def test_a_run_killed_at_every_stage_ends_with_the_same_numbers(ours, tmp_path):
     folder = tmp_path / "killed"
     sets = [word for entry in TINY for word in ("--set", entry)]
-    words = [sys.executable, "-m", "assay.cli", "run", "agreement-features", "-o", str(folder)]
-    words = [*words, *sets, "--resume"]
+    words = ["run", "agreement-features", "-o", str(folder), *sets, "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done, kills = None, 0
-    for pause in (6.0, 9.0, 13.0, 18.0, 24.0, None):
-        process = subprocess.Popen(
-            words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    for stage in STAGES:
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, stage, *words], env=environment, capture_output=True
         )
-        if pause is None:
-            done = process.wait(600)
-            break
-        time.sleep(pause)
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert done == 0
-    assert kills >= 1
+        assert done.returncode == -signal.SIGKILL, (stage, done.stderr.decode()[-500:])
+    subprocess.run(
+        [sys.executable, "-m", "assay.cli", *words],
+        env=environment,
+        check=True,
+        capture_output=True,
+    )
     first, second = (opened(path).json("summary.json") for path in (ours, folder))
-    assert first == second
+    assert without_clocks(first) == without_clocks(second)
+    for name in ("parts", "circuit-edges", "circuit-curves"):
+        tables = [opened(path).table(f"{name}.parquet") for path in (ours, folder)]
+        assert_frame_equal(*tables)
 
 
 @pytest.mark.slow
@@ -202,6 +247,29 @@ def test_neurons_of_a_model_that_is_not_ours(user, monkeypatch, capsys, tmp_path
     assert not any(part == "error" for _, _, part in found)
     assert summary["missed"]["feature"]["missed"] <= summary["missed"]["feature"]["above_threshold"]
     assert summary["error_bars"] == {}
+    part = "blocks.1.hook_resid_post[*, feature 3]"
+    words = ["steer", tmp_path / "run", f"{part}=-6", "--continue", "4", "--examples", "2"]
+    code, out = command(monkeypatch, capsys, *words, "--json")
+    assert code == 0, out.err
+    steered = json.loads(out.out)
+    assert len(steered["continuations"]) == 2
+    assert len(steered["continuations"][0]["without"].split()) == 4
+    assert steered["gates"] == {"blocks.1.hook_resid_post[*, 3]": -6.0}
+    for row in steered["rows"]:
+        assert row["after"] - row["before"] == pytest.approx(row["measured"])
+    code, out = command(monkeypatch, capsys, *words)
+    assert code == 0, out.err
+    assert "change_second_order" in out.out
+    assert "without" in out.out
+    code, out = command(monkeypatch, capsys, "steer", tmp_path / "run", f"{part}=big")
+    assert (code, "PART=GATE" in out.err) == (2, True)
+    words = ["steer", tmp_path / "run", "--set", f"{part}=8", "-o", tmp_path / "steered"]
+    code, out = command(monkeypatch, capsys, *words, "--continue", "3", "--json")
+    assert code == 0, out.err
+    assert json.loads(out.out)["set_to"] == {"blocks.1.hook_resid_post[*, 3]": 8.0}
+    code, out = command(monkeypatch, capsys, "report", tmp_path / "steered")
+    assert code == 0, out.err
+    assert "What the model says" in (tmp_path / "steered" / "report.html").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +301,43 @@ def test_saved_dictionaries_of_a_model_that_is_not_ours(user, saved, monkeypatch
     assert set(summary["error_bars"]) == {"mlp", "residual"}
     assert {"above_threshold", "missed", "reasons"} == set(summary["missed"]["error"])
     assert summary["dictionaries"]["count"] == 2
+
+
+@pytest.mark.slow
+def test_saved_dictionaries_of_every_activation_are_certified(user, monkeypatch, capsys, tmp_path):
+    """TopK, the JumpReLU that BatchTopK is saved as, a gated dictionary and ReLU, each behind the
+    gates of those before it.
+    """
+    generator, placed = torch.Generator().manual_seed(0), {}
+    kinds = {
+        "blocks.0.hook_mlp_out": ("topk", {"k": 8}),
+        "blocks.0.hook_resid_post": ("batchtopk", {"k": 8}),
+        "blocks.1.hook_attn_out": ("gated", {}),
+        "blocks.1.hook_mlp_out": ("jumprelu", {}),
+        "blocks.1.hook_resid_post": ("relu", {}),
+    }
+    for site, (kind, options) in kinds.items():
+        made = architecture(kind)(16, 32, **options)
+        eye = torch.eye(16)
+        noise = 0.05 * torch.randn(32, 16, generator=generator)
+        made.W_enc.data = torch.cat([eye, -eye], dim=1)
+        made.W_dec.data = torch.cat([eye, -eye], dim=0) + noise
+        if hasattr(made, "threshold"):
+            made.threshold.data.fill_(1e-4)
+        placed[site] = Placed(made, site, (site,))
+    folder = save_dictionaries(tmp_path / "dictionaries", placed)
+    more = ["--set", f"dictionaries.path={folder}", "--set", "effects.exact=4"]
+    words = ["run", "features", "-o", tmp_path / "run", *sets_of(user), *more]
+    code, out = command(monkeypatch, capsys, *words)
+    assert code == 0, out.err
+    words = ["certify", tmp_path / "run", "--keep", "top:20", "--low", "0.98", "--examples", "1"]
+    path = tmp_path / "cert.json"
+    code, out = command(monkeypatch, capsys, *words, "--budget", "5", "--json", "-o", path)
+    assert code == 0, out.err
+    summary = json.loads(out.out)
+    assert 0 < summary["found_mean"] <= summary["proved_mean"]
+    assert not summary["vacuous"]
+    assert "the damage is at most" in summary["checked"]
 
 
 @pytest.mark.slow

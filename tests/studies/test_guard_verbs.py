@@ -14,6 +14,8 @@ from assay.guard.files import load, save
 from assay.targets.agreement import agreement_pairs, build_model, build_tokenizer
 from assay.targets.language import save_language_model
 
+pytestmark = pytest.mark.slow
+
 FIT = ["--features", "24", "--seed", "3"]
 
 

@@ -12,6 +12,8 @@ from assay.io import files
 from assay.proofs.max_of_k.strategies import STRATEGIES
 from assay.studies import runner
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     "model.vocabulary=8",
     "model.positions=3",

@@ -354,16 +354,8 @@ def test_damaged_inputs_from_a_run_are_named(finished: Path, tmp_path: Path) -> 
     assert state(tmp_path) == before
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "attribute",
-        *(
-            pytest.param(verb, marks=pytest.mark.slow)
-            for verb in ("ablate", "audit", "explain", "compare", "report")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", ["attribute", "ablate", "audit", "explain", "compare", "report"])
 def test_each_verb_works_in_a_process_of_its_own(verb: str, finished: Path, tmp_path: Path) -> None:
     """No verb leans on what another part of the program has imported."""
     run = tmp_path / "run"

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from assay.errors import InputError
 from assay.io import runs
+from assay.io.runs import Run
 from assay.learn.settings import AgreementTraining
 from assay.mechanisms.channels.training import Training
 from assay.studies import recipes
@@ -31,6 +32,11 @@ OWN = {
     "features": ["target.path=model", f"data.pairs={__file__}"],
     "gemma2-features": [f"data.pairs={__file__}", f"dictionaries.path={Path(__file__).parent}"],
     "llama-components": ["target.path=model", f"data.path={__file__}"],
+    "prompt-graph": [
+        "target.path=model",
+        f"dictionaries.path={Path(__file__).parent}",
+        "prompt=The keys",
+    ],
     "text-dictionaries": [f"data.path={__file__}"],
 }
 BAD = {
@@ -182,6 +188,20 @@ def test_a_resume_without_overrides_uses_those_of_the_run(tmp_path):
     with pytest.raises(InputError, match="holds a run of the recipe 'digits-channels', not of"):
         recipes.load("channels", resumes=tmp_path / "run")
     assert recipes.load("digits-channels", resumes=tmp_path / "none").overrides == {}
+
+
+def test_a_run_that_kept_no_settings_is_not_resumed_with_the_defaults(tmp_path):
+    folder = tmp_path / "run"
+    with Run(folder).held():  # killed before it wrote its config
+        pass
+    assert folder.is_dir()
+    with pytest.raises(InputError, match="stopped before it kept its settings; give them again"):
+        recipes.load("digits-channels", resumes=folder)
+    given = recipes.load("digits-channels", ["seed=3"], resumes=folder)
+    runs.start(folder, given.saved(), resume=True).close()
+    assert recipes.load("digits-channels", resumes=folder).config == given.config
+    (tmp_path / "empty").mkdir()
+    assert recipes.load("digits-channels", resumes=tmp_path / "empty").overrides == {}
 
 
 @pytest.mark.parametrize("lost", ["recipe", "study", "config", "overrides"])

@@ -10,8 +10,10 @@ import types
 
 import polars as pl
 import pytest
+from command_line import command
 
 from assay import cli
+from assay.cli.printing import print_table
 from assay.errors import InputError
 from assay.io import runs
 from assay.report.page import Fact, Section
@@ -95,13 +97,6 @@ def test_a_finished_run_is_not_run_again_and_its_report_escapes(fake):
     assert "inner.steps" in page
 
 
-def command(monkeypatch, capsys, *words):
-    monkeypatch.setattr(sys, "argv", ["assay", *words])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    return ended.value.code, capsys.readouterr()
-
-
 def test_the_command_prints_json_and_one_line_errors(fake, monkeypatch, capsys):
     code, out = command(
         monkeypatch, capsys, "run", fake.recipe, "-o", str(fake.folder), "--json", "--set", "seed=2"
@@ -122,6 +117,19 @@ def test_the_command_prints_json_and_one_line_errors(fake, monkeypatch, capsys):
     code, out = command(monkeypatch, capsys, "recipes", "--json")
     assert code == 0
     assert set(json.loads(out.out)) == set(runner.shipped())
+
+
+def test_a_stopped_run_says_how_to_go_on_with_its_settings(fake, monkeypatch, capsys):
+    def stop(config, folder):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["fake_study"], "run", stop)
+    code, out = command(
+        *(monkeypatch, capsys, "run", fake.recipe, "-o", str(fake.folder), "--set", "seed=2")
+    )
+    assert code == 130
+    again = f"assay run {fake.recipe} --set seed=2 -o {fake.folder} --resume"
+    assert f"stopped; go on with: {again}" in out.err
 
 
 def test_an_unfinished_run_says_how_to_go_on(fake, monkeypatch, capsys):
@@ -157,12 +165,12 @@ def test_tables_in_a_terminal_show_every_column_and_small_numbers(capsys, monkey
     monkeypatch.setenv("COLUMNS", "200")
     names = [f"column_{number}" for number in range(12)]
     frame = pl.DataFrame({"group": ["g"], "part": ["g[pos 1]"], "index": [[1]], "reason": [""]})
-    cli._table({}, frame.with_columns(*(pl.lit(-1.9e-5).alias(name) for name in names)), False)
+    print_table({}, frame.with_columns(*(pl.lit(-1.9e-5).alias(name) for name in names)), False)
     text = capsys.readouterr().out
     assert all(name in text for name in ("part", "g[pos 1]", *names))
     assert text.count("-1.9e-05") == 12
     assert not any(name in text for name in ("group", "index", "reason"))
-    cli._table({}, pl.DataFrame({"n": list(range(250))}), False)
+    print_table({}, pl.DataFrame({"n": list(range(250))}), False)
     assert "the first 100 of 250 rows; --json gives all" in capsys.readouterr().out
 
 

@@ -11,6 +11,8 @@ from assay.io.files import save_tensors
 from assay.io.runs import Run
 from assay.studies import runner
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_saved_network_is_taken_apart_and_the_run_binds_again(tmp_path: Path) -> None:
     # The pentagon: what training finds, written down.

@@ -7,7 +7,14 @@ from assay.audit.audit import Audit, audit, disagreement
 from assay.audit.auto import Choice, choose_method
 from assay.audit.bars import Bars, conformal_quantile
 from assay.audit.budgeted import Budgeted, budgeted
-from assay.audit.circuits import Ranking, circuit_curve, node_masks, rank_parts
+from assay.audit.circuits import (
+    CircuitCurve,
+    Ranking,
+    circuit_curve,
+    node_masks,
+    rank_parts,
+    track_counts,
+)
 from assay.audit.compare import Comparison, compare
 from assay.audit.coverage import Coverage
 from assay.audit.edges import edge_curve, edge_faithfulness
@@ -16,6 +23,7 @@ from assay.audit.faithfulness import Faithfulness, areas, curve, faithfulness, k
 from assay.audit.heat import heat
 from assay.audit.intervals import ConfidenceInterval, mean_interval, ratio_interval
 from assay.audit.means import exact_top, mean_effects
+from assay.audit.refinement import Refined, refine_circuit
 from assay.audit.saved import bars_from_json, bars_to_json
 from assay.audit.scrubbing import Scrubbed, scrub
 from assay.audit.totals import top_recall, totals
@@ -27,12 +35,14 @@ __all__ = [
     "Bars",
     "Budgeted",
     "Choice",
+    "CircuitCurve",
     "Comparison",
     "ConfidenceInterval",
     "Coverage",
     "ExactEffects",
     "Faithfulness",
     "Ranking",
+    "Refined",
     "Scrubbed",
     "WorstCase",
     "agreement",
@@ -60,8 +70,10 @@ __all__ = [
     "node_masks",
     "rank_parts",
     "ratio_interval",
+    "refine_circuit",
     "scrub",
     "top_recall",
     "totals",
+    "track_counts",
     "worst_case",
 ]

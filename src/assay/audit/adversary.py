@@ -16,6 +16,9 @@ from assay.core.values import dense
 from assay.errors import InputError
 from assay.progress import progress
 
+TOGETHER = 64
+"""Copies of the examples of a batch that one forward pass may hold, where corners are compared."""
+
 
 @dataclass(frozen=True)
 class WorstCase:
@@ -87,12 +90,18 @@ def exhaustive(mechanisms: Mechanisms, keep: Keep | None = None, *, most: int = 
             f"{len(places)} free gates have 2**{len(places)} corners; at most {most} gates can be"
             " searched exhaustively"
         )
-    for code in progress(range(1 << len(places)), "corners"):
-        gates = {name: gate.clone() for name, gate in search.high.items()}
-        for bit, (name, place) in enumerate(places):
-            if code >> bit & 1:
-                gates[name][place] = search.low[name][place]
-        search.offer(gates)
+    codes = torch.arange(1 << len(places))
+    if search.shared:
+        for code in progress(codes, "corners"):
+            search.offer(search.coded(places, code[None]))
+        return search.result(exhaustive=True)
+    best, chosen = search.best.clone(), torch.zeros(len(search.best), dtype=torch.long)
+    for some in progress(codes.split(max(1, TOGETHER // len(best))), "corners"):
+        damage, place = search.damages(places, some).max(0)
+        better = (damage > best).cpu()
+        best, chosen = torch.maximum(best, damage), torch.where(better, some[place.cpu()], chosen)
+    # In a batch of another size the last bits may differ: the winners are measured by themselves.
+    search.offer(search.coded(places, chosen))
     return search.result(exhaustive=True)
 
 
@@ -163,6 +172,31 @@ class _Search:
         for name, group in self.mechanisms.groups.items():
             mask = better.reshape(-1, *[1] * len(group.axes)) if group.per_example else better.all()
             self.gates[name] = torch.where(mask, gates[name], self.gates[name])
+
+    def coded(self, places: list[tuple[str, tuple[Any, ...]]], codes: Tensor) -> dict[str, Tensor]:
+        """Return the corner of every example: bit i of its code puts place i to its lowest value.
+
+        codes: one of every example, for any number of copies of the batch; where gates are shared
+        over the batch, a single one."""
+        copies = max(1, len(codes) // len(self.full))
+        low, gates = dict[str, Tensor](), dict[str, Tensor]()
+        for name, high in self.high.items():
+            times = [copies, *[1] * (high.ndim - 1)]
+            low[name], gates[name] = self.low[name].repeat(times), high.repeat(times)
+        for bit, (name, place) in enumerate(places):
+            here = (codes.to(gates[name].device) >> bit & 1).bool()
+            here = here if self.mechanisms.group(name).per_example else here[0]
+            gates[name][place] = torch.where(here, low[name][place], gates[name][place])
+        return gates
+
+    def damages(self, places: list[tuple[str, tuple[Any, ...]]], codes: Tensor) -> Tensor:
+        """Return the damage at some corners, (codes, examples), in one forward pass."""
+        count, size = len(codes), len(self.full)
+        self.evaluations += count
+        copies = torch.arange(size, device=self.full.device).repeat(count)
+        gates = self.coded(places, codes.repeat_interleave(size))
+        values = self.mechanisms.take(copies).values(gates).double().reshape(count, size)
+        return self.mechanisms.target.damage(self.full, values)
 
     def free_places(self) -> list[tuple[str, tuple[Any, ...]]]:
         places: list[tuple[str, tuple[Any, ...]]] = []

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import polars as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from assay.attribution.exact import ablate
 from assay.attribution.scores import Scores
-from assay.audit.faithfulness import faithfulness
+from assay.audit.faithfulness import TRACK, areas, kept_gates, summarise
+from assay.charts.tables import notebook_html, text_table
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import dense, unravel
 from assay.edges.cut import Node
@@ -45,7 +49,7 @@ def rank_parts(
     *,
     half_widths: dict[str, Tensor] | None = None,
     groups: Collection[str] | None = None,
-    candidates: int = 400,
+    candidates: int | None = None,
     patches: int = 400,
 ) -> Ranking:
     """Order the parts of some groups (all by default) by how much the right answer loses without
@@ -53,13 +57,15 @@ def rank_parts(
 
     `half_widths` are those of the scores' bars, (examples, *axes) by group; the bar of a mean is
     their mean. A part whose bar reaches across the bound is patched exactly before it is taken or
-    left, up to `patches` of them, the nearest first. Only the `candidates` largest scores are
-    looked at.
+    left, up to `patches` of them, the nearest first. With `candidates` only as many of the largest
+    scores are looked at. Parts that are known to do nothing are left out.
 
-    Raises InputError for a count below 1, and for gates that are shared over the batch."""
+    Raises InputError for a count below 1 or above the candidates, and for gates that are shared
+    over the batch."""
     mechanisms = scores.mechanisms
-    if not 1 <= count <= candidates:
-        raise InputError(f"count must be between 1 and {candidates} candidates, got {count}")
+    if count < 1 or (candidates is not None and count > candidates):
+        most = "" if candidates is None else f" and at most the {candidates} candidates"
+        raise InputError(f"count must be at least 1{most}, got {count}")
     names = [name for name in mechanisms.groups if groups is None or name in groups]
     sign = 1.0 if mechanisms.target.higher_is_right else -1.0
     means = scores.mean()
@@ -73,10 +79,15 @@ def rank_parts(
             bars = torch.full_like(mean, torch.inf)
             if half_widths is not None:
                 bars = dense(half_widths[name]).double().mean(0).flatten()
-        best = mean.topk(min(candidates, len(mean)))
-        places, widths = best.indices.tolist(), bars[best.indices].tolist()
-        rows += zip(best.values.tolist(), widths, [name] * len(places), places, strict=True)
-    rows = [row for row in sorted(rows, reverse=True)[:candidates] if row[0] != 0 or row[1] > 0]
+        # Without bars only scores tell which parts are there.
+        some = ((mean != 0) | ((bars > 0) & (half_widths is not None))).nonzero().flatten()
+        if candidates is not None:
+            some = some[mean[some].argsort(descending=True)[:candidates]]
+        places = some.tolist()
+        rows += zip(
+            mean[some].tolist(), bars[some].tolist(), [name] * len(places), places, strict=True
+        )
+    rows = sorted(rows, reverse=True)[:candidates]
     help_, bar = [row[0] for row in rows], [row[1] for row in rows]
     nodes = [_node(mechanisms, name, place) for _, _, name, place in rows]
     known = [scores.exact] * len(rows)
@@ -106,26 +117,112 @@ def rank_parts(
     return Ranking(chosen, min(count, len(chosen)), table, spent, len(doubtful))
 
 
+@dataclass(frozen=True)
+class CircuitCurve:
+    """What the first `counts` of `of` nodes keep of the metric: values (examples,) of the whole
+    network and of nothing, and (counts, examples) of the nodes alone and of all others alone.
+
+    Ends of intervals are percentiles of the same ratio over `draws` bootstrap samples of the
+    examples."""
+
+    counts: tuple[int, ...]
+    of: int
+    full: Float[Tensor, " examples"]
+    empty: Float[Tensor, " examples"]
+    kept: Float[Tensor, "counts examples"]
+    rest: Float[Tensor, "counts examples"]
+    gates: tuple[float, ...]
+    level: float = 0.95
+    draws: int = 1000
+
+    def table(self) -> pl.DataFrame:
+        """Return one row a count: nodes, share, faithfulness with its interval [low, high],
+        completeness, medians over examples, and the share of gates that stay at one.
+        """
+        low, high = self._ends(self._drawn)
+        rows = []
+        for place, count in enumerate(self.counts):
+            found = summarise(
+                self.full, self.empty, self.kept[place], self.rest[place], self.gates[place]
+            )
+            ends = {"low": float(low[place]), "high": float(high[place])}
+            rows.append(
+                {"nodes": count, "share": count / max(self.of, 1), **found.__dict__, **ends}
+            )
+        return pl.DataFrame(rows)
+
+    def areas(self) -> dict[str, float]:
+        """Return CPR, the area under faithfulness f over the share of nodes, and CMD, the area
+        under |1 - f| (arXiv 2504.13151), each with the ends of its interval.
+        """
+        table, drawn = self.table(), self._drawn
+        found = areas(table)
+        shares = table["share"].to_numpy()
+        order = np.argsort(shares)
+        for name, values in (("cpr", drawn), ("cmd", np.abs(1 - drawn))):
+            many = np.trapezoid(values[:, order], shares[order], axis=1)
+            low, high = self._ends(many[:, None])
+            found |= {f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
+        return found
+
+    @cached_property
+    def _drawn(self) -> np.ndarray:
+        """Faithfulness (draws, counts) over samples of the examples with replacement."""
+        size = (self.draws, len(self.full))
+        index = torch.randint(len(self.full), size, generator=torch.Generator().manual_seed(0))
+        index = index.to(self.full.device)
+        full, empty = self.full[index].mean(1), self.empty[index].mean(1)
+        kept = torch.stack([values[index].mean(1) for values in self.kept], 1)
+        ratio: np.ndarray = ((kept - empty[:, None]) / (full - empty)[:, None]).cpu().numpy()
+        return ratio
+
+    def _ends(self, drawn: np.ndarray) -> np.ndarray:
+        tail = (1 - self.level) / 2
+        ends: np.ndarray = np.quantile(drawn, [tail, 1 - tail], axis=0)
+        return ends
+
+    def __repr__(self) -> str:
+        return text_table(self.table())
+
+    def _repr_html_(self) -> str:
+        return notebook_html(self.table())
+
+
+@torch.no_grad()
 def circuit_curve(
     mechanisms: Mechanisms,
     nodes: Sequence[Node],
     counts: Iterable[int],
     *,
     always: Collection[str] = (),
-    of: int | None = None,
-) -> pl.DataFrame:
-    """Return faithfulness and completeness of the first nodes by their count; everything else is
-    set to the reference, but the groups that are `always` kept.
+) -> CircuitCurve:
+    """Return faithfulness and completeness of the first nodes by their count (never more than
+    there are); everything else is set to the reference, but the groups that are `always` kept.
 
-    `share` is the count over `of` (all nodes by default), for `areas`. For completeness the nodes
-    alone are removed."""
-    rows = []
-    for count in progress(list(counts), "faithfulness"):
-        found = faithfulness(mechanisms, node_masks(mechanisms, nodes[:count], always))
-        rows.append(
-            {"nodes": min(count, len(nodes)), "share": count / (of or len(nodes)), **found.__dict__}
-        )
-    return pl.DataFrame(rows)
+    For completeness the nodes alone are removed."""
+    chosen = tuple(sorted({min(count, len(nodes)) for count in counts}))
+    ones, empty = mechanisms.values(), mechanisms.values(mechanisms.full(0.0))
+    kept, rest, gates = [], [], []
+    for count in progress(chosen, "faithfulness"):
+        here = kept_gates(mechanisms, node_masks(mechanisms, nodes[:count], always))
+        kept.append(mechanisms.values(here).double())
+        rest.append(mechanisms.values({name: 1 - gate for name, gate in here.items()}).double())
+        total = sum(gate.numel() for gate in here.values())
+        gates.append(sum(float(gate.sum()) for gate in here.values()) / total)
+    return CircuitCurve(
+        chosen,
+        len(nodes),
+        ones.double(),
+        empty.double(),
+        torch.stack(kept),
+        torch.stack(rest),
+        tuple(gates),
+    )
+
+
+def track_counts(of: int) -> list[int]:
+    """Return the counts of nodes at the shares of the circuit track, 0.1 % to 100 %, of `of`."""
+    return sorted({round(share * of) for share in TRACK} | {of})
 
 
 def node_masks(

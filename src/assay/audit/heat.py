@@ -80,7 +80,7 @@ def _sampled(audit: Audit, sign: float, units: bool) -> pl.DataFrame:
         pl.col("index").list.get(0).alias("position"),
         pl.col("group").alias("site"),
     )
-    return rows.group_by("site", "unit", "position").agg(
+    return rows.group_by("site", "unit", "position", maintain_order=True).agg(
         (
             sign * (pl.col("exact") / pl.col("inclusion")).sum() / (1 / pl.col("inclusion")).sum()
         ).alias("exact"),

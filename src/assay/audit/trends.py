@@ -103,7 +103,8 @@ def shape_of(table: pl.DataFrame, *, draws: int = 200, seed: int = 0) -> Shape |
         ]
     )
     point = _slopes(x, y, place)
-    ends = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    ends, some = np.full((2, 2), np.nan), ~np.isnan(drawn).all(axis=0)
+    ends[:, some] = np.nanquantile(drawn[:, some], [0.025, 0.975], axis=0)
     below, above = (
         (float(point[side]), float(ends[0, side]), float(ends[1, side])) for side in (0, 1)
     )
@@ -142,7 +143,8 @@ def relative_sizes(table: pl.DataFrame, kind: str) -> pl.DataFrame:
         (pl.col("kind") == kind).alias("own"),
         *(pl.col(name).log() for name in ("norm", "gradient_norm")),
     )
-    found = logs.group_by("layer", "own").agg(
+    # Without an order polars adds in any, and the last bits change from call to call.
+    found = logs.group_by("layer", "own", maintain_order=True).agg(
         *(pl.col(name).mean() for name in ("norm", "gradient_norm"))
     )
     own, others = (found.filter(pl.col("own") == side) for side in (True, False))

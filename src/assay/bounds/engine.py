@@ -5,7 +5,7 @@ backward to the inputs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from assay.errors import AssayError
 from assay.progress import progress
 
 ROWS = 2**23  # numbers in the rows that are carried at once: 64 MB
+Late = Callable[[], bool]
+"""Whether the time for linear bounds is over; the intervals that were reached stand."""
 OVERFLOW = (
     "{} has no finite bound in float64: the values overflow; scale the weights or the inputs down"
 )
@@ -117,15 +119,28 @@ def _undecided(graph: Graph, boxes: Mapping[Ref, Interval]) -> dict[Ref, list[Re
     return readers
 
 
+def never() -> bool:
+    return False
+
+
 def tighten(
-    graph: Graph, known: Known, ref: Ref, units: NDArray[np.intp], ar: Arithmetic
+    graph: Graph,
+    known: Known,
+    ref: Ref,
+    units: NDArray[np.intp],
+    ar: Arithmetic,
+    late: Late = never,
 ) -> Interval:
-    """Return the interval of a node with the given units met with their linear bounds."""
+    """Return the interval of a node with the given units met with their linear bounds, of as many
+    units as it is not late for.
+    """
     value = known.values[ref]
     lo, hi = value.lo.reshape(len(value.lo), -1).copy(), value.hi.reshape(len(value.hi), -1).copy()
     widest = max(math.prod(node.shape) for node in graph.nodes[: ref + 1])
     step = max(1, ROWS // (2 * widest * len(lo)))
     for some in (units[start : start + step] for start in range(0, len(units), step)):
+        if late():
+            break
         both = _both(graph, known, ref, some, ar)
         # An overflowed linear bound is NaN or infinite: the interval stands.
         lo[:, some] = np.fmax(lo[:, some], both[:, : len(some)])

@@ -12,13 +12,12 @@ import numpy as np
 from flint import arb
 from scipy.special import erf
 
+from assay.bounds.exact import exp_interval, map_balls
 from assay.bounds.levels import Arithmetic
 from assay.bounds.rounding import (
     Array,
     Interval,
     add_up,
-    exp_interval,
-    map_balls,
     mul_down,
     mul_up,
     sub_down,

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from assay.core.norms import PlainNorms
 from assay.core.parts import Gates, Group, Parts, mix
 from assay.core.sites import Edit, Record, Seen, read_sites, record_outputs
 from assay.core.target import Batch, Target
@@ -94,6 +95,19 @@ class Mechanisms(ABC):
         quotients where a part is active on one side only."""
         return None
 
+    @property
+    def feature_groups(self) -> tuple[str, ...]:
+        """The groups whose parts are activations times vectors, the features on their last axis;
+        none by default. See `activations`.
+        """
+        return ()
+
+    def activations(self, name: str, site: str, seen: Seen, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what some features of a feature group are given what is seen at a site,
+        (examples, *positions, which), and what one unit of each writes there, (which, width).
+        """
+        raise InputError(f"the parts of {name!r} have no activation")
+
     def query_key_groups(self) -> Mapping[str, Projection]:
         """Return the groups whose parts are query or key heads of an attention pattern; none by
         default.
@@ -119,6 +133,12 @@ class Mechanisms(ABC):
         """Return these mechanisms with other values that a gate of zero brings in, by group."""
         raise InputError(f"{self.kind} have one base: a gate of zero brings in no reference")
 
+    def in_memory(self) -> Self:
+        """Return the same parts, with all that they read from files in memory: a function that is
+        recorded may read none.
+        """
+        return self
+
     def take(self, index: Tensor | slice) -> Self:
         """Return the mechanisms of some of the examples, with the references of all of them.
 
@@ -130,6 +150,13 @@ class Mechanisms(ABC):
             if isinstance(value := getattr(self, entry.name), Batch)
         }
         return replace(self, **cut)
+
+    def follow(self, batch: Batch) -> Self:
+        """Return the same mechanisms on one example whose text begins like that of these and has
+        another length, for continuations.
+
+        Raises InputError in a kind that is bound to the positions of its batch."""
+        raise InputError(f"{self.kind} are bound to their batch and cannot follow a longer text")
 
     def describe(self, group: str, index: tuple[int, ...]) -> str:
         """Return a short name of one part for tables."""
@@ -274,11 +301,12 @@ class Mechanisms(ABC):
 
 
 def differentiable(function: Callable[[], Tensor]) -> Tensor:
-    """Call a function that takes forward-mode derivatives, and turn the refusal of fused
-    attention into advice.
+    """Call a function that takes forward-mode derivatives, with norms whose second derivatives are
+    right, and turn the refusal of fused attention into advice.
     """
     try:
-        return function()
+        with PlainNorms():
+            return function()
     except (NotImplementedError, RuntimeError) as error:
         if "forward" in str(error).lower() and ("AD" in str(error) or "attention" in str(error)):
             raise InputError(

@@ -343,14 +343,15 @@ def _skipped(model: nn.Module, record: Record, paths: Iterable[str]) -> Iterator
             if path in record.outputs:
                 module = model.get_submodule(path)
                 replaced.append((module, module.__dict__.get("forward")))
-                module.forward = _constant(record.outputs[path])
+                # Wrappers may hand an assigned attribute on to what they wrap.
+                module.__dict__["forward"] = _constant(record.outputs[path])
         yield
     finally:
         for module, before in replaced:
             if before is None:
-                del module.forward
+                del module.__dict__["forward"]
             else:
-                module.forward = before
+                module.__dict__["forward"] = before
 
 
 def _constant(value: Any) -> Callable[..., Any]:

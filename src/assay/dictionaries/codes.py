@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assay.dictionaries import screen
 from assay.dictionaries.base import Dictionary
 from assay.dictionaries.batchtopk import BatchTopK
 from assay.dictionaries.gated import Gated
@@ -33,20 +34,18 @@ from assay.errors import InputError
 class Codes:
     """Features of some positions as values on a pattern.
 
-    `before` holds all features before their activation function, outside the graph; `penalty` is
-    the sum over positions of what the architecture is charged for its features, `others` are
-    further vectors that it shall rebuild the same values with; `smallest` the sum over parts of the
-    batch of the smallest feature that was chosen."""
+    `penalty` is the sum over positions of what the architecture is charged for its features,
+    `others` are further vectors that it shall rebuild the same values with; `smallest` the sum over
+    parts of the batch of the smallest feature that was chosen."""
 
     active: Active | Everything
     values: Float[Tensor, "*active"]
-    before: Float[Tensor, "positions size"]
     penalty: Tensor | None = None
     others: tuple[Float[Tensor, "positions d_out"], ...] = ()
     smallest: Tensor | None = None
 
 
-Rule = Callable[[Linear, Tensor, Tensor, Sequence[int], Training], Codes]
+Rule = Callable[[Linear, Tensor, Sequence[int], Training], Codes]
 
 
 def codes_of(
@@ -61,9 +60,7 @@ def codes_of(
     Raises InputError for an architecture that is not trained."""
     rule = require_rule(dictionary)
     assert isinstance(dictionary, Linear)
-    with torch.no_grad():
-        before = torch.addmm(dictionary.b_enc, dictionary.centred(x), dictionary.W_enc)
-    return rule(dictionary, x, before, parts, training)
+    return rule(dictionary, x, parts, training)
 
 
 def require_rule(dictionary: Dictionary) -> Rule:
@@ -81,30 +78,23 @@ def rebuild(dictionary: Dictionary, codes: Codes, x: Tensor) -> Float[Tensor, "p
     return decode(codes.values, dictionary.W_dec, codes.active) + dictionary.rest(x)
 
 
-def _relu(
-    dictionary: Linear, x: Tensor, before: Tensor, parts: Sequence[int], training: Training
-) -> Codes:
+def _relu(dictionary: Linear, x: Tensor, parts: Sequence[int], training: Training) -> Codes:
+    before = _before(dictionary, x)
     active = pattern_of(before > 0)
-    values = torch.relu(take(dictionary, x, before, active))
-    return Codes(active, values, before, _norms(dictionary, active, values))
+    values = torch.relu(_at(dictionary, x, before, active))
+    return Codes(active, values, _norms(dictionary, active, values))
 
 
-def _topk(
-    dictionary: Linear, x: Tensor, before: Tensor, parts: Sequence[int], training: Training
-) -> Codes:
+def _topk(dictionary: Linear, x: Tensor, parts: Sequence[int], training: Training) -> Codes:
     assert isinstance(dictionary, TopK)
-    with torch.no_grad():
-        sizes = before * dictionary.W_dec.norm(dim=1) if dictionary.by_norm else before
-        active = active_at(sizes.topk(dictionary.k, dim=-1, sorted=False).indices, dictionary.size)
-    values = torch.relu(take(dictionary, x, before, active))
-    return Codes(active, values, before)
+    active, known = _largest(dictionary, x)
+    return Codes(active, torch.relu(take(dictionary, x, known, active)))
 
 
-def _batchtopk(
-    dictionary: Linear, x: Tensor, before: Tensor, parts: Sequence[int], training: Training
-) -> Codes:
+def _batchtopk(dictionary: Linear, x: Tensor, parts: Sequence[int], training: Training) -> Codes:
     assert isinstance(dictionary, BatchTopK)
     with torch.no_grad():
+        before = _before(dictionary, x)
         sizes = dictionary.sizes(before)
         chosen = []
         smallest = before.new_zeros(())
@@ -114,8 +104,8 @@ def _batchtopk(
             chosen.append((part >= limit) & (part > 0))
             smallest += limit
         active = active_where(torch.cat(chosen))
-    values = torch.relu(take(dictionary, x, before, active))
-    codes = Codes(active, values, before, smallest=smallest)
+    values = torch.relu(_at(dictionary, x, before, active))
+    codes = Codes(active, values, smallest=smallest)
     if not isinstance(dictionary, Matryoshka):
         return codes
     rebuilt, first, others = dictionary.rest(x), 0, []
@@ -124,18 +114,17 @@ def _batchtopk(
         rebuilt = rebuilt + decode(values[inside], dictionary.W_dec, active.chosen(inside))
         others.append(rebuilt.expand(len(x), -1))
         first = last
-    return Codes(active, values, before, others=tuple(others), smallest=smallest)
+    return Codes(active, values, others=tuple(others), smallest=smallest)
 
 
-def _jumprelu(
-    dictionary: Linear, x: Tensor, before: Tensor, parts: Sequence[int], training: Training
-) -> Codes:
+def _jumprelu(dictionary: Linear, x: Tensor, parts: Sequence[int], training: Training) -> Codes:
     assert isinstance(dictionary, JumpReLU)
     half = training.bandwidth / 2
     with torch.no_grad():
         lowest = torch.minimum(dictionary.threshold.clamp(min=0), dictionary.threshold - half)
+        before = _before(dictionary, x)
         active = pattern_of(before > lowest)
-    taken = take(dictionary, x, before, active)
+    taken = _at(dictionary, x, before, active)
     threshold = active.of_feature(dictionary.threshold)
     with torch.no_grad():
         near = ((taken - threshold).abs() < half).to(taken) / training.bandwidth
@@ -147,15 +136,14 @@ def _jumprelu(
     else:
         sizes = values * active.of_feature(dictionary.W_dec.norm(dim=1))
         penalty = torch.tanh(sizes).sum() / dictionary.d_out
-    return Codes(active, values, before, penalty)
+    return Codes(active, values, penalty)
 
 
-def _gated(
-    dictionary: Linear, x: Tensor, before: Tensor, parts: Sequence[int], training: Training
-) -> Codes:
+def _gated(dictionary: Linear, x: Tensor, parts: Sequence[int], training: Training) -> Codes:
     assert isinstance(dictionary, Gated)
+    before = _before(dictionary, x)
     active = pattern_of(before > 0)
-    taken = take(dictionary, x, before, active)
+    taken = _at(dictionary, x, before, active)
     gates = torch.relu(taken)
     projected = taken - active.of_feature(dictionary.b_enc)
     strength = projected * active.of_feature(dictionary.r_mag.exp()) + active.of_feature(
@@ -166,7 +154,7 @@ def _gated(
     alone = decode(gates, dictionary.W_dec.detach(), active) + dictionary.rest(x).detach()
     # Decoder rows have length one, as r_mag would undo a charge for their length.
     penalty = gates.sum() / dictionary.d_out**0.5
-    return Codes(active, values, before, penalty, (alone,))
+    return Codes(active, values, penalty, (alone,))
 
 
 RULES: dict[str, Rule] = {
@@ -180,9 +168,39 @@ RULES: dict[str, Rule] = {
 """How each architecture is trained; adding one adds a line."""
 
 
-def take(dictionary: Linear, x: Tensor, before: Tensor, active: Active | Everything) -> Tensor:
-    """Return the features before their activation function on a pattern, with derivatives."""
-    return take_before(dictionary.centred(x), dictionary.W_enc, dictionary.b_enc, before, active)
+def take(
+    dictionary: Linear, x: Tensor, known: Tensor | None, active: Active | Everything
+) -> Tensor:
+    """Return the features before their activation function on a pattern, with derivatives; `known`
+    are their values where the pattern is sparse.
+    """
+    centre = dictionary.b_dec if dictionary.subtract else None
+    return take_before(x, centre, dictionary.W_enc, dictionary.b_enc, known, active)
+
+
+def _at(dictionary: Linear, x: Tensor, before: Tensor, active: Active | Everything) -> Tensor:
+    known = active.values_of(before) if isinstance(active, Active) else None
+    return take(dictionary, x, known, active)
+
+
+@torch.no_grad()
+def _before(dictionary: Linear, x: Tensor) -> Float[Tensor, "positions size"]:
+    """Return all features before their activation function, outside the graph."""
+    return torch.addmm(dictionary.b_enc, dictionary.centred(x), dictionary.W_enc)
+
+
+@torch.no_grad()
+def _largest(dictionary: TopK, x: Tensor) -> tuple[Active, Float[Tensor, " active"]]:
+    """Return the features that a position chooses and their values, outside the graph."""
+    centred = dictionary.centred(x)
+    if not dictionary.by_norm and screen.pays(centred, dictionary.size):
+        found = screen.largest(centred, dictionary.W_enc, dictionary.b_enc, dictionary.k)
+        if found is not None:
+            return found
+    before = torch.addmm(dictionary.b_enc, centred, dictionary.W_enc)
+    sizes = before * dictionary.W_dec.norm(dim=1) if dictionary.by_norm else before
+    active = active_at(sizes.topk(dictionary.k, dim=-1, sorted=False).indices, dictionary.size)
+    return active, active.values_of(before)
 
 
 def _norms(dictionary: Linear, active: Active | Everything, values: Tensor) -> Tensor:

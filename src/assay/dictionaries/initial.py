@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from assay.dictionaries.linear import Linear
@@ -41,6 +42,21 @@ def initialise(
         dictionary.b_dec.copy_(centre)
     if thresholds is not None and threshold is not None:
         thresholds.fill_(threshold)
+
+
+@torch.no_grad()
+def scale_encoder(dictionary: Linear, x: Float[Tensor, "positions width"]) -> float:
+    """Multiply the encoder by the number with which the dictionary rebuilds x best, and return it.
+
+    Several of the directions drawn are near every input, so that what they rebuild together is too
+    large. While the encoder's bias and thresholds are zero the features grow in proportion with the
+    encoder; with xhat = f W_dec the number is <xhat, x - b_dec> / ||xhat||^2 (least squares over
+    all positions and coordinates). The encoder stays as it is where nothing is active."""
+    rebuilt = dictionary.encode_training(x) @ dictionary.W_dec
+    size = float(rebuilt.square().sum())
+    best = float((rebuilt * (x - dictionary.b_dec)).sum()) / size if size > 0 else 1.0
+    dictionary.W_enc.mul_(best)
+    return best
 
 
 def _directions(count: int, width: int, generator: torch.Generator) -> Tensor:

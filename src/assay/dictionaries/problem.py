@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import kl_div
+from torch.nn.functional import kl_div, mse_loss
 
 from assay.dictionaries import sparse
 from assay.dictionaries.base import Placed
@@ -20,7 +20,9 @@ from assay.dictionaries.splicing import logits_of, predicted, splice
 from assay.learn.loop import ramp
 from assay.learn.processes import sum_over_processes
 from assay.learn.reading import Rows
-from assay.learn.streams import Stream
+
+LEAST, MOST = 1e-3, 1.0
+"""Between what the KL of zeros at one site is held, in nats, before it divides that site's loss."""
 
 FOLLOWS = 0.01
 """How far a batch moves the threshold of a dictionary that chooses over the batch."""
@@ -53,6 +55,8 @@ class Problem(nn.Module):
             dictionary.W_enc.data = sparse.row_major(dictionary.W_enc.data)
             silent = torch.zeros(dictionary.size, dtype=torch.long, device=dictionary.b_enc.device)
             self.register_buffer(f"silent{index}", silent)
+        self.zeros: Tensor
+        self.register_buffer("zeros", torch.zeros(len(placed)))
         self.seen: dict[str, tuple[Tensor, Tensor]] = {}
         """What each dictionary read at the first part of the last batch, and what it left there."""
 
@@ -94,15 +98,18 @@ class Problem(nn.Module):
         errors: dict[str, Tensor] = {}
         for site, pieces_ in rebuilt.items():
             y = values[site] / self.scales[site]
-            errors[site] = sum(pieces_[1:], pieces_[0]) - y
-            shared = errors[site].square().sum() / (training.batch * y.shape[1])
+            whole = sum(pieces_[1:], pieces_[0])
+            errors[site] = y - whole.detach()
+            # The library's sum of squares keeps no squares for its derivative.
+            squares = mse_loss(whole, y, reduction="sum")
+            shared = squares / (training.batch * y.shape[1])
             terms[f"losses/{site}"] = sum_over_processes(shared.detach())
             losses.append(shared)
         for name, (x, codes) in made.items():
             one = self.placed[name]
-            error = -_beside([errors[site].detach() for site in one.writes])
+            error = _beside([errors[site] for site in one.writes])
             losses += self._others(values, one, codes, training)
-            losses += self._auxiliary(name, x, codes, error)
+            losses += self._auxiliary(name, x, error)
             self.seen[name] = (x[: parts[0]], error[: parts[0]])
         return torch.stack(losses).sum(), terms
 
@@ -110,7 +117,10 @@ class Problem(nn.Module):
         """Return the KL of the spliced network from the network itself on this process's share of
         some windows, plus `local` times the local loss at the same values.
 
-        All sites are spliced in even steps, one of them, in turn, in odd ones."""
+        All sites are spliced in even steps, one of them, in turn, in odd ones. The KL of one site
+        is divided by that of zeros there, held between `LEAST` and `MOST`, measured when its turn
+        first comes: a site that the network hardly needs shall be rebuilt as well as it is needed.
+        """
         training, names = self.training_, self._names
         place = step // 2 % len(names)
         chosen = names if step % 2 == 0 else names[place : place + 1]
@@ -151,15 +161,29 @@ class Problem(nn.Module):
                     self.seen[name] = (read[name][: parts[0]], -error.detach()[: parts[0]])
 
         some = {name: self.placed[name] for name in chosen}
-        output = splice.run(rows, put, chosen=some, watch=watch)
-        spliced = logits_of(output).float().log_softmax(-1)
-        divergence = kl_div(
-            spliced[:, :-1][known], clean[:, :-1][known], log_target=True, reduction="sum"
-        )
-        loss = divergence / total
+
+        def divergence(output: object) -> Tensor:
+            spliced = logits_of(output).float().log_softmax(-1)
+            return (
+                kl_div(
+                    spliced[:, :-1][known], clean[:, :-1][known], log_target=True, reduction="sum"
+                )
+                / total
+            )
+
+        loss = divergence(splice.run(rows, put, chosen=some, watch=watch))
         what = "all sites" if len(chosen) == len(names) else chosen[0]
         terms = {f"losses/kl/{what}": sum_over_processes(loss.detach())}
+        if step % 2:
+            if not self.zeros[place]:
+                with torch.no_grad():
+                    zero = divergence(splice.run(rows, self._zeros, chosen=some))
+                self.zeros[place] = sum_over_processes(zero)
+            loss = loss / self.zeros[place].clamp(LEAST, MOST)
         return torch.stack([loss, *locals_]).sum(), terms
+
+    def _zeros(self, name: str, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x), self.placed[name].dictionary.d_out)
 
     def _others(
         self, values: Mapping[str, Tensor], one: Placed, codes: Codes, training: Training
@@ -172,7 +196,7 @@ class Problem(nn.Module):
                 losses.append(error.square().sum() / (training.batch * piece.shape[1]))
         return losses
 
-    def _auxiliary(self, name: str, x: Tensor, codes: Codes, error: Tensor) -> list[Tensor]:
+    def _auxiliary(self, name: str, x: Tensor, error: Tensor) -> list[Tensor]:
         """Return the share of the error that the strongest dead features do not explain."""
         training, dictionary = self.training_, self.placed[name].dictionary
         assert isinstance(dictionary, Linear)
@@ -182,9 +206,12 @@ class Problem(nn.Module):
         if not len(dead):
             return []
         some = min(training.auxiliary_features, len(dead))
-        strongest = codes.before[:, dead].topk(some, dim=-1, sorted=False).indices
-        active = sparse.active_at(dead[strongest], dictionary.size)
-        strength = torch.relu(take(dictionary, x, codes.before, active))
+        with torch.no_grad():
+            columns = sparse.row_major(dictionary.W_enc[:, dead])
+            before = torch.addmm(dictionary.b_enc[dead], dictionary.centred(x), columns)
+            strongest = before.topk(some, dim=-1, sorted=False)
+        active = sparse.active_at(dead[strongest.indices], dictionary.size)
+        strength = torch.relu(take(dictionary, x, strongest.values.flatten(), active))
         rest = error - sparse.decode(strength, dictionary.W_dec, active)
         size = sum_over_processes(error.square().sum()).clamp(min=1e-12)
         return [training.auxiliary * rest.square().sum() / size]
@@ -209,15 +236,14 @@ def _beside(parts: Sequence[Tensor]) -> Tensor:
 
 
 def measure(
-    stream: Stream, names: Sequence[str], windows: int
+    sample: Mapping[str, Float[Tensor, "positions width"]],
 ) -> dict[str, tuple[Float[Tensor, " width"], float]]:
     """Return the mean of the values at every site and their scale: the root of the mean variance
-    per coordinate, over the first windows of the stream.
+    per coordinate.
     """
-    values = stream.sample(windows)
     found = {}
-    for name in names:
-        value = values[name].double()
+    for name, values in sample.items():
+        value = values.double()
         mean = value.mean(0)
         scale = float((value - mean).square().mean().sqrt())
         found[name] = (mean.float(), scale if scale > 0 else 1.0)

@@ -63,6 +63,10 @@ class Active:
         """Return, for every entry, the number of its feature."""
         return numbers[self.features]
 
+    def values_of(self, matrix: Float[Tensor, "positions size"]) -> Float[Tensor, " active"]:
+        """Return the entries of a matrix at the active features."""
+        return matrix.flatten()[self.rows * self.size + self.features]
+
     def chosen(self, kept: Bool[Tensor, " active"]) -> Active:
         """Return the pattern of the entries that are kept."""
         before = torch.cat([kept.new_zeros(1, dtype=torch.long), kept.long().cumsum(0)])
@@ -117,19 +121,20 @@ def active_at(features: Int[Tensor, "positions k"], size: int) -> Active:
 
 
 def take_before(
-    centred: Float[Tensor, "positions d_in"],
+    x: Float[Tensor, "positions d_in"],
+    centre: Float[Tensor, " d_in"] | None,
     W_enc: Float[Tensor, "d_in size"],
     b_enc: Float[Tensor, " size"],
-    before: Float[Tensor, "positions size"],
+    known: Float[Tensor, " active"] | None,
     active: Active | Everything,
 ) -> Float[Tensor, "*active"]:
-    """Return `centred W_enc + b_enc` at the active features.
+    """Return `(x - centre) W_enc + b_enc` at the active features.
 
-    `before` holds its values, computed outside the graph; the derivatives in the three factors are
-    computed at the active features alone."""
+    `known` holds the values of a sparse pattern, computed outside the graph; the derivatives in the
+    four factors are computed at the active features alone."""
     if isinstance(active, Everything):
-        return centred @ W_enc + b_enc
-    values: Tensor = _Take.apply(centred, W_enc, b_enc, before, active)
+        return (x if centre is None else x - centre) @ W_enc + b_enc
+    values: Tensor = _Take.apply(x, centre, W_enc, b_enc, known, active)
     return values
 
 
@@ -155,27 +160,34 @@ def row_major(W_enc: Tensor) -> Tensor:
 class _Take(torch.autograd.Function):
     @staticmethod
     def forward(
-        centred: Tensor, W_enc: Tensor, b_enc: Tensor, before: Tensor, active: Active
+        x: Tensor,
+        centre: Tensor | None,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        known: Tensor,
+        active: Active,
     ) -> Tensor:
-        return before.flatten()[active.rows * active.size + active.features]
+        return known.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        centred, W_enc, _, _, ctx.active = inputs
-        ctx.save_for_backward(centred, W_enc)
+        x, centre, W_enc, _, _, ctx.active = inputs
+        ctx.save_for_backward(x, centre, W_enc)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        centred, W_enc = ctx.saved_tensors
+        x, centre, W_enc = ctx.saved_tensors
         active = ctx.active
-        into_x = into_weights = into_bias = None
+        into_x = into_centre = into_weights = None
+        into_bias = gradient.new_zeros(active.size).index_add(0, active.features, gradient)
         if ctx.needs_input_grad[0]:
             into_x = _sum_rows(gradient, active.features, active.offsets, W_enc.T.contiguous())
-        if ctx.needs_input_grad[1]:
-            into_weights = _sum_positions(gradient, active, centred).T
+        if ctx.needs_input_grad[1]:  # one product: no position has a centre of its own
+            into_centre = -(W_enc @ into_bias)
         if ctx.needs_input_grad[2]:
-            into_bias = gradient.new_zeros(active.size).index_add(0, active.features, gradient)
-        return into_x, into_weights, into_bias, None, None
+            centred = x if centre is None else x - centre
+            into_weights = _sum_positions(gradient, active, centred).T
+        return into_x, into_centre, into_weights, into_bias, None, None
 
 
 class _Decode(torch.autograd.Function):
@@ -193,7 +205,7 @@ class _Decode(torch.autograd.Function):
         values, W_dec = ctx.saved_tensors
         into_values = into_weights = None
         if ctx.needs_input_grad[0]:
-            into_values = _products(gradient, W_dec, ctx.active)
+            into_values = products(gradient, W_dec, ctx.active)
         if ctx.needs_input_grad[1]:
             into_weights = _sum_positions(values, ctx.active, gradient)
         return into_values, into_weights, None
@@ -217,7 +229,9 @@ def _sum_positions(weights: Tensor, active: Active, table: Tensor) -> Tensor:
     return _sum_rows(weights[order], active.rows[order], offsets, table)
 
 
-def _products(left: Tensor, right: Tensor, active: Active) -> Tensor:
+def products(
+    left: Float[Tensor, "positions width"], right: Float[Tensor, "size width"], active: Active
+) -> Float[Tensor, " active"]:
     """Return `left[position] . right[feature]` at the active features."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the layout is called a beta

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from assay.dictionaries.base import DictionarySet, Placed
 from assay.dictionaries.codes import require_rule
 from assay.dictionaries.fold import fold_scale
-from assay.dictionaries.initial import initialise
+from assay.dictionaries.initial import initialise, scale_encoder
 from assay.dictionaries.linear import Linear
+from assay.dictionaries.optimizer import Adam
 from assay.dictionaries.problem import Problem, measure
 from assay.dictionaries.revival import normalise, revive
 from assay.dictionaries.settings import Training
@@ -26,6 +27,8 @@ from assay.learn.streams import Stream
 
 MEASURED = 256
 """Windows on which means and scales are measured before training."""
+FITTED = 1024
+"""Positions of these to which the size of first encoders is fitted."""
 
 UNCONSTRAINED = ("relu",)
 """Architectures whose penalty weighs a feature by the norm of its decoder row; the rows of all
@@ -46,7 +49,8 @@ def train(
 
     `placed` says which architecture of which size stands where; it stays as it is. All sites are
     read in one pass. The local loss is the share of variance that is not explained, summed over
-    sites, plus what the architecture is charged; see `Training` for the rest. With `run`, a
+    sites, plus what the architecture is charged; see `Training` for the rest. Dictionaries of half
+    precision are trained in float32. With `run`, a
     checkpoint holds dictionaries, optimizer, silent features and the generator; a later call goes
     on from the last one and ends with the same bits. Of several processes (`torchrun`) each takes
     its shares of every batch, and each has a run of its own.
@@ -70,14 +74,17 @@ def train(
         world=world,
     )
     _require_widths(placed, stream.widths)
-    measured = measure(stream, names, MEASURED)
+    sample = stream.sample(MEASURED)
+    measured = measure(sample)
     scales = {site: scale for site, (_, scale) in measured.items()}
     generator = torch.Generator().manual_seed(training.seed)
     means = {site: mean / scales[site] for site, (mean, _) in measured.items()}
-    _begin(placed, means, training, generator)
+    first = {site: values[:FITTED] / scales[site] for site, values in sample.items()}
+    _begin(placed, means, first, training, generator)
+    del sample, first
     problem = Problem(model, placed, scales, training)
     parameters = list(problem.dictionaries.parameters())
-    optimizer = torch.optim.Adam(parameters, lr=training.rate, fused=True)
+    optimizer = Adam(parameters, training.rate)
     frozen = [one for one in model.parameters() if one.requires_grad]
     done = 0
 
@@ -122,7 +129,10 @@ def train(
 
 def _copied(one: Placed) -> Placed:
     require_rule(one.dictionary)
-    return Placed(copy.deepcopy(one.dictionary), one.reads, one.writes)
+    dictionary = copy.deepcopy(one.dictionary)
+    if dictionary.W_dec.dtype in (torch.bfloat16, torch.float16):  # too coarse for small steps
+        dictionary = dictionary.float()
+    return Placed(dictionary, one.reads, one.writes)
 
 
 def _require_widths(placed: DictionarySet, widths: Mapping[str, int]) -> None:
@@ -144,11 +154,13 @@ def _require_widths(placed: DictionarySet, widths: Mapping[str, int]) -> None:
 def _begin(
     placed: DictionarySet,
     means: Mapping[str, Tensor],
+    values: Mapping[str, Tensor],
     training: Training,
     generator: torch.Generator,
 ) -> None:
     """Draw the dictionaries' first state: each site's mean stands in the bias of the first
-    dictionary that writes there.
+    dictionary that writes there, and autoencoders without thresholds rebuild some values as well
+    as the size of their encoder lets them.
     """
     taken: set[str] = set()
     for one in placed.values():
@@ -164,6 +176,8 @@ def _begin(
             centre=centre.to(one.dictionary.b_dec),
             threshold=training.threshold if jumps else None,
         )
+        if one.writes == (one.reads,) and not jumps:
+            scale_encoder(one.dictionary, values[one.reads].to(one.dictionary.W_enc))
 
 
 def _folded(one: Placed, scales: Mapping[str, float]) -> Placed:

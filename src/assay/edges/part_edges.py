@@ -92,7 +92,8 @@ class PartEdges:
             if score != 0
         ]
         schema = {"source": pl.String, "receiver": pl.String, "score": pl.Float64}
-        found = pl.DataFrame(rows, schema=schema).group_by("source", "receiver")
+        table = pl.DataFrame(rows, schema=schema)
+        found = table.group_by("source", "receiver", maintain_order=True)
         return found.agg(pl.col("score").sum(), pl.len().alias("edges")).sort(
-            pl.col("score").abs(), descending=True
+            pl.col("score").abs(), descending=True, maintain_order=True
         )

@@ -5,7 +5,7 @@ run.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -47,27 +47,49 @@ def exact_edges(target: Target, clean: Batch, patch: Batch, *, rows: int = 16) -
     `rows` of them side by side.
     """
     began = time.process_time()
+    graph = wire(target.model).graph
+    require_pair(clean, patch)
+    with torch.no_grad():
+        baseline, patched = (target.values(batch).double() for batch in (clean, patch))
+    places = graph.mask.nonzero()
+    masks = [_one(graph.mask, place) for place in places]
+    values = torch.zeros(len(clean), *graph.mask.shape, dtype=torch.float64, device=target.device)
+    values[:, places[:, 0], places[:, 1]] = patch_sets(target, clean, patch, masks, rows=rows)
+    spent = time.process_time() - began
+    return EdgeScores(graph, values, baseline, patched, "exact", exact=True, cpu_seconds=spent)
+
+
+@torch.no_grad()
+def patch_sets(
+    target: Target,
+    clean: Batch,
+    patch: Batch,
+    sets: Sequence[Bool[Tensor, "sources receivers"]],
+    *,
+    rows: int = 16,
+) -> Float[Tensor, "examples sets"]:
+    """Return m(clean, edges of a set := patch) - m(clean) for every set, in float64; `rows` of them
+    run side by side. All edges out of one node are the patch of that node.
+    """
     wiring = wire(target.model)
     require_pair(clean, patch)
-    patched, theirs = read_sources(target, patch, wiring)
-    circuit = _Circuit(target, wiring, theirs)
-    graph, examples = wiring.graph, len(clean)
-    places = graph.mask.nonzero()
-    values = torch.zeros(examples, *graph.mask.shape, dtype=torch.float64, device=target.device)
-    for chunk in progress(places.split(rows), "patching edges"):
+    circuit = _Circuit(target, wiring, read_sources(target, patch, wiring)[1])
+    examples, found = len(clean), []
+    for start in progress(range(0, len(sets), rows), "patching edges"):
         # A first row without any patch: batched rows differ from a single run by rounding.
-        keep = torch.ones(len(chunk) + 1, *graph.mask.shape, dtype=torch.bool)
-        keep[torch.arange(1, len(chunk) + 1), chunk[:, 0], chunk[:, 1]] = False
-        batch = clean.take(torch.arange(examples, device=target.device).repeat(len(keep)))
-        found = circuit.values(batch, keep.repeat_interleave(examples, dim=0)).unflatten(
-            0, (-1, examples)
-        )
-        values[:, chunk[:, 0], chunk[:, 1]] = (found[1:] - found[0]).T
-    baseline = target.values(clean).double()
-    spent = time.process_time() - began
-    return EdgeScores(
-        wiring.graph, values, baseline, patched.double(), "exact", exact=True, cpu_seconds=spent
-    )
+        some = [torch.zeros_like(wiring.graph.mask), *sets[start : start + rows]]
+        batch = clean.take(torch.arange(examples, device=target.device).repeat(len(some)))
+        keep = ~torch.stack(some)
+        values = circuit.values(batch, keep.repeat_interleave(examples, dim=0))
+        values = values.unflatten(0, (-1, examples))
+        found.append((values[1:] - values[0]).T)
+    return torch.cat(found, 1)
+
+
+def _one(mask: Tensor, place: Tensor) -> Tensor:
+    found = torch.zeros_like(mask)
+    found[place[0], place[1]] = True
+    return found
 
 
 class _Circuit:

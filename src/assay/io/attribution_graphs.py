@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import InputError, shown, unknown
-from assay.io.files import plain, read_json, write_json
+from assay.io.files import is_finite, plain, read_json, write_json
 
 FEATURE, ERROR = "cross layer transcoder", "mlp reconstruction error"
 EMBEDDING, LOGIT = "embedding", "logit"
 TYPES = (FEATURE, ERROR, EMBEDDING, LOGIT)
+_PLACED_ID = re.compile(r"(E|[0-9]{1,9})_([0-9]{1,18})_([0-9]{1,9})")
+_LAYER = re.compile(r"[0-9]{1,9}")
 _SLUG = re.compile(r"[a-zA-Z0-9_-]+")
+_NUMBERS = ("activation", "influence", "token_prob")
+_ROUNDING = 1e-6  # of a probability in single precision
 _TEXT = {
     "metadata": ("slug", "scan", "prompt"),
     "node": ("node_id", "layer", "feature_type", "jsNodeId", "clerp"),
@@ -25,7 +29,8 @@ _TEXT = {
 @dataclass(frozen=True)
 class GraphNode:
     """A node: its id, layer (the text of the file: a number, or "E" for embeddings), index of the
-    feature (None where it is none), position, type, label and activation.
+    feature (None where it is none), position, type, label, activation, and the probability of a
+    logit's token.
     """
 
     id: str
@@ -36,6 +41,18 @@ class GraphNode:
     label: str = ""
     activation: float | None = None
     influence: float | None = None
+    probability: float | None = 0.0
+
+    @property
+    def depth(self) -> int | None:
+        """The number of the layer, None where it has none."""
+        return int(self.layer) if _LAYER.fullmatch(self.layer) else None
+
+    @property
+    def token(self) -> int | None:
+        """The number of the token that the id of an embedding states, None where it states none."""
+        found = _PLACED_ID.fullmatch(self.id) if self.type == EMBEDDING else None
+        return None if found is None else int(found[2])
 
 
 @dataclass(frozen=True)
@@ -79,23 +96,24 @@ def unpair(code: int) -> tuple[int, int]:
 def write_graph(path: Path | str, graph: AttributionGraph) -> Path:
     """Write the graph as JSON; InputError where `read_graph` would refuse it."""
     data = _as_json(graph)
-    _parse(str(path), data)
+    parse_graph(path, data)
     return write_json(path, plain(data))
 
 
 def read_graph(path: Path | str) -> AttributionGraph:
-    """Read a graph; InputError, with the entry, for ids that collide, types that are not known,
-    links to nodes that are not there, positions outside of the prompt, and other malformed files.
+    """Read a graph; InputError, with the entry, for ids that collide or contradict their node,
+    types that are not known, links to nodes that are not there, positions outside of the prompt,
+    probabilities outside [0, 1], and other malformed files.
     """
-    return _parse(str(path), read_json(path))
+    return parse_graph(path, read_json(path))
 
 
 def _as_json(graph: AttributionGraph) -> dict[str, Any]:
     nodes = []
     for node in graph.nodes:
         code = -1 if node.feature is None else node.feature
-        if node.type == FEATURE and node.layer.isdigit():
-            code = pair(int(node.layer), code)
+        if node.type == FEATURE and node.depth is not None:
+            code = pair(node.depth, code)
         nodes.append(
             {
                 "node_id": node.id,
@@ -103,7 +121,7 @@ def _as_json(graph: AttributionGraph) -> dict[str, Any]:
                 "layer": node.layer,
                 "ctx_idx": node.position,
                 "feature_type": node.type,
-                "token_prob": 0.0,
+                "token_prob": node.probability or 0.0,
                 "is_target_logit": node.type == LOGIT,
                 "run_idx": 0,
                 "reverse_ctx_idx": 0,
@@ -138,13 +156,18 @@ def _as_json(graph: AttributionGraph) -> dict[str, Any]:
     }
 
 
-def _parse(path: str, data: Any) -> AttributionGraph:
+def parse_graph(path: Path | str, data: Any) -> AttributionGraph:
+    """Return the graph of a file's JSON; InputError as `read_graph`."""
+    path = str(path)
+
     def require(holder: Any, key: str, kind: type | tuple[type, ...], where: str) -> Any:
         if not isinstance(holder, dict) or key not in holder:
             raise InputError(f"{path}: {where} has no {key!r}")
         value = holder[key]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise InputError(f"{path}: {where}: {key!r} is {shown(value)}, of another type")
+        if isinstance(value, str):
+            _require_unicode(path, where, key, value)
         return value
 
     metadata = require(data, "metadata", dict, "the graph")
@@ -154,10 +177,11 @@ def _parse(path: str, data: Any) -> AttributionGraph:
             f"{path}: metadata: slug {shown(slug)} must be of letters, digits, _ and - alone"
         )
     tokens = require(metadata, "prompt_tokens", list, "metadata")
-    if not all(isinstance(token, str) for token in tokens):
-        raise InputError(f"{path}: metadata: prompt_tokens must be texts")
-    asked = require(data, "qParams", dict, "the graph")
-    groups = asked.get("supernodes") or []
+    for token in tokens:
+        if not isinstance(token, str):
+            raise InputError(f"{path}: metadata: prompt_tokens must be texts, got {shown(token)}")
+        _require_unicode(path, "metadata", "prompt_tokens", token)
+    groups = _groups(path, require(data, "qParams", dict, "the graph").get("supernodes"))
     nodes: dict[str, GraphNode] = {}
     for place, entry in enumerate(require(data, "nodes", list, "the graph")):
         where = f"node {place}"
@@ -176,6 +200,12 @@ def _parse(path: str, data: Any) -> AttributionGraph:
                 f"{path}: two nodes have the id {name!r}; errors and features of layer 0 share ids"
                 " in some files: name errors err_SITE_POSITION"
             )
+        stated = None if kind == ERROR else _PLACED_ID.fullmatch(name)
+        if stated is not None and (layer, position) != (stated[1], int(stated[3])):
+            raise InputError(
+                f"{path}: node {name!r} is of layer {shown(layer)} at position {position}, and its"
+                " id says otherwise"
+            )
         nodes[name] = GraphNode(
             name,
             layer,
@@ -183,17 +213,22 @@ def _parse(path: str, data: Any) -> AttributionGraph:
             position,
             kind,
             label,
-            *(_number(path, name, key, entry.get(key)) for key in ("activation", "influence")),
+            *(_number(path, name, key, entry.get(key)) for key in _NUMBERS),
         )
-    links = []
+        if kind in (FEATURE, LOGIT) and nodes[name].depth is None:
+            raise InputError(f"{path}: node {name!r}: the layer of a {kind} is {shown(layer)}")
+    links, joined = [], set[tuple[str, str]]()
     for place, entry in enumerate(require(data, "links", list, "the graph")):
         ends = [require(entry, key, str, f"link {place}") for key in ("source", "target")]
         for end in ends:
             if end not in nodes:
                 raise InputError(f"{path}: link {place} ends at {shown(end)}, which is no node")
         weight = require(entry, "weight", (int, float), f"link {place}")
-        if not math.isfinite(weight):
-            raise InputError(f"{path}: link {place} has the weight {weight}")
+        if not is_finite(weight):
+            raise InputError(f"{path}: link {place} has the weight {shown(weight)}")
+        if (ends[0], ends[1]) in joined:
+            raise InputError(f"{path}: link {place} joins {ends[0]!r} and {ends[1]!r} again")
+        joined.add((ends[0], ends[1]))
         links.append((ends[0], ends[1], float(weight)))
     known = ("slug", "scan", "prompt", "prompt_tokens")
     info = {key: value for key, value in metadata.items() if key not in known}
@@ -202,25 +237,50 @@ def _parse(path: str, data: Any) -> AttributionGraph:
     )
 
 
+def _groups(path: str, groups: Any) -> list[list[str]]:
+    """Return supernodes: a list of texts each, the name first."""
+    groups = groups or []
+    for group in groups if isinstance(groups, list) else [groups]:
+        if not isinstance(group, list) or not all(isinstance(entry, str) for entry in group):
+            raise InputError(
+                f"{path}: a supernode must be a list of texts, a name and the ids of nodes; got"
+                f" {shown(group)}"
+            )
+    return groups
+
+
+def _require_unicode(path: str, where: str, key: str, text: str) -> None:
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise InputError(f"{path}: {where}: {key!r} holds a lone surrogate: {shown(text)}")
+
+
 def _index(path: str, name: str, layer: str, kind: str, code: Any) -> int | None:
-    """Return the index of a feature: from its pairing where that agrees with the layer, else from
-    its id, else the number as it stands.
+    """Return the index of a feature: from its id, else from its pairing where that agrees with the
+    layer, else the number as it stands; of a logit its token, which id and number must agree on.
     """
+    held = isinstance(code, int) and not isinstance(code, bool) and code >= 0
+    match = _PLACED_ID.fullmatch(name)
+    if kind == LOGIT and match is not None:
+        if held and code != int(match[2]):
+            raise InputError(
+                f"{path}: node {name!r} is of token {shown(code)}, and its id says otherwise"
+            )
+        return int(match[2])
     if kind != FEATURE:
-        held = isinstance(code, int) and not isinstance(code, bool) and code >= 0
         return code if held else None
-    if not isinstance(code, int) or isinstance(code, bool) or code < 0:
+    if not held:
         raise InputError(f"{path}: node {name!r}: feature is {shown(code)}, not a number from 0 on")
-    match = re.fullmatch(r"(\d+)_(\d+)_(\d+)", name)
     if match is not None:
         return int(match[2])
     paired, index = unpair(code)
-    return index if layer == str(paired) else code
+    return index if layer == str(paired) else int(code)
 
 
 def _number(path: str, name: str, key: str, value: Any) -> float | None:
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
         raise InputError(f"{path}: node {name!r}: {key} is {shown(value)}, not a number")
+    if key == "token_prob" and not 0 <= value <= 1 + _ROUNDING:
+        raise InputError(f"{path}: node {name!r}: token_prob is {shown(value)}, outside [0, 1]")
     return float(value)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 from assay.errors import InputError, unknown
-from assay.io.files import plain, read_json, write_atomic, write_json
+from assay.io.files import is_finite, plain, read_json, write_atomic, write_json
 
 _SETTINGS = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 _PARTS = ("cfg", "nodes", "edges")
 _DIGEST = "assay-sha256"
+_MOST = 1_000_000
 _NODE = re.compile(r"input|logits|m\d+|a\d+\.h\d+")
 _EDGE = re.compile(
     r"(?P<source>input|m\d+|a\d+\.h\d+)->(?:(?P<head>a\d+\.h\d+)<(?P<slot>[qkv])>|(?P<other>logits|m\d+))"
@@ -53,7 +53,11 @@ def read_circuit(path: Path | str) -> Circuit:
     """Read the JSON of EAP-IG; InputError, with the name of the entry, when it is malformed or is
     not what Assay wrote.
     """
-    data = read_json(path)
+    return parse_circuit(path, read_json(path))
+
+
+def parse_circuit(path: Path | str, data: Any) -> Circuit:
+    """Return the circuit of a file's JSON; InputError as `read_circuit`."""
     if not isinstance(data, dict):
         raise InputError(f"{path}: a JSON object expected, got {type(data).__name__}")
     for key in _PARTS:
@@ -65,6 +69,11 @@ def read_circuit(path: Path | str) -> Circuit:
     for key, kind in _SETTINGS.items():
         if type(settings[key]) is not kind or int(settings[key]) < 0:
             raise InputError(f"{path}: cfg {key!r} must be {kind.__name__}, got {settings[key]!r}")
+    if settings["n_layers"] * (settings["n_heads"] + 1) > _MOST:
+        raise InputError(
+            f"{path}: cfg speaks of {settings['n_layers']} layers of {settings['n_heads']} heads;"
+            f" at most {_MOST:,} heads and MLPs are read"
+        )
     nodes = {
         name: _scored(path, "node", name, entry, _NODE) for name, entry in data["nodes"].items()
     }
@@ -166,7 +175,7 @@ def _scored(path: Path | str, what: str, name: str, entry: Any, pattern: re.Patt
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float)):
         raise InputError(f"{path}: the score of {what} {name!r} must be a number, got {score!r}")
     return Scored(
-        None if score is None or not math.isfinite(score) else float(score), entry["in_graph"]
+        None if score is None or not is_finite(score) else float(score), entry["in_graph"]
     )
 
 

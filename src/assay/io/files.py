@@ -211,11 +211,21 @@ def put_state(path: Path, state: Mapping[str, Any]) -> None:
             raise kept.error or error from error
 
 
+def is_finite(value: float) -> bool:
+    """Whether a number of a file is finite in float64; integers may be too large for it."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def require_finite(tensor: torch.Tensor, what: str) -> None:
     """Raise InputError, with the count, when a tensor holds NaN or infinity."""
     if tensor.is_floating_point() or tensor.is_complex():
         import torch
 
+        if bool(torch.isfinite(tensor.sum())):  # one cheap pass: a sum keeps NaN and infinity
+            return
         bad = int((~torch.isfinite(tensor)).sum())
         if bad:
             raise InputError(

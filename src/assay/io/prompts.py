@@ -208,32 +208,6 @@ def write_pairs(path: Path | str, pairs: Iterable[TextPair]) -> Path:
     return write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_text(path: Path | str, tokenizer: Any, *, length: int, limit: int | None = None) -> Tensor:
-    """Read plain text as windows of `length` tokens, (windows, length), the first `limit` of them;
-    the rest that fills none is left out.
-
-    Every window begins with the tokenizer's leading token if it has one. Raises InputError when the
-    text fills no window."""
-    require_tokenizer(tokenizer)
-    if length < 2:
-        raise InputError(f"length must be at least 2 tokens, got {length}")
-    text = read_file(path)
-    ids = torch.tensor(
-        tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.long
-    )
-    leading = leading_token(tokenizer)
-    own = length - (leading is not None)
-    count = len(ids) // own
-    if not count:
-        raise InputError(f"{path} holds {len(ids)} tokens: too few for one window of {length}")
-    windows = ids[: count * own].reshape(count, own)[:limit]
-    return (
-        windows
-        if leading is None
-        else torch.cat([torch.full((len(windows), 1), leading), windows], dim=1)
-    )
-
-
 def encode_texts(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """Return the token ids of texts, each behind the tokenizer's leading token if it has one."""
     leading = leading_token(tokenizer)

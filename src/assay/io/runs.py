@@ -253,6 +253,13 @@ def require_same(run: Run, config: Mapping[str, Any]) -> None:
         )
 
 
+def require_new(folder: Path | str) -> None:
+    """Raise InputError, before any work, for a folder that holds a run or anything else."""
+    require_startable(folder, resume=True)
+    if FolderRecord(Path(folder)).is_there():
+        raise InputError(f"{folder} already exists; use another folder with -o")
+
+
 def saved_config(run: Run) -> dict[str, Any]:
     """Return the config that a run was started with."""
     saved = run.json("config.json")

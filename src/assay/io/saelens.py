@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,8 +38,24 @@ def read_saelens(folder: Path, given: Given) -> list[Entry]:
 
     Raises InputError for missing keys, and for an architecture, a normalisation or a reshaping that
     is not supported, each named."""
-    path = folder / CONFIG
-    config, metadata = _config(path)
+    config, metadata = _config(Fields.of_json(folder / CONFIG))
+    return [_entry(config, metadata, given, lambda: Tensors.of_file(folder / WEIGHTS))]
+
+
+def of_object(sae: Any) -> Entry:
+    """Return the dictionary of an `SAE` object of SAELens, whose tensors it shares.
+
+    Its scale is folded into the weights already, as `encode` of the object takes it to be. Raises
+    InputError as `read_saelens`."""
+    source = Path(f"the {type(sae).__name__} object")
+    tensors = {key: tensor.detach() for key, tensor in sae.state_dict().items()}
+    sae.process_state_dict_for_saving(tensors)
+    config, metadata = _config(Fields(source, dict(sae.cfg.to_dict())))
+    return _entry(config, metadata, Given(scale=1.0), lambda: Tensors(source, tensors))
+
+
+def _entry(config: Fields, metadata: Fields, given: Given, tensors: Callable[[], Tensors]) -> Entry:
+    path = config.path
     name = config.choose("architecture", tuple(_ARCHITECTURES))
     transcoder = name.endswith("transcoder")
     norm = config.choose("normalize_activations", _NORMS, "none")
@@ -71,14 +87,14 @@ def read_saelens(folder: Path, given: Given) -> list[Entry]:
         )
 
     def load() -> Weights:
-        return replace(_weights(folder, config, name, norm), scale=scale)
+        return replace(_weights(tensors(), config, name, norm), scale=scale)
 
-    return [Entry(reads, (writes,), folder, load)]
+    return Entry(reads, (writes,), path.parent if path.name == CONFIG else path, load)
 
 
-def _config(path: Path) -> tuple[Fields, Fields]:
+def _config(config: Fields) -> tuple[Fields, Fields]:
     """Return a configuration and its metadata, those before version 6 brought into its form."""
-    config = Fields.of_json(path)
+    path = config.path
     if "metadata" in config:
         return config, config.part("metadata")
     flat = {_RENAMED.get(key, key): value for key, value in config.data.items()}
@@ -93,14 +109,13 @@ def _config(path: Path) -> tuple[Fields, Fields]:
     return Fields(path, flat), Fields(path, flat)
 
 
-def _weights(folder: Path, config: Fields, name: str, norm: str) -> Weights:
+def _weights(file: Tensors, config: Fields, name: str, norm: str) -> Weights:
     d_in, size = config.require("d_in", int), config.require("d_sae", int)
     transcoder = name.endswith("transcoder")
     d_out = config.require("d_out", int) if transcoder else d_in
     subtract = config.get("apply_b_dec_to_input", bool, not transcoder)
     if transcoder and subtract:
         raise InputError(f"{config.path}: apply_b_dec_to_input must be false in a {name}")
-    file = Tensors.of_file(folder / WEIGHTS)
     tensors = {
         "W_enc": file.take("W_enc", d_in, size),
         "W_dec": file.take("W_dec", size, d_out),

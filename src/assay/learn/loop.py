@@ -7,12 +7,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from assay.errors import AssayError, InputError
 from assay.io.runs import Run
+from assay.learn.processes import state_of_first
 from assay.progress import progress
 
 Objective = Callable[[int], tuple[Tensor, Mapping[str, Tensor]]]
@@ -32,6 +34,7 @@ def fit(
     save_every: int = 500,
     before_step: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
+    together: bool = False,
 ) -> None:
     """Minimise `objective` for `steps` steps, in place.
 
@@ -40,7 +43,9 @@ def fit(
     its initial one times `schedule(step / steps)`. `before_step` runs between the backward pass and
     each update (a sum of gradients over processes, say), `after_step` after it (a projection). With
     `run`, a checkpoint `<name>.pt` holds the model, the optimizer and the state of `generator`; a
-    later call with the same run goes on from it and ends with the same bits.
+    later call with the same run goes on from it and ends with the same bits. Processes that train
+    `together` (`assay.learn.processes`) all begin with the state of the first, which alone has a
+    run.
 
     Raises AssayError, with the terms, when the loss or a parameter is not finite (the last
     checkpoint stays: no other is written), InputError when the checkpoint is damaged or of another
@@ -54,6 +59,9 @@ def fit(
         if run is not None:
             first = _restore(run, name, steps, model, optimizer, generator)
             run.forget_after(name, first - 1)
+        if together:
+            state = state_of_first(_state(first, model, optimizer, generator))
+            first = _load(state, model, optimizer, generator)
         was_training = model.training
         unread: list[tuple[int, Tensor, Mapping[str, Tensor]]] = []
         model.train()
@@ -140,13 +148,30 @@ def _save(
     optimizer: torch.optim.Optimizer,
     generator: torch.Generator,
 ) -> None:
-    state = {
+    run.save_state(f"{name}.pt", _state(step, model, optimizer, generator))
+
+
+def _state(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+) -> dict[str, Any]:
+    return {
         "step": step,
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "generator": generator.get_state(),
     }
-    run.save_state(f"{name}.pt", state)
+
+
+def _load(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> int:
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    generator.set_state(state["generator"].cpu())
+    return int(state["step"])
 
 
 def _restore(
@@ -162,10 +187,7 @@ def _restore(
         return 0
     state, path = run.state(f"{name}.pt"), run.path(f"{name}.pt")
     try:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        generator.set_state(state["generator"].cpu())
-        done = int(state["step"])
+        done = _load(state, model, optimizer, generator)
     except Exception as error:  # the entries may be anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is not a checkpoint of this training: {reason[:300]}") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,6 +17,9 @@ from assay.targets.names import SiteRef, resolve
 
 TOKENS_PER_RUN = 4096
 """About how many tokens one forward pass of a stream takes."""
+
+WINDOWS_AT_ONCE = 1 << 12
+"""Windows whose positions are counted at once."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Rows:
             )
         if self.constant < 0:
             raise InputError(f"constant must be at least 0 positions, got {self.constant}")
-        if not bool(self.kept.any()):
+        if not any(bool(part.any()) for part in self._parts()):
             raise InputError(
                 f"no position is left of {len(self)} windows of {self.ids.shape[1]} tokens without"
                 f" padding and the first {self.constant}"
@@ -51,6 +54,16 @@ class Rows:
     def kept(self) -> Bool[Tensor, "windows length"]:
         """The positions that are read: neither padding nor among the constant first ones."""
         return self.mask & (self.mask.long().cumsum(1) > self.constant)
+
+    @property
+    def counts(self) -> Int[Tensor, " windows"]:
+        """How many positions of every window are read."""
+        return torch.cat([part.sum(1) for part in self._parts()])
+
+    def _parts(self) -> Iterator[Bool[Tensor, "some length"]]:
+        """Return `kept`, some windows at a time."""
+        for mask in self.mask.split(WINDOWS_AT_ONCE):
+            yield mask & (mask.long().cumsum(1) > self.constant)
 
     def take(self, index: Tensor | slice) -> Rows:
         """Return some of the windows."""
@@ -68,7 +81,8 @@ def rows_of(
     ids: Int[Tensor, "windows length"], mask: Tensor | None = None, *, constant: int = 0
 ) -> Rows:
     """Return windows of tokens, by default without padding."""
-    kept = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    whole = torch.ones((), dtype=torch.bool, device=ids.device).expand(ids.shape)
+    kept = whole if mask is None else mask.bool()
     return Rows(ids, kept, constant)
 
 
@@ -102,7 +116,9 @@ class Reader:
     def __call__(self, rows: Rows) -> dict[str, Float[Tensor, "kept width"]]:
         """Return the values at the positions that are read, window by window, in float32.
 
-        Raises InputError where a site is not reached, or has no value per position."""
+        Raises InputError where a site is not reached, or has no value per position, and for tokens
+        that the network does not have."""
+        require_vocabulary(self.model, rows.ids)
         kept = rows.kept.to(self.device)
         found: dict[str, Tensor] = {}
         order: list[str] = []
@@ -147,6 +163,17 @@ def chunks(rows: Rows, tokens: int = TOKENS_PER_RUN) -> list[Tensor]:
     return list(windows.split(max(1, tokens // rows.ids.shape[1])))
 
 
+def require_vocabulary(model: nn.Module, ids: Int[Tensor, "windows length"]) -> None:
+    """Raise InputError for a token that a language model has no embedding of."""
+    find = getattr(model, "get_input_embeddings", None)
+    known = getattr(find() if callable(find) else None, "num_embeddings", None)
+    if known is not None and int(ids.max()) >= known:
+        raise InputError(
+            f"token {int(ids.max())} is none of the network's {known} tokens: the text was"
+            " tokenised for another model"
+        )
+
+
 def require_positions(name: str, value: Tensor, shape: Sequence[int]) -> None:
     """Raise InputError where a site's value is not one vector per token."""
     if value.ndim != 3 or tuple(value.shape[:2]) != tuple(shape):
@@ -163,7 +190,7 @@ def widths_of(reader: Reader, rows: Rows) -> Mapping[str, int]:
 
 def first_kept(rows: Rows) -> Tensor:
     """Return the first window of which anything is read."""
-    return rows.kept.any(1).nonzero()[:1, 0]
+    return rows.counts.nonzero()[:1, 0]
 
 
 class _ReadAll(Exception):  # noqa: N818

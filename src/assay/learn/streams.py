@@ -59,7 +59,7 @@ class Stream:
         self.part = batch // shares
         first = self.read(rows.take(first_kept(rows)))
         self.widths = {name: value.shape[1] for name, value in first.items()}
-        self.counts = rows.kept.sum(1)
+        self.counts = rows.counts
         per_window = 4 * sum(self.widths.values()) * max(rows.ids.shape[1], 1)
         room = min(available(self.read.device) // 4, _MOST_BYTES) if budget is None else budget
         wanted = -(-2 * batch // max(int(self.counts.float().mean()), 1))

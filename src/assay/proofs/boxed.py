@@ -42,7 +42,9 @@ class Boxed(Mechanisms):
             name: low[index] if self.group(name).per_example else low
             for name, low in self.lows.items()
         }
-        return replace(self, inner=inner, batch=inner.batch, lows=lows)
+        # A metric that holds numbers of every example follows the examples.
+        target = inner.target if self.target is self.inner.target else self.target
+        return replace(self, target=target, inner=inner, batch=inner.batch, lows=lows)
 
     def on(self, inputs: Any, references: Mapping[str, Tensor]) -> Boxed:
         """Return the same gates on other inputs, and with other reference values."""
@@ -62,9 +64,10 @@ class Boxed(Mechanisms):
 
 def boxed(mechanisms: Mechanisms, low: Low | None) -> Boxed:
     """Return mechanisms whose gates go down to `low` at most: one number, or a tensor for each
-    group that broadcasts to its gates; by default to the lowest value that the kind allows.
+    group that broadcasts to its gates, cut to the box that the kind allows; by default that box.
 
-    Raises InputError for a low above the box, NaN, an unknown group or another shape."""
+    Raises InputError for a low above the box, one below both box and zero, NaN, an unknown group or
+    another shape."""
     lows = {}
     if isinstance(low, Mapping):
         mechanisms.check(low)
@@ -79,6 +82,12 @@ def boxed(mechanisms: Mechanisms, low: Low | None) -> Boxed:
             raise InputError(
                 f"low: the lowest gate of {name!r} must be a number at most"
                 f" {float(most.max())}, got {float(wanted.max())}"
+            )
+        # A number below every gate's own lowest one would be cut without a word.
+        floor = min(float(least.min()), 0.0)
+        if not bool((wanted >= floor).all()):
+            raise InputError(
+                f"low: the gates of {name!r} go down to {floor} at least, got {float(wanted.min())}"
             )
         lows[name] = torch.maximum(least, wanted)
     return Boxed(mechanisms.target, mechanisms.batch, mechanisms, lows)

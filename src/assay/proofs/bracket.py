@@ -47,8 +47,9 @@ class Certified:
     claim: "damage", how far the metric falls (or rises, where lower is right) from the untouched
     network; or "same-answer", the least margin of the answer over any rival. full: the metric, or
     the margin, of the untouched network. free: how many gates move, on average. boxes, seconds: the
-    work spent (CPU). vacuous: where the proof excludes nothing: the bound is that of a box that no
-    gate could leave, or none at all. certificate: where the proof was written, if it was."""
+    work spent (CPU). vacuous: where the proof excludes nothing: the bound is `allowed`, what the
+    last norm allows whatever the gates are, or there is none (infinite damage). certificate: where
+    the proof was written, if it was."""
 
     claim: Claim
     found: Searched
@@ -58,6 +59,7 @@ class Certified:
     boxes: tuple[int, ...]
     seconds: tuple[float, ...]
     vacuous: Tensor
+    allowed: Tensor
     certificate: Path | None = None
 
     @property
@@ -119,13 +121,14 @@ class Certified:
         """Return one row an example: the bracket, and what it says."""
         rows = []
         for index in range(len(self.full)):
-            proved = float(self.proved.values[index])
+            proved, allowed = float(self.proved.values[index]), float(self.allowed[index])
             row: dict[str, Any] = {
                 "example": index,
                 "full": float(self.full[index]),
                 "found": float(self.found.values[index]),
                 "proved": proved if np.isfinite(proved) else None,
                 "vacuous": bool(self.vacuous[index]),
+                "allowed": allowed if np.isfinite(allowed) else None,
                 "boxes": self.boxes[index],
             }
             if self.claim == "same-answer":

@@ -3,12 +3,15 @@ slopes of every leaf, for a checker that shares no code with the prover.
 
 The envelope is that of `assay.proofs.certificate`, with the task "gates", and of its own
 
-    about     claim ("damage", "damage over inputs" or "same-answer"), metric (a label), left_out
-              (examples that have no bound, or in which nothing moves)
+    about     claim ("damage", "damage over inputs", "same-answer" or "unsafe"), metric (a label),
+              left_out (examples that have no bound, or in which nothing moves)
     examples  by number: graph (operations with the names of their constants), kinds ("gates",
               "references" or "inputs", for each input of the graph), their low and high, the point
               of the untouched network, sign (1 where a higher metric is right), goals (a tree of
               splits and faces, and the slopes over its leaves, one for each number of the value)
+
+The claim "unsafe" (`assay.proofs.unsafe_certificate`) has `groups` beside these, and one goal,
+whose tree is one for all numbers of the value.
 
 model holds the digests of the graphs and of the constants, and which constants are weights: those
 must be tensors of a file of weights that the checker is given. Slopes are stored in float32, since
@@ -29,7 +32,19 @@ from torch import nn
 from assay.bounds import nonlinear
 from assay.bounds import operations as ops
 from assay.bounds.graph import Node, Ref
-from assay.bounds.rules import Contract, Divide, Enclosed, Pick, Product, Shift, Smooth, Total
+from assay.bounds.rules import (
+    Contract,
+    Divide,
+    Enclosed,
+    Jump,
+    Largest,
+    Open,
+    Pick,
+    Product,
+    Shift,
+    Smooth,
+    Total,
+)
 from assay.bounds.search.leaves import Found, Leaf, slopes_of
 from assay.bounds.search.pins import Pinned
 from assay.bounds.search.twin import Twin
@@ -38,7 +53,7 @@ from assay.errors import InputError
 from assay.proofs.certificate import Certificate, check_destination, write
 from assay.proofs.problem import Problem
 from assay_check.gates import RULE, constants_digest, graphs_digest
-from assay_check.gates.claims import read_example, recompute, rounded, unknown_operations
+from assay_check.gates.claims import LOWER, read_example, recompute, rounded, unknown_operations
 
 MANY = 16  # leaves whose slopes are worked out at once
 
@@ -48,13 +63,14 @@ class Evidence:
     """What proves the bracket of one example: the traced function with its problem, and for each
     number of the value the leaves.
 
-    number: of the example. proved: the bound."""
+    number: of the example. proved: the bound. groups: of an unsafe set, the conjunctions."""
 
     number: int
     traced: Traced
     problem: Problem
     found: tuple[Found, ...]
     proved: float
+    groups: tuple[tuple[int, ...], ...] = ()
 
 
 def require_writable(path: Path | str, level: str) -> None:
@@ -122,7 +138,7 @@ def _claimed(one: Evidence, entry: Any, held: Mapping[str, np.ndarray], claim: s
         return one.proved
     with np.errstate(all="ignore"):
         found = rounded(claim, recompute(example, claim))
-    weaker = min if claim == "same-answer" else max
+    weaker = min if claim in LOWER else max
     found = weaker(found, one.proved)
     return found if np.isfinite(found) else one.proved
 
@@ -183,7 +199,8 @@ def _example(one: Evidence, held: _Held, claim: str) -> dict[str, Any]:
         for place_, found in enumerate(one.found)
     ]
     kinds, sign = list(one.problem.kinds), int(one.problem.sign)
-    return {"graph": graph, "kinds": kinds, **ends, "sign": sign, "goals": goals}
+    groups = {"groups": [list(group) for group in one.groups]} if one.groups else {}
+    return {"graph": graph, "kinds": kinds, **ends, "sign": sign, "goals": goals, **groups}
 
 
 def _needed(nodes: list[Node], output: Ref) -> set[Ref]:
@@ -247,6 +264,12 @@ def _described(node: Node) -> tuple[str, str, list[np.ndarray]]:
             return "softmax", "", [operation.mask]
         case Smooth():
             return "smooth", operation.name, []
+        case Jump():
+            return "jump", "", [operation.theta]
+        case Largest():
+            return "largest", "", [np.asarray(float(operation.count))]
+        case Open():
+            return "open", "", []
         case _:
             return "other", getattr(operation, "name", type(operation).__name__.lower()), []
 

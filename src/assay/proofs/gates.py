@@ -6,9 +6,11 @@ the traced network is bounded over the whole box (linear bounds with optimised s
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -20,14 +22,16 @@ from assay.audit.adversary import exhaustive, worst_case
 from assay.audit.faithfulness import Keep, kept_gates
 from assay.bounds.levels import LEVELS
 from assay.bounds.rounding import Interval
+from assay.bounds.search.ball import least_anywhere
 from assay.bounds.search.branch import least
 from assay.bounds.search.leaves import Budget, Found
 from assay.bounds.search.sweep import bound_rows, sweep
+from assay.bounds.search.unfinished import Files, Store
 from assay.bounds.trace import Traced, trace
-from assay.bounds.trace.traced import always
 from assay.core.mechanisms import Mechanisms
 from assay.core.target import Target
 from assay.errors import unknown
+from assay.io.files import digest_of_tensors
 from assay.progress import progress
 from assay.proofs.answers import margins_of
 from assay.proofs.boxed import Boxed, Low, boxed
@@ -52,6 +56,7 @@ def certify(
     domain: tuple[float, float] | None = None,
     references: Mechanisms | None = None,
     certificate: Path | str | None = None,
+    work: Files | None = None,
 ) -> Certified:
     """Bound what the gates that are not kept can do, in any combination and at any strength, on
     every example, and search how much of it they do.
@@ -66,7 +71,9 @@ def certify(
     highest); damage then compares the gated with the untouched network on the same input.
     references: nodes at the same sites, whose gate-zero values over all their examples span the box
     in which those of the gates move. certificate: a `.json` file to be, with the proof of all
-    brackets (level "real"), which `assay_check` verifies with code of its own.
+    brackets (level "real"), which `assay_check` verifies with code of its own. work: a run folder
+    that keeps what was found and the open boxes, so that the same call goes on where it was
+    stopped.
 
     Raises InputError for an unknown claim or level, a low above the box or NaN, masks that do not
     fit, inputs or references that cannot move, and a network with an operation that has no rule,
@@ -78,11 +85,12 @@ def certify(
     if certificate is not None:
         require_writable(certificate, level)
     spent = budget if isinstance(budget, Budget) else Budget(float(budget))
-    mechanisms, moving = moving_of(mechanisms, radius, domain, references)
+    mechanisms, moving = moving_of(mechanisms.in_memory(), radius, domain, references)
     narrowed = boxed(mechanisms, low)
     kept = kept_gates(mechanisms, keep or {})
     parts = [_one(narrowed, kept, index) for index in range(len(mechanisms.batch))]
     search = [_search(part, mask, claim, seed) for part, mask in parts]
+    keeps = None if work is None else partial(_store, work, certificate is not None)
     found = [
         _prove(
             pose(part, mask, claim, hull_of(moving, index)),
@@ -90,6 +98,7 @@ def certify(
             spent,
             level,
             certificate is not None,
+            keeps and partial(keeps, f"{claim}-{index}", (spent, level, seed)),
         )
         for index, ((part, mask), worst) in enumerate(
             zip(progress(parts, f"certify: {claim}"), search, strict=True)
@@ -126,6 +135,7 @@ def certify(
         tuple(entry.boxes for entry in found),
         tuple(entry.seconds for entry in found),
         torch.tensor([entry.vacuous for entry in found]),
+        torch.tensor([entry.allowed for entry in found], dtype=torch.float64),
         None if certificate is None else Path(certificate),
     )
 
@@ -139,6 +149,7 @@ class _Bracket:
     boxes: int
     seconds: float
     vacuous: bool
+    allowed: float
     elsewhere: Mapping[str, Tensor]
     evidence: Evidence | None = None
 
@@ -170,7 +181,27 @@ def _search(part: Boxed, mask: Mapping[str, Tensor], claim: Claim, seed: int) ->
     return worst_case(part, keep, flips=0, seed=seed)
 
 
-def _prove(problem: Problem, worst: Any, budget: Budget, level: str, keep: bool) -> _Bracket:
+def _store(
+    files: Files, leaves: bool, name: str, asked: Any, traced: Traced, problem: Problem, row: int
+) -> Store:
+    """Return where the search of one number of one example is kept, and what it is good for."""
+    points = {"low": problem.lows, "high": problem.highs, "point": problem.point}
+    ends = {f"{key} {i}": x for key, xs in points.items() for i, x in enumerate(xs)}
+    text = (
+        f"{asked} {leaves} {row} {problem.sign} {traced.program.digest} {digest_of_tensors(ends)}"
+    )
+    key = hashlib.sha256(text.encode()).hexdigest()
+    return Store(files, f"{name}-{row}.pt", key, leaves)
+
+
+def _prove(
+    problem: Problem,
+    worst: Any,
+    budget: Budget,
+    level: str,
+    keep: bool,
+    store: Callable[[Traced, Problem, int], Store] | None,
+) -> _Bracket:
     """Bound one example, and search it from below, from the gates that a first search found."""
     reached = {name: gate.detach() for name, gate in worst.gates.items()}
     began = time.process_time()
@@ -178,7 +209,7 @@ def _prove(problem: Problem, worst: Any, budget: Budget, level: str, keep: bool)
     own = float(full.min())
     if not problem.moves:
         value = 0.0 if problem.offset else own
-        return _Bracket(own, value, value, reached, 1, 0.0, False, {})
+        return _Bracket(own, value, value, reached, 1, 0.0, False, value, {})
     regions = list(zip(problem.lows, problem.highs, strict=True))
     traced = trace(problem.function, *problem.point, regions=regions)
     rows = problem.rows(full)
@@ -186,9 +217,10 @@ def _prove(problem: Problem, worst: Any, budget: Budget, level: str, keep: bool)
     starts = [start]
     if set(problem.kinds) != {"gates"}:  # the first search moved the gates alone
         starts += [descend(problem, rows[0], one) for one in (start, list(problem.point))]
-    found = list[Found]()
+    found, earlier = list[Found](), 0.0
     for index, row in enumerate(rows):
-        left = max(budget.seconds - (time.process_time() - began), 0.0)
+        before = time.process_time()
+        left = max(budget.seconds - (before - began) - earlier, 0.0)
         mine = replace(budget, seconds=left if index + 1 == len(rows) else left / 2)
         if problem.answer and any(entry.value <= 0 for entry in found):  # false already
             mine = replace(budget, seconds=0.0, boxes=1, steps=(0, 0), whole=0)
@@ -203,31 +235,40 @@ def _prove(problem: Problem, worst: Any, budget: Budget, level: str, keep: bool)
                 reference=float((row * full).sum()),
                 start=starts,
                 budget=mine,
+                store=store and store(traced, problem, index),
             )
         )
+        # What was spent on it before it was stopped counts too.
+        earlier += max(found[-1].seconds - (time.process_time() - before), 0.0)
     worst_row = min(found, key=lambda entry: entry.value)
     count = len(problem.names)
     gates = reached | dict(zip(problem.names, worst_row.point, strict=False))
-    proved, value = min(entry.bound for entry in found), worst_row.value
-    boxes, seconds = sum(entry.boxes for entry in found), time.process_time() - began
-    vacuous = not (problem.answer and value <= 0) and _is_vacuous(traced, found, rows, level)
+    by_leaves, value = min(entry.bound for entry in found), worst_row.value
+    anywhere = [least_anywhere(traced.at(level), row) for row in rows]
+    both = [(entry.bound, end) for entry, end in zip(found, anywhere, strict=True)]
+    proved, allowed = min(max(ends) for ends in both), min(anywhere)
+    boxes, seconds = sum(entry.boxes for entry in found), time.process_time() - began + earlier
+    vacuous = not (problem.answer and value <= 0) and any(_is_vacuous(*ends) for ends in both)
     if not problem.answer:
         top, start_value = 0.0, 0.0
         if problem.offset:
             top = _top(traced, list(problem.point), problem.sign, level)
             start_value = problem.sign * own
-        value, proved = max(start_value - value, 0.0), max(top - proved, 0.0)
+        value = max(start_value - value, 0.0)
+        proved, allowed, by_leaves = (max(top - x, 0.0) for x in (proved, allowed, by_leaves))
     evidence = None
     if keep:
         order = np.argsort(full.reshape(-1)).argsort()  # the leaves of every number in turn
         leaves = tuple(found[place] for place in order)
-        evidence = Evidence(0, traced, problem, leaves, proved)
+        evidence = Evidence(0, traced, problem, leaves, by_leaves)
     elsewhere = {
         f"{kind} {index}": x
         for index, (kind, x) in enumerate(zip(problem.kinds, worst_row.point, strict=True))
         if index >= count
     }
-    return _Bracket(own, value, proved, gates, boxes, seconds, vacuous, elsewhere, evidence)
+    return _Bracket(
+        own, value, proved, gates, boxes, seconds, vacuous, allowed, elsewhere, evidence
+    )
 
 
 def _top(traced: Traced, ones: list[Tensor], sign: float, level: str) -> float:
@@ -240,22 +281,11 @@ def _top(traced: Traced, ones: list[Tensor], sign: float, level: str) -> float:
         return -float(bound_rows(at, known, row)[0, 0])
 
 
-def _is_vacuous(traced: Traced, found: list[Found], rows: list[np.ndarray], level: str) -> bool:
-    """Return whether the bound is no better than what holds whatever the gates are: that of the
-    last norm's ball.
+def _is_vacuous(bound: float, anywhere: float) -> bool:
+    """Return whether a bound is no better than what the balls of the last norms allow, whatever the
+    gates are.
     """
-    if any(not np.isfinite(entry.bound) for entry in found):
-        return True
-    whole = always(traced.at(level))
-    if whole is None:
-        return False
-    ends = [
-        float((np.maximum(row, 0) * whole.lo[0] + np.minimum(row, 0) * whole.hi[0]).sum())
-        for row in rows
-    ]
-    return any(
-        entry.bound <= end + 1e-6 * (1 + abs(end)) for entry, end in zip(found, ends, strict=True)
-    )
+    return not np.isfinite(bound) or bound <= anywhere + 1e-6 * (1 + abs(anywhere))
 
 
 def _assumptions(level: str) -> tuple[str, ...]:

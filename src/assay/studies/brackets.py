@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import polars as pl
 import torch
@@ -31,12 +32,14 @@ def save_brackets(
     *,
     examples: int,
     low: float | None = None,
+    pins: int = BUDGET.pins,
 ) -> None:
     """Bound the damage of the parts with the smallest `sizes` that have an effect, for several
     numbers of them, on the first examples, and save the means.
 
-    sizes: (examples, *axes) by group. A network with an operation that has no rule gets no
-    table."""
+    sizes: (examples, *axes) by group. pins: how often derivatives are bounded, which costs most of
+    the time in a transformer. A network with an operation that has no rule gets no table."""
+    budget = replace(BUDGET, pins=pins)
     some = mechanisms.take(slice(0, examples))
     flat = torch.cat([size[:examples].flatten(1).abs() for size in sizes.values()], 1)
     order = torch.where(flat > 0, flat, torch.inf).argsort(1)
@@ -49,7 +52,7 @@ def save_brackets(
             for (name, size), part in zip(sizes.items(), parts, strict=True)
         }
         try:
-            found = certify(some, masks, low=low, budget=BUDGET)
+            found = certify(some, masks, low=low, budget=budget)
         except AssayError:
             return
         proved = found.proved.values

@@ -17,7 +17,7 @@ def spectrum(scene: Scene, probes: Mapping[str, Tensor]) -> pl.DataFrame:
     """
     frames = []
     for name, importance in scene.importance.items():
-        means = importance.flatten(0, -2).double().mean(0)
+        means = importance[scene.rows.kept(importance)].double().mean(0)
         order = means.argsort(descending=True)
         living = alive(probes[name])[order]
         frames.append(

@@ -85,3 +85,18 @@ def require_proof(task: str, weights: Path | str, strategy: str, level: str) -> 
     if level not in LEVELS:
         raise unknown("level", level, LEVELS)
     existing(weights)
+
+
+def require_graph_options(
+    path: Path | str, model: str | None, method: str, on: Path | None, within: float
+) -> None:
+    """Raise InputError where the audit of a graph's file lacks the model, or is given what belongs
+    to the audit of a run.
+    """
+    existing(path)
+    if model is None:
+        raise InputError(f"{path} is a file: to audit its graph, give the model with --target")
+    if method != "gradient" or on is not None:
+        raise InputError("--method and --on belong to the folder of a run; a graph has neither")
+    if not within > 0:
+        raise InputError(f"--within must be above 0, got {within}")

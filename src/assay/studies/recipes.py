@@ -4,9 +4,11 @@ is answered at once.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
@@ -68,9 +70,10 @@ def load(
     (dotted keys, YAML values).
 
     With `resumes`, the folder of a run to go on with, the overrides of that run come first. Raises
-    InputError for an unknown recipe, key or value, with the nearest names."""
+    InputError for an unknown recipe, key or value, with the nearest names, and where a run that
+    never wrote its config is resumed without any."""
     text, label = _text(name)
-    raw = _yaml(text, name)
+    raw = copy.deepcopy(_raw(text, name))
     if not isinstance(raw, dict) or not isinstance(raw.get("study"), str):
         raise InputError(
             f"{name}: a recipe is a mapping with a key 'study' (one of {', '.join(STUDIES)})"
@@ -79,7 +82,7 @@ def load(
     if not isinstance(about, str) or not isinstance(brief, dict):
         raise InputError(f"{name}: 'about' is a text and 'short' a mapping of keys to values")
     config_type = config_of_study(kind)
-    before = _overrides_of(resumes, label, kind)
+    before = _overrides_of(resumes, label, kind, given=bool(overrides))
     changed = {**(brief if short else {}), **before, **_parsed(overrides)}
     for key, value in changed.items():
         _put(raw, config_type, str(key), value)
@@ -107,11 +110,20 @@ def module_of_study(name: Any) -> str:
     return STUDIES[name]
 
 
+AUDIT, STEERING = "audit of", "steering of"  # in the configs of what verbs save
+
+
 def saved_recipe(run: Run) -> dict[str, Any]:
     """Return what a run keeps of its recipe: recipe, study, config and overrides.
 
     Raises InputError when one is missing, as in the folder of another version."""
     saved = runs.saved_config(run)
+    for key in (AUDIT, STEERING):
+        if key in saved:
+            raise InputError(
+                f"{run.folder} holds the {key} {shown(saved[key])} and is no run of a recipe; look"
+                " at its report.html, or build it again with: assay report"
+            )
     for key, kind in {"recipe": str, "study": str, "config": dict, "overrides": dict}.items():
         if not isinstance(saved.get(key), kind):
             raise InputError(
@@ -132,13 +144,20 @@ def validated(config_type: type[StudyConfig], raw: Any, where: str) -> Any:
         raise InputError(f"{where}: {key}: {first['msg']} (got {shown(first['input'])})") from error
 
 
-def _overrides_of(folder: Path | str | None, recipe: str, study: str) -> dict[str, Any]:
+def _overrides_of(
+    folder: Path | str | None, recipe: str, study: str, *, given: bool
+) -> dict[str, Any]:
     if folder is None or not Path(folder).is_dir() or not any(Path(folder).iterdir()):
         return {}
     runs.require_startable(folder, resume=True)
     run = Run(folder)
-    if not run.has("config.json"):  # killed before it began
-        return {}
+    if not run.has("config.json"):  # killed before it began: nobody knows its settings
+        if given:
+            return {}
+        raise InputError(
+            f"the run in {folder} was stopped before it kept its settings; give them again with"
+            " --set beside --resume, or start the recipe as it stands with --force"
+        )
     saved = saved_recipe(run)
     if (saved["recipe"], saved["study"]) != (recipe, study):
         raise InputError(
@@ -161,10 +180,17 @@ def _text(name: str) -> tuple[str, str]:
     return found[name].read_text(encoding="utf-8"), name
 
 
+@cache
 def _recipe_files() -> dict[str, Traversable]:
     folders = (entry for entry in resources.files("assay.studies").iterdir() if entry.is_dir())
     files = (file for folder in folders for file in folder.iterdir())
     return {file.name.removesuffix(".yaml"): file for file in files if file.name.endswith(".yaml")}
+
+
+@cache
+def _raw(text: str, name: str) -> Any:
+    """Return what a recipe's file holds, parsed once."""
+    return _yaml(text, name)
 
 
 def _yaml(text: str, what: str) -> Any:

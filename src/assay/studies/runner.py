@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from polars.exceptions import PolarsError
 
 from assay.core.mechanisms import Mechanisms
@@ -16,6 +17,7 @@ from assay.errors import InputError, shown
 from assay.io import runs
 from assay.io.files import sha256
 from assay.io.runs import Run
+from assay.learn.processes import from_first, join, speaks_first
 from assay.report import page
 from assay.report.page import Fact, Section
 from assay.studies.fields import Config, StudyConfig, input_paths
@@ -40,12 +42,15 @@ __all__ = [
     "execute",
     "facts",
     "finished_summary",
+    "join",
     "load",
     "mechanisms_of",
     "provenance",
+    "readable",
     "report",
     "require_same_inputs",
     "shipped",
+    "speaks_first",
     "study",
     "study_of",
 ]
@@ -58,8 +63,10 @@ class Study(Protocol):
     returns the summary that `--json` prints; `sections` builds the report from the saved run alone
     and `headline` its title and lead. `load` binds the run's mechanisms again and `contexts`
     describes its examples, one row each, for the verbs over saved runs; a study without mechanisms
-    has neither. `apply(run, path) -> (summary, table)` puts what the run calibrated on the inputs
-    of a file that were not there before; a study that calibrates nothing has none."""
+    has neither. `assist(config, folder)` takes part in the work as another process than the first;
+    a study that runs in one process has none. `apply(run, path) -> (summary, table)` puts what the
+    run calibrated on the inputs of a file that were not there before; a study that calibrates
+    nothing has none."""
 
     Config: type[StudyConfig]
 
@@ -81,20 +88,30 @@ def execute(
     recipe: Recipe, folder: Path | str, *, resume: bool = False, force: bool = False
 ) -> dict[str, Any]:
     """Run a recipe into a folder, write its report and return its summary; a finished run that
-    is resumed returns it at once.
+    is resumed returns it at once. Of several processes (`torchrun`) the first has the folder, and
+    the others help it and return nothing.
 
     Raises InputError, before anything is written, when the folder is refused (see
     `assay.io.runs.start`), when it is or holds an input of the run, and for a config that the study
     refuses."""
-    runs.require_startable(folder, resume=resume, force=force)
+    rank, world = join()
+    if world > 1 and not hasattr(study(recipe.study), "assist"):
+        raise InputError(
+            f"the study {recipe.study!r} runs in one process; start it without torchrun"
+        )
+    if not rank:
+        runs.require_startable(folder, resume=resume, force=force)
     inputs = _inputs(recipe, Path(folder))
     recipe.config.require()
     study(recipe.study).check(recipe.config)
+    if rank:
+        return _assist(recipe, Path(folder))
     with runs.start(folder, recipe.saved(), resume=resume, force=force, inputs=inputs) as run:
         if run.has("inputs.json"):
             require_same_inputs(run)
         elif not run.has("summary.json"):
             run.save_json("inputs.json", _digests(recipe.config))
+        from_first(torch.tensor(not run.has("summary.json")))
         if not run.has("summary.json"):
             began = time.process_time()
             try:
@@ -106,6 +123,15 @@ def execute(
             run.save_json("summary.json", summary)
         report(run)
         return finished_summary(run)
+
+
+def _assist(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Help the first process with a run, once it has opened the folder; nothing where the run is
+    finished.
+    """
+    if bool(from_first(torch.tensor(False))):
+        study(recipe.study).assist(recipe.config, folder)  # type: ignore[attr-defined]
+    return {}
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
@@ -125,7 +151,7 @@ def report(run: Run) -> Path:
     """
     finished_summary(run)
     kind = study_of(run)
-    with _readable(run):
+    with readable(run):
         facts, sections = kind.sections(run)
         title, lead = kind.headline(run)
         html = page.render(title, lead, facts, [*sections, provenance(run)])
@@ -136,20 +162,24 @@ def facts(folder: Path | str) -> list[Fact]:
     """Return the headline numbers of a finished run."""
     run = runs.opened(folder)
     finished_summary(run)
-    with _readable(run):
+    with readable(run):
         return study_of(run).sections(run)[0]
 
 
-def provenance(run: Run) -> Section:
-    """Return the report's last section: config, versions and seed of the run."""
+def provenance(run: Run, again: str = "") -> Section:
+    """Return the report's last section: config, versions and seed of the run, and how to make it
+    `again`, by its recipe where nothing is given.
+    """
     import polars as pl
 
+    if not again:
+        recipe = run.json("config.json")["recipe"]
+        again = f"assay run {recipe} -o NEW_FOLDER, with the keys below"
     flat = list(_flat(run.json("config.json")))
     versions = list(run.json("versions.json").items())
     return Section(
         "How this was made",
-        f"Run again with: assay run {run.json('config.json')['recipe']} -o NEW_FOLDER, with the"
-        " keys below.",
+        f"Run again with: {again}.",
         tables=[
             page.Table(pl.DataFrame(flat, schema=["key", "value"], orient="row"), "Config"),
             page.Table(
@@ -235,7 +265,7 @@ def _digests(config: StudyConfig) -> dict[str, str]:
 
 
 @contextmanager
-def _readable(run: Run) -> Iterator[None]:
+def readable(run: Run) -> Iterator[None]:
     """Raise InputError where what a run saved is not what this version's report reads."""
     try:
         yield

@@ -57,7 +57,7 @@ def ablate_run(
     """
     _, mechanisms = _open(folder)
     scores = attribute(mechanisms, method_for(mechanisms, by)[0])
-    chosen = [_part(mechanisms, name) for name in parts] or [
+    chosen = [find_part(mechanisms, name) for name in parts] or [
         (row["group"], tuple(row["index"])) for row in scores.top(top).iter_rows(named=True)
     ]
     record = mechanisms.record()
@@ -145,8 +145,9 @@ def certify_run(
 
     keep: "top:N" keeps the N parts with the largest mean |score|. radius: how far inputs move.
     references: a gate of zero brings in any value between those of all examples. certificate:
-    write the proof there, and have it checked. Raises InputError for another form, for more parts
-    than there are, and as `certify`."""
+    write the proof there, and have it checked. What was found and the open boxes are kept in the
+    run's folder `verb-certify`: the same call goes on where it was stopped. Raises InputError for
+    another form, for more parts than there are, and as `certify`."""
     if certificate is not None:
         require_writable(certificate, level)
     run, mechanisms = _open(folder)
@@ -163,6 +164,7 @@ def certify_run(
         radius=radius,
         references=mechanisms if references else None,
         certificate=certificate,
+        work=run.child("verb-certify"),
     )
     table = pl.DataFrame(found.rows())
     run.save_table(f"verb-certify-{claim}.parquet", table)
@@ -189,7 +191,7 @@ def explain_run(
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Return the examples in which one part matters most, with what the study says of each."""
     run, mechanisms = _open(folder)
-    name, index = _part(mechanisms, part)
+    name, index = find_part(mechanisms, part)
     scores = attribute(mechanisms, method_for(mechanisms, by)[0])
     values = _column(scores.values[name], index)
     norms = _column(mechanisms.norms()[name], index)
@@ -237,7 +239,7 @@ def _column(values: Tensor, index: tuple[int, ...]) -> Tensor:
     return at(values, examples)[0]
 
 
-def _part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
+def find_part(mechanisms: Mechanisms, text: str) -> tuple[str, tuple[int, ...]]:
     """Read `group[i, j]`, or `group[pos i, head j]` as tables show it; InputError when the group
     is unknown or the index out of range.
     """

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from assay.core.target import Batch, Metric, Target
 from assay.errors import InputError
 from assay.io.prompts import TextPair, encode_pairs, read_pairs
 from assay.targets.language import load_language_model, require_context
+from assay.targets.lens import Lensed, is_lens
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
 
 
@@ -23,16 +25,25 @@ class LanguageTarget(Target):
 
 
 def load(
-    path: Path | str,
+    path: Path | str | nn.Module,
     metric: str | Metric = "logit_difference",
     *,
     dtype: torch.dtype | None = torch.float32,
 ) -> LanguageTarget:
-    """Load a Hugging Face causal language model, from a folder or by its hub name, as a target.
+    """Load a Hugging Face causal language model, from a folder or by its hub name, as a target; a
+    `HookedTransformer` or bridge of TransformerLens is taken as it is.
 
     `metric` is a name (logit_difference, probability, answer_loss, kl, greater_than, loss) or a
     function `(output, batch) -> (examples,)`. Attention runs unfused, so that every method applies.
     Raises InputError as `load_language_model`."""
+    if isinstance(path, nn.Module):
+        if not is_lens(path):
+            raise InputError(
+                f"a {type(path).__name__} is no network of TransformerLens; give the folder or hub"
+                " name of a model, or use assay.target(model, metric)"
+            )
+        name, tokenizer = type(path).__name__, getattr(path, "tokenizer", None)
+        return LanguageTarget(Lensed(path), choose_metric(metric), name, tokenizer=tokenizer)
     model = load_language_model(path, dtype=dtype)
     return LanguageTarget(model.model, choose_metric(metric), model.path, tokenizer=model.tokenizer)
 

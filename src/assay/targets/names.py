@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from assay.core.sites import resolve_site
 from assay.errors import InputError, unknown
 from assay.targets.families import FAMILIES, Family, find_family, is_parallel, model_type
+from assay.targets.lens import hook_point
 
 Kind = Literal["embedding", "residual", "attention", "mlp", "head", "neurons", "module"]
 
@@ -33,6 +34,7 @@ _HOOKS: dict[str, Kind] = {
     "attn.hook_v": "head",
     "attn.hook_z": "head",
     "mlp.hook_in": "module",
+    "mlp.hook_out": "module",
     "mlp.hook_pre": "neurons",
     "mlp.hook_post": "neurons",
 }
@@ -144,6 +146,8 @@ def resolve(model: nn.Module, name: str) -> SiteRef:
     them."""
     name = name.strip()
     if "hook_" in name and "+" not in name:
+        if (path := hook_point(model, name)) is not None:
+            return _point(name, path)
         return _resolve_hook(model, name)
     resolve_site(model, name)
     found = find_family(model)
@@ -153,6 +157,14 @@ def resolve(model: nn.Module, name: str) -> SiteRef:
         else None
     )
     return SiteRef(name, "module", int(inside.group(1)) if inside else -1)
+
+
+def _point(name: str, path: str) -> SiteRef:
+    """Return the site of a hook point; heads are an axis of its value, not columns."""
+    match = _BLOCK_NAME.fullmatch(name)
+    kind = _HOOKS.get(match[2], "module") if match else "module"
+    kind = "embedding" if name == "hook_embed" else "module" if kind == "head" else kind
+    return SiteRef(path, kind, int(match[1]) if match else -1)
 
 
 def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
@@ -184,6 +196,8 @@ def _resolve_hook(model: nn.Module, name: str) -> SiteRef:
             return SiteRef(f"{block}.{found.mlp}", kind, layer)
         case "mlp.hook_in":  # circuit-tracer's name for what its transcoders read
             return SiteRef(f"{block}.{found.mlp_module}:input", kind, layer)
+        case "mlp.hook_out":  # and for what they write, in front of a norm that may follow
+            return SiteRef(f"{block}.{found.mlp_module}", kind, layer)
         case "mlp.hook_pre":
             return SiteRef(f"{block}.{found.neurons_in}", kind, layer)
         case "mlp.hook_post":

@@ -90,6 +90,16 @@ def reference_value(value: Tensor, mask: Tensor | None, reference: ReferenceName
             return value
 
 
+def stretched(values: Tensor, length: int, fill: float | bool) -> Tensor:
+    """Return values (examples, positions, ...) at their first `length` positions, `fill` at those
+    that are new.
+    """
+    more = length - values.shape[1]
+    if more <= 0:
+        return values[:, :length]
+    return torch.cat([values, values.new_full((len(values), more, *values.shape[2:]), fill)], 1)
+
+
 def agrees(value: Tensor, base: Tensor) -> Tensor:
     """Return where two runs (examples, ..., width) differ by no more than rounding: a part of
     rounding errors would count as an active one.

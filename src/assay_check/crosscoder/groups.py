@@ -11,7 +11,7 @@ from functools import reduce
 import numpy as np
 from flint import arb, arb_mat, ctx
 
-from assay_check.crosscoder.margins import BITS, Advice, positive, spread
+from assay_check.crosscoder.margins import BITS, Advice, less, positive, spread
 from assay_check.crosscoder.model import Model, balls
 
 Row = list[arb]
@@ -35,9 +35,10 @@ def right_points_of_groups(
             rows = np.flatnonzero(advice.group == one).tolist()
             y = labels[rows[0]]
             ends = box.ends(advice.plain_codes[rows], [errors[row] for row in rows])
-            lines = [_line(low, high) for low, high in ends]
-            slopes, offsets = _slopes(inner, y, lines)
-            written = (arb_mat([read[row] for row in rows]) * arb_mat(slopes).transpose()).tolist()
+            lines = [line(low, high) for low, high in ends]
+            pulls = [less(inner[y], row) for row in inner]
+            steep, offsets = slopes(pulls, lines)
+            written = (arb_mat([read[row] for row in rows]) * arb_mat(steep).transpose()).tolist()
             for row, through in zip(rows, written, strict=True):
                 right[row] = all(
                     beside[row][y] - beside[row][k] + bias[y] - bias[k] + through[k] + offsets[k]
@@ -70,7 +71,7 @@ class _Box:
         return [(a.lower(), b.upper()) for a, b in zip(lower, upper, strict=True)]
 
 
-def _line(low: arb, high: arb) -> tuple[int, arb, arb]:
+def line(low: arb, high: arb) -> tuple[int, arb, arb]:
     """Return a slope below relu on [low, high], and the slope and offset of a line above it."""
     below = 1 if float(low) + float(high) > 0 else 0
     if float(low) >= 0 or float(high) <= 0:
@@ -81,18 +82,15 @@ def _line(low: arb, high: arb) -> tuple[int, arb, arb]:
     return below, slope, positive(lift)
 
 
-def _slopes(
-    inner: list[Row], y: int, lines: list[tuple[int, arb, arb]]
-) -> tuple[list[Row], list[arb]]:
-    """Return slopes and an offset for every output: below what the neurons write along `y - k`."""
-    slopes, offsets = [], []
-    for row in inner:
-        ways = [a - b for a, b in zip(inner[y], row, strict=True)]
-        kept = zip(ways, lines, strict=True)
-        slopes.append([positive(c) * below - positive(-c) * s for c, (below, s, _) in kept])
-        lifts = (positive(-c) * lift for c, (_, _, lift) in zip(ways, lines, strict=True))
+def slopes(pulls: list[Row], lines: list[tuple[int, arb, arb]]) -> tuple[list[Row], list[arb]]:
+    """Return slopes and an offset for every direction: below what the neurons write along it."""
+    found, offsets = [], []
+    for row in pulls:
+        kept = zip(row, lines, strict=True)
+        found.append([positive(c) * below - positive(-c) * s for c, (below, s, _) in kept])
+        lifts = (positive(-c) * lift for c, (_, _, lift) in zip(row, lines, strict=True))
         offsets.append(-sum(lifts, arb(0)))
-    return slopes, offsets
+    return found, offsets
 
 
 def _signed(table: list[Row], sign: int) -> arb_mat:

@@ -2,8 +2,9 @@
 
 With features z >= 0 that write d_f into r_0, `r_0 = sum_f z_f d_f + b + e`: the inputs of a neuron
 are `x = P - N + W_in e`, where P and N are the sums of its positive and of its negative
-contributions, so that `relu(P - N) = P - min(P, N)`. The relu moves by at most |W_in e|, and min(P,
-N) is at most either."""
+contributions, so that `relu(P - N) = P - min(P, N)`, and min(P, N) is at most either. By the error
+a relu moves by half of what its input does, and at most by as much again: `|relu(x + t) - relu(x) -
+t / 2| <= |t| / 2`."""
 
 from collections.abc import Sequence
 
@@ -18,7 +19,7 @@ Rows = list[list[arb]]
 
 class Advice:
     """decoder (size, width), bias (width,), codes (points, size); `group` (points,) and `negative`
-    (groups, hidden) where the rule takes them.
+    (groups, hidden) where the rule takes them, and what features write after the block.
     """
 
     def __init__(self, arrays: dict[str, np.ndarray]):
@@ -27,6 +28,11 @@ class Advice:
         )
         self.plain_codes = arrays["codes"]
         self.group, self.negative = arrays.get("group"), arrays.get("negative")
+        self.after = (
+            (balls(arrays["decoder_after"]), balls(arrays["bias_after"]))
+            if "decoder_after" in arrays
+            else None
+        )
 
 
 def right_points(
@@ -37,27 +43,30 @@ def right_points(
         P, N = _sides(model, advice)
         state = balls(inputs) * model.E.transpose() + spread(model.b_E, len(inputs))
         rebuilt = advice.codes * advice.decoder + spread(advice.bias, len(inputs))
-        sizes = [_norm(row) for row in (state - rebuilt).tolist()]
-        kept = rebuilt if rule == "compact" else state
-        written = kept + spread(model.b_out, len(inputs))
+        error = state - rebuilt
+        sizes = [norm(row) for row in error.tolist()]
+        written = rebuilt + spread(model.b_out, len(inputs))
         written = written + arb_mat(P) * model.W_out.transpose()
+        half = model.W_out * model.W_in / 2
+        if rule != "compact":
+            written = written + error + error * half.transpose()
         logits = written * model.U.transpose() + spread(model.b_U, len(inputs))
         lost = _lost(rule, advice, P, N)
-        inner, rows = (model.U * model.W_out).tolist(), model.U.tolist()
-        reaches = [_norm(row) for row in model.W_in.tolist()]
+        inner, rows = (model.U * model.W_out).tolist(), (model.U + model.U * half).tolist()
+        reaches = [norm(row) for row in model.W_in.tolist()]
         right = [False] * len(labels)
         for y in sorted(set(labels)):
             here = [i for i, label in enumerate(labels) if label == y]
-            pulls = [[a - b for a, b in zip(inner[y], row, strict=True)] for row in inner]
+            pulls = [less(inner[y], row) for row in inner]
             signed = pulls if rule == "exact" else [[positive(x) for x in row] for row in pulls]
             costs = arb_mat([lost[i] for i in here]) * arb_mat(signed).transpose()
             steps = [
-                sum((abs(x) * r for x, r in zip(row, reaches, strict=True)), arb(0))
+                sum((abs(x) * r for x, r in zip(row, reaches, strict=True)), arb(0)) / 2
                 for row in pulls
             ]
             if rule == "compact":
-                ways = [[a - b for a, b in zip(rows[y], row, strict=True)] for row in rows]
-                steps = [step + _norm(way) for step, way in zip(steps, ways, strict=True)]
+                ways = [less(rows[y], row) for row in rows]
+                steps = [step + norm(way) for step, way in zip(steps, ways, strict=True)]
             for place, i in enumerate(here):
                 right[i] = all(
                     logits[i, y] - logits[i, k] - costs[place, k] - steps[k] * sizes[i] > 0
@@ -100,9 +109,13 @@ def positive(x: arb) -> arb:
     return arb.max(x, arb(0))
 
 
-def _norm(row: Sequence[arb]) -> arb:
+def norm(row: Sequence[arb]) -> arb:
     """Return the Euclidean norm: at least zero, whatever the rounding."""
     return arb.max(sum((x * x for x in row), arb(0)), arb(0)).sqrt()
+
+
+def less(a: Sequence[arb], b: Sequence[arb]) -> list[arb]:
+    return [x - y for x, y in zip(a, b, strict=True)]
 
 
 def spread(row: arb_mat, count: int) -> arb_mat:

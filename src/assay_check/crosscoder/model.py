@@ -18,37 +18,50 @@ class Model:
     """
 
     def __init__(self, data: bytes):
-        found = tensors(data, "the weights file")
-        expected = {f"{name}.{part}" for name in NAMES for part in ("weight", "bias")}
-        need(
-            found.keys() == expected,
-            f"weights: the tensors must be {sorted(expected)}, got {sorted(found)}",
+        found, digest = matrices(
+            data, [f"{n}.{part}" for n in NAMES for part in ("weight", "bias")]
         )
-        for name in NAMES:
-            weight, bias = found[f"{name}.weight"], found[f"{name}.bias"]
-            need(
-                weight.ndim == 2 and 0 < weight.size <= MOST and bias.shape == weight.shape[:1],
-                f"weights: {name} must be a matrix with a bias, got {weight.shape}, {bias.shape}",
-            )
-        shapes = [found[f"{name}.weight"].shape for name in NAMES]
-        (width, inputs), (hidden, _), _, (outputs, _) = shapes
-        wanted = [(width, inputs), (hidden, width), (width, hidden), (outputs, width)]
-        need(shapes == wanted, f"weights: the shapes {shapes} do not fit one another")
-        digest = hashlib.sha256()
-        matrices = []
-        for name in [f"{name}.{part}" for name in NAMES for part in ("weight", "bias")]:
-            array = float32(found[name], f"weights: {name}")
-            digest.update(f"{name}\n{'x'.join(map(str, array.shape))}\n".encode())
-            digest.update(array.tobytes())
-            matrices.append(balls(array))
-        self.E, self.b_E, self.W_in, self.b_in, self.W_out, self.b_out, self.U, self.b_U = matrices
+        (width, inputs), (hidden, _), _, (outputs, _) = (array.shape for array in found[::2])
+        across = [(width, inputs), (hidden, width), (width, hidden), (outputs, width)]
+        need_shapes(found, [shape for full in across for shape in (full, full[:1])])
+        self.E, self.b_E, self.W_in, self.b_in, self.W_out, self.b_out, self.U, self.b_U = (
+            balls(array) for array in found
+        )
         self.entry: dict[str, Any] = {
-            "sha256": digest.hexdigest(),
+            "sha256": digest,
             "inputs": inputs,
             "width": width,
             "hidden": hidden,
             "outputs": outputs,
         }
+
+
+def matrices(data: bytes, names: list[str]) -> tuple[list[np.ndarray], str]:
+    """Return the float32 tensors of a file, which must hold exactly these, weights as matrices, and
+    the digest of them all.
+    """
+    found = tensors(data, "the weights file")
+    need(
+        found.keys() == set(names),
+        f"weights: the tensors must be {sorted(names)}, got {sorted(found)}",
+    )
+    digest, arrays = hashlib.sha256(), []
+    for name in names:
+        array = float32(found[name], f"weights: {name}")
+        need(
+            array.ndim == (2 if name.endswith("weight") else 1) and 0 < array.size <= MOST,
+            f"weights: {name} has shape {array.shape}",
+        )
+        digest.update(f"{name}\n{'x'.join(map(str, array.shape))}\n".encode())
+        digest.update(array.tobytes())
+        arrays.append(array)
+    return arrays, digest.hexdigest()
+
+
+def need_shapes(arrays: list[np.ndarray], wanted: list[tuple[int, ...]]) -> None:
+    """Raise InputError unless arrays have these shapes."""
+    shapes = [array.shape for array in arrays]
+    need(shapes == wanted, f"weights: the shapes {shapes} do not fit one another")
 
 
 def float32(array: np.ndarray, what: str) -> np.ndarray:

@@ -17,8 +17,10 @@ from assay_check.envelope import Envelope, Task, Verdict
 from assay_check.gates.arithmetic import Array, rounds_to_nearest
 from assay_check.gates.claims import (
     KINDS,
+    LOWER,
     MOVING,
     OVER,
+    UNSAFE,
     Example,
     read_example,
     read_number,
@@ -119,7 +121,7 @@ def _recomputed(
     kind: str, examples: list[Example], claimed: dict[str, Fraction]
 ) -> tuple[bool, str, Fraction | None]:
     worst: float | None = None
-    pick = min if kind == "same-answer" else max
+    pick = min if kind in LOWER else max
     positive = 0
     for example in examples:
         with np.errstate(all="ignore"):
@@ -137,6 +139,11 @@ def _recomputed(
         worst = found if worst is None else pick(worst, found)
     assert worst is not None
     count = len(examples)
+    if kind == UNSAFE:
+        worst_case = f"{worst:.6g}"
+        said = "no output is unsafe" if positive == count else "unsafe outputs are not excluded"
+        reason = f"{said}: on each of {count} boxes they stay at least {worst_case} apart"
+        return positive == count, reason, Fraction(worst)
     if kind != "same-answer":
         return (
             True,
@@ -154,6 +161,8 @@ def _measure(about: dict[str, Any], examples: list[Example]) -> str:
     name = ascii(about["metric"][:60])
     if about["claim"] == "same-answer":
         return f"the least margin of the untouched network's answer ({name}) {where}{left}"
+    if about["claim"] == UNSAFE:
+        return f"how far the output stays from the unsafe set ({name}) {where}{left}"
     if about["claim"] == OVER:
         return f"how much worse the metric ({name}) is than ungated on that input, {where}{left}"
     signs = {example.sign for example in examples}

@@ -19,7 +19,10 @@ from assay_check.reading import need
 
 Held = Mapping[str, Array]
 OVER = "damage over inputs"
-KINDS = ("damage", OVER, "same-answer")
+UNSAFE = "unsafe"
+KINDS = ("damage", OVER, "same-answer", UNSAFE)
+LOWER = ("same-answer", UNSAFE)
+"""Claims whose number is a lower bound."""
 KNOWN = {*FLOATS, "move"}
 FIELDS = {"graph", "kinds", "low", "high", "point", "sign", "goals"}
 MOVING = ("gates", "references", "inputs")
@@ -52,6 +55,7 @@ class Example:
     point: tuple[Array, ...]
     sign: float
     goals: tuple[Goal, ...]
+    groups: tuple[tuple[int, ...], ...] = ()
 
     def free(self, kind: str) -> tuple[int, int]:
         """How many entries of a kind move, of how many."""
@@ -61,9 +65,10 @@ class Example:
 
 def read_example(name: str, entry: Any, held: Held, kind: str) -> Example:
     """Read the claim about one example; InputError for anything but what the format says."""
+    fields = FIELDS | ({"groups"} if kind == UNSAFE else set())
     need(
-        isinstance(entry, dict) and entry.keys() == FIELDS,
-        f"example {name!r} must have the fields {sorted(FIELDS)}",
+        isinstance(entry, dict) and entry.keys() == fields,
+        f"example {name!r} must have the fields {sorted(fields)}",
     )
     graph = read_graph(entry["graph"], dict(held))
     shapes = [graph.nodes[ref].shape for ref in graph.inputs]
@@ -84,10 +89,24 @@ def read_example(name: str, entry: Any, held: Held, kind: str) -> Example:
     need(kind != "damage" or "inputs" not in kinds, f"example {name!r}: its inputs move")
     sign = entry["sign"]
     need(type(sign) is int and sign in (1, -1), f"example {name!r}: sign must be 1 or -1")
+    need(kind != UNSAFE or set(kinds) == {"inputs"}, f"example {name!r}: inputs alone move")
     need(kind == "damage" or sign == 1, f"example {name!r}: {kind} has the sign 1")
     region = tuple(Box(a, b) for a, b in zip(low, high, strict=True))
     goals = _goals(name, entry["goals"], graph, held, kind, float(sign))
-    return Example(name, graph, tuple(kinds), region, tuple(point), float(sign), goals)
+    groups = _groups(name, entry["groups"], graph) if kind == UNSAFE else ()
+    return Example(name, graph, tuple(kinds), region, tuple(point), float(sign), goals, groups)
+
+
+def _groups(name: str, entry: Any, graph: Graph) -> tuple[tuple[int, ...], ...]:
+    """Read the conjunctions of an unsafe set: every number of the value is in one of them."""
+    good = isinstance(entry, list) and entry and all(isinstance(g, list) and g for g in entry)
+    places = [place for group in entry for place in group] if good else []
+    size = int(np.prod(graph.nodes[-1].shape))
+    need(
+        good and all(type(p) is int for p in places) and sorted(places) == list(range(size)),
+        f"example {name!r}: groups must hold each of {size} numbers once",
+    )
+    return tuple(tuple(group) for group in entry)
 
 
 def _points(entry: Any, held: Held, shapes: list[tuple[int, ...]], what: str) -> list[Array]:
@@ -111,10 +130,11 @@ def _goals(
 ) -> tuple[Goal, ...]:
     shape = graph.nodes[-1].shape
     size = int(np.prod(shape))
-    need(kind == "same-answer" or size == 1, f"example {name!r}: the metric must be one number")
+    need(kind in LOWER or size == 1, f"example {name!r}: the metric must be one number")
+    count = 1 if kind == UNSAFE else size
     need(
-        isinstance(entry, list) and len(entry) == size,
-        f"example {name!r}: one goal for each of {size} numbers is needed",
+        isinstance(entry, list) and len(entry) == count,
+        f"example {name!r}: {count} goals are needed, for a value of {size} numbers",
     )
     goals = []
     for place, given in enumerate(entry):
@@ -123,6 +143,8 @@ def _goals(
             f"example {name!r}: goal {place} must have {', '.join((*TREE, *PHASES))}",
         )
         tree, values, pins = _named([given[key] for key in TREE], held, "a tree")
+        # A face is the least place of one row, and means nothing to several.
+        need(kind != UNSAFE or not len(pins), f"example {name!r}: an unsafe set has no faces")
         row = np.zeros(size)
         row[place] = sign
         slopes = tuple(_slopes(given[phase], held, graph) for phase in PHASES)
@@ -160,6 +182,8 @@ def recompute(example: Example, kind: str) -> float:
     """Return what the leaves prove: an upper bound of the damage, or a lower bound of the least
     margin; infinite where they prove nothing.
     """
+    if kind == UNSAFE:
+        return _apart(example)
     least = min(_least(example, goal) for goal in example.goals)
     if kind == "same-answer":
         return least
@@ -185,6 +209,23 @@ def _least(example: Example, goal: Goal) -> float:
         except NoBoundError:
             bound = -np.inf
         found = min(found, bound if bound == bound else -np.inf)
+    return float(found)
+
+
+def _apart(example: Example) -> float:
+    """Return how far the value stays from an unsafe set: on every leaf one number of each
+    conjunction is at least this.
+    """
+    (goal,), found = example.goals, np.inf
+    size = goal.row.size
+    for box, boxes, rows in _leaves(example, goal):
+        try:
+            known = Sweep(example.graph, box, boxes)
+            bounds = [known.bound(one.reshape(goal.row.shape), rows) for one in np.eye(size)]
+        except NoBoundError:
+            bounds = [-np.inf] * size
+        bounds = [bound if bound == bound else -np.inf for bound in bounds]
+        found = min(found, *(max(bounds[place] for place in group) for group in example.groups))
     return float(found)
 
 
@@ -232,10 +273,10 @@ def supports(kind: str, found: float, claimed: Fraction) -> bool:
     """Return whether a recomputed bound supports a claimed one."""
     if not np.isfinite(found):
         return False
-    return Fraction(found) >= claimed if kind == "same-answer" else Fraction(found) <= claimed
+    return Fraction(found) >= claimed if kind in LOWER else Fraction(found) <= claimed
 
 
 def rounded(kind: str, found: float) -> float:
     """Return a number that stays supported where sums are formed in another order."""
     slack = 1e-11 * (1 + abs(found))
-    return float(down(found - slack)) if kind == "same-answer" else float(up(found + slack))
+    return float(down(found - slack)) if kind in LOWER else float(up(found + slack))

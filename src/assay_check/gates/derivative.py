@@ -173,6 +173,11 @@ def _bent(more: Extension, node: Node, place: int, mine: int) -> list[int | None
     return [more.product(mine, more.make("slope", node.parents, node.shape, (), name))]
 
 
+def _choice(more: Extension, node: Node, place: int, mine: int) -> list[int | None]:
+    decided = more.make("decided", node.parents, node.shape, node.constants, node.op)
+    return [more.product(mine, decided), *[None] * (len(node.parents) - 1)]
+
+
 def _softmax(more: Extension, node: Node, place: int, mine: int) -> list[int | None]:
     """p = softmax(x) passes on p (a - p . a)."""
     weighted = more.product(mine, place)
@@ -198,6 +203,9 @@ PARTS: dict[str, Make] = {
     "square": _square,
     "inverse root": _inverse_root,
     "softmax": _softmax,
+    "jump": _choice,
+    "largest": _choice,
+    "open": _choice,
     "total": _total,
 }
 

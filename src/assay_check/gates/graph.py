@@ -103,6 +103,9 @@ FLOATS = {
     "softmax": 1,
     "total": 0,
     "smooth": 0,
+    "jump": 1,
+    "largest": 1,
+    "open": 0,
 }
 """Operations with a fixed number of constants; `move` has one and two for every parent."""
 
@@ -156,6 +159,14 @@ def _check(place: int, node: Node, nodes: list[Node]) -> None:
             require(len(shapes) == 2 and len(shapes[0]) == len(shapes[1]) >= 2)
             x, y = shapes
             require(x[:-2] == y[:-2] and x[-1] == y[-2] and node.shape == (*x[:-1], y[-1]))
+        case "jump" | "largest" | "open":
+            counts = (2,) if node.op == "open" else (1, 2)
+            require(len(shapes) in counts and all(shape == node.shape for shape in shapes))
+            if node.op == "jump":
+                require(_broadcasts(constants[0].shape, node.shape) and (constants[0] >= 0).all())
+            elif node.op == "largest":
+                count = constants[0]
+                require(shapes[0] and count.shape == () and count >= 1 and count == int(count))
         case "inverse root":
             require(one and node.shape == shapes[0] and all(c.shape == () for c in constants))
             require(0 <= constants[0] <= constants[1] and constants[2] <= constants[3])

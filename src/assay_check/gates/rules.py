@@ -5,12 +5,12 @@ to what it reads.
 with a bound of their rounding errors, and a constant: `A . op(x) >= sum_p A_p . x_p + c` for all x
 in the boxes, whatever slopes the certificate gives."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from assay_check.gates import smooth
+from assay_check.gates import choices, smooth
 from assay_check.gates.arithmetic import (
     TINY,
     UNIT,
@@ -35,7 +35,7 @@ from assay_check.reading import need
 Slopes = tuple[Array, ...]
 Part = tuple[Array, Array | None] | None  # coefficients, and a bound of their errors if any
 Step = tuple[list[Part], Array]
-BENT = {"relu", "square", "inverse root", "smooth", "slope"}
+BENT = {"relu", "square", "inverse root", "smooth", "slope", "decided"} | choices.CHOICES
 NONLINEAR = BENT | {"product", "contract", "softmax"}
 
 
@@ -98,6 +98,13 @@ def enclose(node: Node, xs: list[Box]) -> Box:
             return total(xs[0])
         case "smooth":
             return smooth.values(node.name, xs[0])
+        case "jump" | "largest" | "open":
+            return choices.values(node, xs)
+        case "decided":
+            found_ = choices.decided(replace(node, op=node.name), xs)
+            if found_ is None:
+                raise NoBoundError("a choice that is open on a box has no derivative")
+            return found_
         case "span":
             return Box(*held)
         case "slope" if node.name == "relu":  # at the kink, any number between 0 and 1
@@ -140,7 +147,9 @@ def relax(node: Node, xs: list[Box], slopes: Slopes | None) -> Any:
             return mine, rest(xs, mine[0], mine[1])[0], rest(xs, mine[2], mine[3])[1]
         case "softmax":
             return _softmax_rest(x, np.broadcast_to(node.constants[0], node.shape))
-        case "slope":
+        case "jump" | "largest" | "open":
+            return Lines(*choices.lines(node, xs, slopes))
+        case "slope" | "decided":
             return enclose(node, xs)
     return None
 
@@ -150,7 +159,7 @@ def slope_shapes(op: str, x: tuple[int, ...], y: tuple[int, ...]) -> list[tuple[
     match op:
         case "relu" | "square" | "inverse root":
             return [x]
-        case "smooth":
+        case "smooth" | "jump" | "largest" | "open":
             return [x, x]
         case "product":
             return [x] * 4
@@ -213,11 +222,11 @@ def step(node: Node, rows: Array, xs: list[Box], relaxed: Any) -> Step:
             )
             part = share * (chosen - inner), up(error * (1 + 2 * gamma(terms)) + 8 * terms * TINY)
             return [part], least(rows, low, high)
-        case "slope":
-            return [None], least(rows, relaxed.lo, relaxed.hi)
+        case "slope" | "decided":
+            return [None] * len(xs), least(rows, relaxed.lo, relaxed.hi)
     lines = relaxed
     part = _rounded(_by_sign(rows, lines.below_slope, lines.above_slope))
-    return [part], least(rows, lines.below, lines.above)
+    return [part, *[None] * (len(xs) - 1)], least(rows, lines.below, lines.above)
 
 
 def _exact(rows: Array) -> tuple[Array, Array | None]:

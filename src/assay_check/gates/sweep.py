@@ -151,7 +151,7 @@ def _used(graph: Graph, ends: Mapping[int, Array] | None) -> dict[int, Array]:
                 part = mine.reshape(shape)
             elif node.op == "contract":
                 part = np.broadcast_to(mine.any(-1 - index, keepdims=True), shape)
-            elif shape == node.shape and node.op != "affine" and node.op != "softmax":
+            elif shape == node.shape and node.op not in ("affine", "softmax", "largest"):
                 part = mine
                 if node.op == "product" and index < 2:  # a factor of zero uses nothing
                     part = mine & present[node.parents[1 - index]]

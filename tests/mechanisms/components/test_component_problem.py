@@ -27,6 +27,7 @@ from assay.mechanisms.components import (
     decomposition,
     skip_zeros,
     start_at_data,
+    start_at_singular,
     train,
     zeros_are_inert,
 )
@@ -248,6 +249,22 @@ def test_a_loss_that_is_not_finite_names_its_term_and_keeps_the_last_good_state(
     state = run.state("components.pt")
     assert state["step"] == 20
     assert all(bool(entry.isfinite().all()) for entry in state["model"].values())
+
+
+def test_a_start_at_singular_parts_is_the_matrix_and_its_largest_parts():
+    model, found = mixed(3, importance="relative", hidden=4)
+    start_at_singular(model, found, TOKENS, torch.Generator())
+    for site in found.sites:
+        v, u = found.factors(site.name)
+        matrix = site.matrix(model).detach()
+        left, sizes, right = torch.linalg.svd(matrix, full_matrices=False)
+        torch.testing.assert_close(v @ u, left[:, :3] * sizes[:3] @ right[:3])
+        torch.testing.assert_close(v.norm(dim=0), u.norm(dim=1))
+    values = torch.cat([g.flatten() for g in found.importances(model, TOKENS).values()])
+    assert 0 < float((values > 0.5).double().mean()) < 0.6
+    model, found = mixed(4, importance="shared")
+    with pytest.raises(InputError, match="'out' has 4 components and its matrix 3 singular parts"):
+        start_at_singular(model, found, TOKENS, torch.Generator())
 
 
 def test_a_start_at_data_is_where_single_features_are():

@@ -76,6 +76,42 @@ def test_shared_nets_give_all_components_from_one_hidden_layer():
         torch.testing.assert_close(answer[site.name], hidden @ found.w2[index] + found.b2[index])
 
 
+def test_relative_nets_read_what_a_component_writes_beside_the_whole():
+    """z = a log(|h_c| |U_c| / |h U| + 1e-4) and a net on the normed input, position by position."""
+    model, found = mixed(importance="relative", hidden=4)
+    nets = found.importance
+    for index, entry in enumerate([*nets.w2, *nets.slope]):
+        entry.data += 0.3 * torch.randn(
+            entry.shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64
+        )
+    reading = read_clean(model, TOKENS, found.sites)
+    inner, logits = found.inner(reading), found.logits(reading)
+    for index, site in enumerate(found.sites):
+        _, u = found.factors(site.name)
+        rows = inner[site.name] if site.lookup else reading.inputs[site.name]
+        for place in ((i, j) for i in range(2) for j in range(3)):
+            h, x = inner[site.name][place], rows[place]
+            normed = x / (x.square().mean() + torch.finfo(x.dtype).eps).sqrt()
+            hidden = f.gelu(normed @ nets.w1[index] + nets.b1[index])
+            net = hidden @ nets.w2[index] + nets.b2[index]
+            written = torch.stack([(h[c] * u[c]).norm() for c in range(3)])
+            share = written / (h @ u).norm()
+            expected = nets.slope[index] * (share + 1e-4).log() + net
+            torch.testing.assert_close(logits[site.name][place], expected)
+
+
+def test_relative_nets_start_with_the_largest_shares_above_one_half():
+    model, found = mixed(8, importance="relative", hidden=4)
+    reading = read_clean(model, TOKENS, found.sites)
+    inner = found.inner(reading)
+    shares = found.shares(inner)
+    found.importance.spread(inner, torch.Generator(), shares)
+    z = torch.cat([entry.flatten() for entry in found.logits(reading).values()])
+    every = torch.cat([entry.flatten() for entry in shares.values()])
+    assert torch.equal(z.argsort(), every.argsort())
+    assert float((z > 0.5).double().mean()) == pytest.approx(module.KEPT, abs=1 / len(z))
+
+
 def test_the_transformer_reads_all_sites_and_both_directions():
     found, (inputs, inner) = make("transformer", width=8, heads=2, hidden=16), readings(2, 6)
     before = found(inputs, inner)
@@ -136,7 +172,8 @@ def test_every_function_takes_any_positions(name):
     found = make(name, hidden=4, **options)
     for lead in ((5,), (2, 3)):
         inputs, inner = readings(*lead)
-        answer = found(inputs, inner)
+        shares = {key: h.abs() for key, h in inner.items()} if found.reads_shares else None
+        answer = found(inputs, inner, shares)
         assert {key: entry.shape for key, entry in answer.items()} == {
             key: entry.shape for key, entry in inner.items()
         }

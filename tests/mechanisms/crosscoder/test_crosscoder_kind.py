@@ -12,6 +12,7 @@ from torch import Tensor
 import assay
 from assay.core.sites import read_sites, run_edited
 from assay.errors import InputError
+from assay.io.files import read_json, write_json
 from assay.mechanisms.crosscoder import (
     ClampedGates,
     Crosscoder,
@@ -22,7 +23,13 @@ from assay.mechanisms.crosscoder import (
     residual_states,
     save,
 )
-from assay.mechanisms.crosscoder.training import Training, equal_norm_scales, fold, train
+from assay.mechanisms.crosscoder.training import (
+    Training,
+    equal_norm_scales,
+    fold,
+    train,
+    unexplained,
+)
 
 SITES = ("embed", "blocks.0", "blocks.2")
 
@@ -222,6 +229,10 @@ def test_bad_files_are_refused(tmp_path):
         (outside(layers=2), "with 3 sites it"),
         ({**outside(), "decoder.bias": torch.zeros(3, 5)}, "decoder.bias has shape"),
         ({**outside(), "encoder.bias": torch.full((5,), float("nan"))}, "NaN"),
+        ({**outside(), "encoder.bias": torch.ones(5).double() * 1e300}, "b_enc in float32 holds"),
+        ({**outside(), "encoder.bias": torch.ones(5).to(torch.complex64)}, "must hold real"),
+        ({**outside(), "encoder.bias": torch.ones(5).to_sparse()}, "must be a plain dense tensor"),
+        ({**outside(), "encoder.bias": torch.ones(5, device="meta")}, "must be a plain dense"),
         ({"encoder.weight": torch.zeros(3, 4, 5)}, "it is no crosscoder"),
         (tiny_target(), "without unpickling"),
     ):
@@ -234,10 +245,26 @@ def test_bad_files_are_refused(tmp_path):
     weights.write_bytes((other / "crosscoder.safetensors").read_bytes())
     with pytest.raises(InputError, match="not the file that its config"):
         load(folder)
+    config = other / "crosscoder.json"
+    for size in (4, 10**12):  # refused before room for so many features is asked for
+        write_json(config, read_json(config) | {"size": size})
+        with pytest.raises(InputError, match="does not fit its config: W_dec must be"):
+            load(other)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "crosscoder.json").write_text("{}")
     with pytest.raises(InputError, match="no crosscoder's config"):
         save(tmp_path / "mine", coder())
+
+
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_states_whose_squares_leave_float32_are_scaled_and_measured(size):
+    states = states_of()
+    torch.testing.assert_close(equal_norm_scales(states * size) * size, equal_norm_scales(states))
+    found = coder()
+    with torch.no_grad():
+        found.W_dec.zero_()
+        found.b_dec.copy_(states.mean(0) * size)
+    assert unexplained(found, states * size).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
 
 
 def test_bad_arguments_are_refused():

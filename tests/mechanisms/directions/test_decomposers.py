@@ -141,6 +141,7 @@ def test_steepness_is_higher_at_mixtures_of_circuits_than_at_the_circuits(
     assert float(steepness(factors, steep)) > 1.02 * float(steepness(factors, circuits))
 
 
+@pytest.mark.slow
 def test_bilevel_directions_specialise_on_xor_inputs() -> None:
     toy = toys.xor()
     factors = fisher_factors(around(toy.model.double(), toy.inputs.double()), "kl")
@@ -150,6 +151,7 @@ def test_bilevel_directions_specialise_on_xor_inputs() -> None:
     assert strongest.indices[0] != strongest.indices[1]
 
 
+@pytest.mark.slow
 def test_baseline_and_refinement_find_superposed_features(
     superposed: tuple[Local, torch.Tensor, DenseFactors],
 ) -> None:

@@ -136,8 +136,18 @@ def test_gates_at_zero_put_the_reference_there():
     model, (clean, patch) = tiny_target(), batches()
     bound = features(model, places(SITES[1:]), clean, patch)
     torch.testing.assert_close(bound.values(bound.full(0.0)), model.values(patch))
+    dictionary = bound.dictionaries["blocks.1"].dictionary
+    other = model.model.blocks[1](model.model.blocks[0](model.model.embed(patch.inputs)))
+    codes = dictionary.encode(other)
+
+    def patched(seen):  # the features of the patch run beside the clean error
+        return seen.value + (codes - dictionary.encode(seen.value)) @ dictionary.W_dec
+
+    torch.testing.assert_close(
+        bound.values({"blocks.1": 0 * bound.ones(["blocks.1"])["blocks.1"]}),
+        model.values(clean, {"blocks.1": patched}),
+    )
     rebuilt = features(model, places(SITES[1:]), clean, reference="zero")
-    dictionary = rebuilt.dictionaries["blocks.1"].dictionary
     off = {"blocks.1 error": torch.zeros(4, 2)}
     torch.testing.assert_close(
         rebuilt.values(off),

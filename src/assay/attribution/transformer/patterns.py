@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from assay.attribution.transformer.relp import SOFTMAX
+from assay.core.sites import run_edited
 from assay.core.target import Batch, Target
 from assay.errors import InputError
 
@@ -79,6 +80,21 @@ def changed_logits(
     finally:
         handle.remove()
     return reader.logits[path]
+
+
+@torch.no_grad()
+def attention_weights(
+    model: nn.Module, inputs: Any, paths: Sequence[str]
+) -> tuple[Any, dict[str, Float[Tensor, "examples heads queries keys"]]]:
+    """Run a model once without gradients and return its output and the pattern of each attention
+    module.
+
+    Raises InputError for a module that takes no softmax of its own, as fused attention does not."""
+    reader = _Reader(model, paths)
+    with reader.listening():
+        output = run_edited(model, inputs)
+    reader.require(paths)
+    return output, dict(reader.weights)
 
 
 class _Reader(TorchFunctionMode):

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 from flint import arb
 
+from assay.bounds.exact import map_balls
 from assay.bounds.levels import Arithmetic
 from assay.bounds.operations import Carried, Operation, Shape
-from assay.bounds.rounding import Array, Interval, map_balls
+from assay.bounds.rounding import Array, Interval
 from assay.bounds.rules.smooth import FUNCTIONS
 from assay.errors import AssayError
 
@@ -59,11 +60,13 @@ class Slope(Operation):
             float(np.nextafter(float(ball.upper()), np.inf)),
         )
 
+    def relax(self, xs: list[Interval], ar: Arithmetic) -> Interval:
+        return self.interval(xs, ar)
+
     def backward(
         self, rows: Array, xs: list[Interval], relaxed: Any, error: Array | float, ar: Arithmetic
     ) -> Carried:
-        value = self.interval(xs, ar)
-        return [None], ar.lower(rows, value.lo, value.hi, error)
+        return [None], ar.lower(rows, relaxed.lo, relaxed.hi, error)
 
     def error(self, xs: list[Interval], value: Interval) -> Array | float:
         raise AssayError("level float32: a derivative is not executed; use level real")

@@ -17,11 +17,12 @@ import numpy as np
 from flint import arb
 from scipy import special
 
+from assay.bounds.exact import map_balls
 from assay.bounds.levels import ULPS, Arithmetic, check_range, executed_sum
 from assay.bounds.nonlinear import Elementwise
 from assay.bounds.operations import largest
 from assay.bounds.relaxations import Lines, tangent_offset
-from assay.bounds.rounding import Array, Interval, map_balls, mul_up
+from assay.bounds.rounding import Array, Interval, mul_up
 from assay.errors import AssayError
 
 Number = Callable[[Array], Array]
@@ -317,12 +318,14 @@ class Smooth(Elementwise):
             convex = not convex
         return Lines(below_slope, below, above_slope, above)
 
-    def _touch(self, x: Interval, slope: Array, low: float, high: float, convex: bool) -> Array:
+    def _touch(
+        self, x: Interval, slope: Array, low: float, high: float, convex: bool, halvings: int = 30
+    ) -> Array:
         """Return points inside a stretch where the derivative is near the slope, by bisection; any
         point of the stretch gives a sound tangent.
         """
         lo, hi = np.clip(x.lo, low, high), np.clip(x.hi, low, high)
-        for _ in range(30):
+        for _ in range(halvings):
             t = 0.5 * (lo + hi)
             right = (self.function.slope(t) < slope) == convex
             lo, hi = np.where(right, t, lo), np.where(right, hi, t)

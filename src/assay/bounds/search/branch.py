@@ -9,45 +9,86 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from assay.bounds.engine import Late, never
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.search.leaves import Budget, Found, Leaf, choose, halves, slopes_of, stacked
+from assay.bounds.search.descent import descend, improve
+from assay.bounds.search.goal import Goal, goal_of
+from assay.bounds.search.leaves import (
+    Budget,
+    Found,
+    Leaf,
+    choose,
+    ends_of,
+    halves,
+    slopes_of,
+    stacked,
+)
 from assay.bounds.search.pins import Derivatives, pinned
+from assay.bounds.search.plain import bound_plainly
 from assay.bounds.search.sweep import bound_rows, sweep
-from assay.bounds.search.twin import Ends, Parameters, State, Twin
+from assay.bounds.search.twin import State, Twin
+from assay.bounds.search.unfinished import (
+    Store,
+    Work,
+    found_again,
+    packed,
+    plain_found,
+    unpacked,
+)
 from assay.bounds.trace.traced import Traced
 from assay.errors import AssayError, InputError
 from assay.memory import rows_within
+from assay.progress import counted
 
-RATE = 0.1
-"""Step of the descent on slopes, in units of half an interval."""
+EVERY = 5.0
+"""CPU seconds after which open boxes are kept again, at the earliest."""
+
+FIRST = 1.0
+"""CPU seconds that linear bounds of the whole region may take, however small the budget is."""
+
+FEW, MANY = 16, 64
+"""Boxes that are bounded at once, with a descent on their slopes and without."""
+
+TRIED = 8
+"""Boxes whose worst corner is evaluated, of those that are bounded at once without a descent."""
+
+HELD = 2048
+"""Bytes that a leaf takes beside its numbers."""
+
+COST = 20.0
+"""Times what keeping them took, after which they are kept again at the earliest."""
 
 
 def least(
     traced: Traced,
     lows: Sequence[Tensor],
     highs: Sequence[Tensor],
-    row: Array,
+    row: Array | Goal,
     *,
     level: str = "real",
     above: float | None = None,
     reference: float | None = None,
     start: Sequence[Sequence[Tensor]] = (),
     budget: Budget | None = None,
+    store: Store | None = None,
 ) -> Found:
     """Bound the least value of `row . function` over a box from below, and search it from above.
 
     row: of the shape of the function's value. above: a claim that the value stays above this; the
     search stops once it is proved or broken. reference: the gap is relative to the distance from
     it. start: points to evaluate first, such as a worst case that was found before. Anytime: at the
-    end of the budget the bound reached so far is returned, which is sound at the level."""
-    return _Search(traced, lows, highs, row, level, above, reference, budget or Budget()).run(start)
+    end of the budget the bound reached so far is returned, which is sound at the level. store:
+    where the open boxes are kept, so that a search that was stopped goes on."""
+    spent = budget or Budget()
+    goal = goal_of(row)
+    return _Search(traced, lows, highs, goal, level, above, reference, spent, store).run(start)
 
 
 class _Search:
@@ -56,22 +97,25 @@ class _Search:
         traced: Traced,
         lows: Sequence[Tensor],
         highs: Sequence[Tensor],
-        row: Array,
+        goal: Goal,
         level: str,
         above: float | None,
         reference: float | None,
         budget: Budget,
+        store: Store | None,
     ) -> None:
         self.traced, self.level, self.above, self.budget = traced, level, above, budget
-        self.reference = reference
+        self.reference, self.store, self.every = reference, store, EVERY
         self.dtypes = [example.dtype for example in traced.program.examples]
         self.lows = [low.detach().double().numpy() for low in lows]
         self.highs = [high.detach().double().numpy() for high in highs]
-        self.row = np.asarray(row, dtype=np.float64)
-        self.twin = Twin(traced.at("float64"))
+        self.goal, self.rows = goal, torch.from_numpy(goal.rows[None])
+        self.twin = Twin(traced.at("float64"), budget.memory)
         self.began = time.process_time()
-        self.derivatives = Derivatives(traced, self.row, level)
-        self.idle = 0
+        self.derivatives = Derivatives(traced, goal.rows[0], level)
+        self.pins = budget.pins if goal.single else 0
+        self.plain = not any((*budget.steps, budget.whole))
+        self.idle, self.round = 0, 0.0
         self.value, self.point = np.inf, tuple(traced.program.examples)
         self.tie = itertools.count()
 
@@ -80,6 +124,17 @@ class _Search:
         return time.process_time() - self.began
 
     def run(self, start: Sequence[Sequence[Tensor]]) -> Found:
+        held = None if self.store is None else self.store.read()
+        if held is not None and held["finished"]:
+            return found_again(held, self.lows, self.highs)
+        begun = self.begin(start) if held is None else self.go_on(held)
+        found = begun if isinstance(begun, Found) else self.finish(self.split(begun))
+        if self.store is not None:
+            self.store.write(plain_found(found, leaves=self.store.leaves))
+        return found
+
+    def begin(self, start: Sequence[Sequence[Tensor]]) -> Work | Found:
+        """Bound the whole region."""
         self.offer(self.highs)
         for point in start:
             self.offer([entry.detach().double().numpy() for entry in point])
@@ -92,63 +147,128 @@ class _Search:
             return Found(
                 bound, self.value, self.point, self.level, 1, True, self.spent, bound, [root]
             )
-        try:
-            root = self.evaluate([root], root=True)[0]
-        except (AssayError, InputError):
-            root = Leaf(root.lows, root.highs, -np.inf, {}, {}, None, root.path)
-        first, rigorous = root.bound, 0.0
-        if self.level != "float64":
+        if self.spent + self.round <= max(self.budget.seconds, FIRST):
+            try:
+                root = self.evaluate([root], root=True)[0]
+            except (AssayError, InputError):
+                root = Leaf(root.lows, root.highs, -np.inf, {}, {}, None, root.path)
+        first, rigorous = max(root.bound, whole), 0.0
+        if self.level != "float64" and (root.after or self.plain):
             # The final recomputation costs about this much a box, and must fit the budget.
             before = time.process_time()
-            whole = max(self.sound([root]), whole)
+            whole = max(self.sound([root], self.late), whole)
             rigorous = time.process_time() - before
-        heap = [(root.bound, next(self.tie), root)]
-        boxes, width = 1, self.width()
-        while heap and not self.done(heap[0][0]) and root.bound > -np.inf:
-            if (
-                self.spent + rigorous * len(heap) > self.budget.seconds
-                or boxes >= self.budget.boxes
-            ):
-                break
-            taken: list[Leaf] = []
-            while heap and len(taken) < width and not self.done(heap[0][0]):
-                taken.append(heapq.heappop(heap)[2])
-            children, kept = list[Leaf](), list[Leaf]()
-            for leaf in taken:
-                both = halves(leaf)
-                (children if both else kept).extend(both or [leaf])
-            if not children:
-                heap = [*heap, *((leaf.bound, next(self.tie), leaf) for leaf in kept)]
-                heapq.heapify(heap)
-                break
-            try:
-                done = self.evaluate(self.faces(children))
-            except (AssayError, InputError):  # an overflow that the whole box did not have
+        return Work([root], 1, whole, first, rigorous)
+
+    def split(self, work: Work) -> Work:
+        """Halve the worst boxes until the claim is decided, or the budget is spent."""
+        heap = [(leaf.bound, next(self.tie), leaf) for leaf in work.leaves]
+        heapq.heapify(heap)
+        width, most = self.width(), self.most(work.leaves[0])
+        saved = time.process_time()
+        with counted(None, "boxes") as bar:
+            while heap and not self.done(heap[0][0]) and heap[0][0] > -np.inf:
+                after = self.spent + (0.0 if self.plain else work.rigorous * len(heap))
+                if after > self.budget.seconds or work.boxes >= self.budget.boxes:
+                    break
+                if len(heap) + len(work.proved) > most:  # the leaves fill the memory
+                    break
+                saved = self.save(work, heap, saved)
+                taken: list[Leaf] = []
+                while heap and len(taken) < width and not self.done(heap[0][0]):
+                    taken.append(heapq.heappop(heap)[2])
+                children, kept = list[Leaf](), list[Leaf]()
                 for leaf in taken:
+                    both = halves(leaf)
+                    (children if both else kept).extend(both or [leaf])
+                if not children:
+                    heap += [(leaf.bound, next(self.tie), leaf) for leaf in kept]
+                    break
+                try:
+                    done = self.evaluate(self.faces(children))
+                except (AssayError, InputError):  # an overflow that the whole box did not have
+                    heap += [(leaf.bound, next(self.tie), leaf) for leaf in taken]
+                    break
+                if self.plain and self.level != "float64" and self.above is not None:
+                    done = self.settle(work, done)
+                for leaf in (*done, *kept):
                     heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
-                break
-            for leaf in (*done, *kept):
-                heapq.heappush(heap, (leaf.bound, next(self.tie), leaf))
-            boxes += len(children)
-            self.explore(taken[0])
-        leaves = [entry[2] for entry in heap]
-        searched = heap[0][0] if heap else np.inf
+                work.boxes += len(children)
+                bar.update(len(children))
+                if not self.plain:
+                    self.explore(taken[0])
+        work.leaves = [entry[2] for entry in sorted(heap, key=lambda entry: entry[:2])]
+        return work
+
+    def settle(self, work: Work, leaves: list[Leaf]) -> list[Leaf]:
+        """Bound at the level those leaves that are closed, and keep them apart; return the others,
+        and those that are not closed there.
+        """
+        shut = [leaf for leaf in leaves if self.done(leaf.bound)]
+        rest = [leaf for leaf in leaves if not self.done(leaf.bound)]
+        if not shut or self.value <= (self.above or 0.0):
+            return leaves
+        began = time.process_time()
+        for leaf, bound in zip(shut, self.sound_each(shut), strict=True):
+            leaf.bound = bound
+            (work.proved if self.done(bound) else rest).append(leaf)
+        work.rigorous = (time.process_time() - began) / len(shut)
+        return rest
+
+    def finish(self, work: Work) -> Found:
+        """Bound what covers the region at the level."""
+        searched = work.leaves[0].bound if work.leaves else np.inf
         if self.level == "float64":
-            bound = searched
+            bound = max(searched, work.whole)
         else:  # the bound of the whole box holds for its parts too
-            bound = whole if boxes == 1 else max(self.sound(leaves), whole)
-        bound = min(bound, self.value)
+            bound = work.whole
+            # What is open stays open at the level, and may be many boxes.
+            late = work.rigorous * len(work.leaves) > self.budget.seconds / 10
+            if work.boxes > 1 and not (late and self.plain):
+                for leaf, mine in zip(work.leaves, self.sound_each(work.leaves), strict=True):
+                    leaf.bound = mine
+                leaves = [*work.proved, *work.leaves]
+                bound = max(min(leaf.bound for leaf in leaves), work.whole)
         return Found(
-            bound,
+            min(bound, self.value),
             self.value,
             self.point,
             self.level,
-            boxes,
+            work.boxes,
             self.done(searched),
             self.spent,
-            min(first, self.value),
-            leaves,
+            min(work.first, self.value),
+            [*work.proved, *work.leaves],
         )
+
+    def save(self, work: Work, heap: list[tuple[float, int, Leaf]], saved: float) -> float:
+        """Keep the open boxes now and then; return when they were last kept."""
+        began = time.process_time()
+        if self.store is None or began - saved < self.every:
+            return saved
+        leaves = [entry[2] for entry in sorted(heap, key=lambda entry: entry[:2])] + work.proved
+        numbers = {name: getattr(work, name) for name in ("boxes", "whole", "first", "rigorous")}
+        self.store.write(
+            {
+                "finished": False,
+                "leaves": packed(leaves),
+                "value": self.value,
+                "point": list(self.point),
+                "seconds": self.spent,
+                "idle": self.idle,
+                **numbers,
+            }
+        )
+        saved = time.process_time()
+        self.every = max(EVERY, COST * (saved - began))
+        return saved
+
+    def go_on(self, held: Mapping[str, Any]) -> Work:
+        """Return the work that a search left when it was stopped."""
+        self.began -= held["seconds"]
+        self.value, self.point, self.idle = held["value"], tuple(held["point"]), held["idle"]
+        numbers = [held[name] for name in ("boxes", "whole", "first", "rigorous")]
+        return Work(unpacked(held["leaves"], self.lows, self.highs), *numbers)
 
     def broken(self, leaf: Leaf) -> Found:
         """Return that a claim is false, with a bound of intervals alone."""
@@ -159,7 +279,7 @@ class _Search:
         with np.errstate(all="ignore"):
             try:
                 known = sweep(at, boxes, refine=False)
-                bound = float(bound_rows(at, known, self.row[None, None])[0, 0])
+                bound = self.goal_at(bound_rows(at, known, self.goal.rows[None]))[0]
             except (AssayError, InputError):
                 bound = -np.inf
         bound = min(bound if np.isfinite(bound) else -np.inf, self.value)
@@ -176,37 +296,61 @@ class _Search:
         """Return how many boxes are worked on at once within the memory."""
         sizes = [int(np.prod(node.shape)) for node in self.twin.graph.nodes]
         rows = max((2 * sizes[ref] for ref in self.twin.wanted), default=1)
-        return rows_within(8 * 6 * rows * max(sizes), self.budget.memory, most=16)
+        most = MANY if self.plain else FEW
+        return rows_within(8 * 6 * rows * max(sizes), self.budget.memory, most=most)
+
+    def late(self) -> bool:
+        """Return whether the whole region has had the budget."""
+        return self.spent > max(self.budget.seconds, FIRST)
+
+    def sixth(self) -> Callable[[], bool]:
+        """Return what says, from now on, whether a sixth of the budget has passed."""
+        until = self.spent + self.budget.seconds / 6
+        return lambda: self.spent > until
+
+    def most(self, leaf: Leaf) -> int:
+        """Return how many leaves like this one the memory holds."""
+        slopes = sum(p.numel() for ps in leaf.after.values() for p in ps)
+        ends = sum(low.size + high.size for low, high in zip(leaf.lows, leaf.highs, strict=True))
+        return rows_within(8 * (slopes + ends) + HELD, self.budget.memory, most=self.budget.boxes)
 
     def evaluate(self, leaves: list[Leaf], *, root: bool = False) -> list[Leaf]:
         """Bound boxes, all at once, after a descent on the slopes of the last rows."""
-        lows, highs = (
-            [torch.from_numpy(np.stack(x)) for x in zip(*ends, strict=True)]
-            for ends in ([leaf.lows for leaf in leaves], [leaf.highs for leaf in leaves])
-        )
-        twin, row = self.twin, torch.from_numpy(self.row[None, None])
+        if self.plain:
+            corners = bound_plainly(self.twin, leaves, self.goal)
+            worst = sorted(range(len(leaves)), key=lambda index: leaves[index].bound)
+            for index in worst[:TRIED]:
+                self.offer([corner[index] for corner in corners])
+            return leaves
+        boxes = ends_of(leaves)
+        ends = [*(low for low, _ in boxes), *(high for _, high in boxes)]
+        twin, goal = self.twin, self.goal
         before = stacked([leaf.before for leaf in leaves]) or twin.parameters(len(leaves))
         if root:
-            before = self.improve(lows, highs, before, row)
+            before = twin.settled(boxes, before)
+            # The first step only values the start: fewer than two in a sixth find nothing.
+            steps = self.budget.whole if 2.5 * self.round <= self.budget.seconds / 6 else 0
+            before = improve(twin, boxes, before, goal, steps, self.sixth())
         start = stacked([leaf.after for leaf in leaves]) or before
         splits = self.budget.boxes > 1
-        for end in (*lows, *highs):
+        for end in ends:
             end.requires_grad_(splits)
-        boxes = list(zip(lows, highs, strict=True))
-        state = twin.sweep(boxes, before)
+        state = twin.sweep(boxes, before, late=self.late if root else never)
         still = State([(lo.detach(), hi.detach()) for lo, hi in state.values], {})
-        after, best = self.descend(still, start, row, self.budget.steps[0 if root else 1])
-        live = twin.bound(State(state.values, {}), after, row)[:, 0]
-        last = state.values[-1]
-        plain = _least_of(row, last)
-        slopes: tuple[Tensor | None, ...] = (None,) * (2 * len(lows))
+        steps = self.budget.steps[0 if root else 1]
+        late = self.sixth() if root else never
+        after, best = descend(twin, still, start, goal, steps, late)
+        live = goal.of(twin.bound(State(state.values, {}), after, self.rows))
+        plain = goal.of(goal.least(*state.values[-1]))
+        slopes: tuple[Tensor | None, ...] = (None,) * len(ends)
         if splits and live.requires_grad:
-            slopes = torch.autograd.grad(live.sum(), (*lows, *highs), allow_unused=True)
+            slopes = torch.autograd.grad(live.sum(), ends, allow_unused=True)
         found = []
         bounds = torch.maximum(torch.maximum(live.detach(), best), plain.detach())
         for index, leaf in enumerate(leaves):
             leaf.bound = max(leaf.bound, float(bounds[index].nan_to_num(-torch.inf)))
-            leaf.before = {ref: tuple(p[index] for p in ps) for ref, ps in before.items()}
+            if root:  # its parts share them
+                leaf.before = {ref: tuple(p[index] for p in ps) for ref, ps in before.items()}
             leaf.after = {ref: tuple(p[index] for p in ps) for ref, ps in after.items()}
             mine: list[Array | None] = [
                 None if slope is None else slope[index].numpy() for slope in slopes
@@ -215,82 +359,19 @@ class _Search:
             found.append(leaf)
         return found
 
-    def descend(
-        self, state: State, start: Parameters, row: Tensor, steps: int
-    ) -> tuple[Parameters, Tensor]:
-        """Return the parameters with the best bound of every box after a few steps."""
-        moving = {
-            ref: tuple(p.detach().clone().requires_grad_(True) for p in ps)
-            for ref, ps in start.items()
-        }
-        flat = [p for ps in moving.values() for p in ps]
-        samples = max(len(lo) for lo, _ in state.values)
-        best = torch.full((samples,), -torch.inf, dtype=torch.float64)
-        kept = {ref: tuple(p.detach().clone() for p in ps) for ref, ps in moving.items()}
-        optimiser = torch.optim.Adam(flat, lr=RATE) if flat else None
-        for step in range(steps + 1):
-            if optimiser is not None:
-                optimiser.param_groups[0]["lr"] = RATE * (1 - 0.9 * step / max(steps, 1))
-            state.relaxed = {}
-            bound = self.twin.bound(state, moving, row)[:, 0].expand(samples)
-            better = bound.detach() > best
-            best = torch.where(better, bound.detach(), best)
-            for ref, ps in moving.items():
-                for old, new in zip(kept[ref], ps, strict=True):
-                    old[better] = new.detach()[better]
-            if step == steps or optimiser is None or not bound.requires_grad:
-                break
-            optimiser.zero_grad()
-            (-bound[bound.isfinite()].sum()).backward()
-            optimiser.step()
-            with torch.no_grad():
-                for p in flat:
-                    p.clamp_(-1, 1)
-        return kept, best
-
-    def improve(
-        self, lows: list[Tensor], highs: list[Tensor], start: Parameters, row: Tensor
-    ) -> Parameters:
-        """Return parameters for the whole sweep after a descent through it, the intervals of every
-        node included.
-        """
-        moving = {
-            ref: tuple(p.detach().clone().requires_grad_(True) for p in ps)
-            for ref, ps in start.items()
-        }
-        flat = [p for ps in moving.values() for p in ps]
-        boxes = [(lo.detach(), hi.detach()) for lo, hi in zip(lows, highs, strict=True)]
-        optimiser = torch.optim.Adam(flat, lr=RATE) if flat else None
-        best, kept, until = -torch.inf, start, self.spent + self.budget.seconds / 6
-        for _ in range(self.budget.whole if optimiser else 0):
-            if self.spent > until:
-                break
-            state = self.twin.sweep(boxes, moving)
-            bound = self.twin.bound(state, moving, row)[:, 0]
-            if float(bound.detach()) > best:
-                best = float(bound.detach())
-                kept = {ref: tuple(p.detach().clone() for p in ps) for ref, ps in moving.items()}
-            assert optimiser is not None
-            if not bound.requires_grad or not bound.isfinite().all():
-                break
-            optimiser.zero_grad()
-            (-bound.sum()).backward()
-            optimiser.step()
-            with torch.no_grad():
-                for p in flat:
-                    p.clamp_(-1, 1)
-        return kept
-
     def face(self, leaf: Leaf) -> tuple[Leaf, float]:
         """Return what is left of the whole region, and its plain bound at the level, after as many
         rounds as pin something: until the bound decides, within a quarter of the budget.
         """
-        plain = self.sound([leaf])
-        for _ in range(self.budget.pins):
-            if self.done(plain) or self.spent >= self.budget.seconds / 4:
+        began = self.spent
+        plain, round_ = self.sound([leaf], self.late), 0.0
+        self.round = self.spent - began
+        for _ in range(self.pins):
+            began = self.spent
+            if self.done(plain) or began + round_ >= self.budget.seconds / 4:
                 break
             before = len(leaf.path)
-            leaf = self.faces([leaf])[0]
+            leaf = self.faces([leaf], self.late)[0]
             if len(leaf.path) == before:
                 break
             self.offer(leaf.lows)
@@ -300,14 +381,15 @@ class _Search:
                     for x, low, high in zip(self.point, leaf.lows, leaf.highs, strict=True)
                 ]
             )
-            plain = max(plain, self.sound([leaf]))
+            plain = max(plain, self.sound([leaf], self.late))
+            round_ = self.spent - began
         return leaf, plain
 
-    def faces(self, leaves: list[Leaf]) -> list[Leaf]:
+    def faces(self, leaves: list[Leaf], late: Late = never) -> list[Leaf]:
         """Return what is left of boxes when the inputs are pinned whose derivatives keep their
         sign; boxes on which nothing was pinned four times in a row are tried now and then.
         """
-        if not self.budget.pins:
+        if not self.pins:
             return leaves
         self.idle += 1
         if self.idle > 4 and self.idle % 4:
@@ -315,6 +397,7 @@ class _Search:
         pins = self.derivatives.pins(
             [np.stack(low) for low in zip(*(leaf.lows for leaf in leaves), strict=True)],
             [np.stack(high) for high in zip(*(leaf.highs for leaf in leaves), strict=True)],
+            late,
         )
         found = []
         for leaf, mine in zip(leaves, pins, strict=True):
@@ -332,13 +415,14 @@ class _Search:
             (torch.from_numpy(lo)[None], torch.from_numpy(hi)[None])
             for lo, hi in zip(leaf.lows, leaf.highs, strict=True)
         ]
-        row = torch.from_numpy(self.row[None, None])
         after = {ref: tuple(p[None] for p in ps) for ref, ps in leaf.after.items()}
         with torch.no_grad():
+            after = after or self.twin.parameters(1)
             state = self.twin.sweep(boxes, after, refine=False)
-            _, passed = self.twin.carry(state, after, {self.twin.last: row})
+            each, passed = self.twin.carry(state, after, {self.twin.last: self.rows})
+        row = int(self.goal.decisive(each)[0])
         point = [
-            np.where(passed[ref][0, 0].numpy() > 0, lo, hi) if ref in passed else lo
+            np.where(passed[ref][0, row].numpy() > 0, lo, hi) if ref in passed else lo
             for ref, lo, hi in zip(self.twin.graph.inputs, leaf.lows, leaf.highs, strict=True)
         ]
         self.offer(point)
@@ -349,13 +433,19 @@ class _Search:
             torch.from_numpy(np.clip(x, lo, hi)).to(dtype)
             for x, lo, hi, dtype in zip(point, self.lows, self.highs, self.dtypes, strict=True)
         )
-        value = float((self.traced(*inputs).double().numpy() * self.row).sum())
+        value = self.goal.at(self.traced(*inputs).double().numpy())
         if value < self.value:
             self.value, self.point = value, inputs
 
-    def sound(self, leaves: list[Leaf]) -> float:
-        """Return the least bound of boxes at the level, with the slopes that were found."""
-        at, worst, width = self.traced.at(self.level), np.inf, self.width()
+    def sound(self, leaves: list[Leaf], late: Late = never) -> float:
+        """Return the least bound of boxes at the level, with the slopes that were found; once it is
+        late, no interval is tightened for it any more.
+        """
+        return min(self.sound_each(leaves, late))
+
+    def sound_each(self, leaves: list[Leaf], late: Late = never) -> list[float]:
+        """Return what `sound` is the least of."""
+        at, found, width = self.traced.at(self.level), list[float](), self.width()
         for start in range(0, len(leaves), width):
             part = leaves[start : start + width]
             boxes = [
@@ -368,22 +458,23 @@ class _Search:
             ]
             try:
                 with np.errstate(all="ignore"):
-                    worst = min(worst, *self.bounds_at(at, part, boxes))
+                    found += self.bounds_at(at, part, boxes, late)
             except (AssayError, InputError):
-                return -np.inf
-        return worst
+                found += [-np.inf] * len(part)
+        return found
 
-    def bounds_at(self, at: Any, part: list[Leaf], boxes: list[Interval]) -> list[float]:
+    def bounds_at(
+        self, at: Any, part: list[Leaf], boxes: list[Interval], late: Late
+    ) -> list[float]:
         if not part[0].after:
-            known = sweep(at, boxes)
-            return [float(b) for b in bound_rows(at, known, self.row[None, None])[:, 0]]
-        of_sweep, of_rows = slopes_of(self.twin, part)
-        known = sweep(at, boxes, slopes=of_sweep)
+            known = sweep(at, boxes, late=late)
+            return self.goal_at(bound_rows(at, known, self.goal.rows[None]))
+        of_sweep, of_rows = slopes_of(self.twin, part, late)
+        known = sweep(at, boxes, slopes=of_sweep, late=late)
         last = type(known)(known.values, known.errors, {}, of_rows)
-        return [float(b) for b in bound_rows(at, last, self.row[None, None])[:, 0]]
+        return self.goal_at(bound_rows(at, last, self.goal.rows[None]))
 
-
-def _least_of(row: Tensor, value: Ends) -> Tensor:
-    flat = row.flatten(2)
-    lo, hi = (end.reshape(len(end), -1, 1) for end in value)
-    return (flat.clamp_min(0) @ lo + flat.clamp_max(0) @ hi)[:, 0, 0]
+    def goal_at(self, bounds: Array) -> list[float]:
+        """Return the goal's bounds from those of its rows, (samples, n); none is minus infinity."""
+        known = torch.from_numpy(np.where(np.isnan(bounds), -np.inf, bounds))
+        return [float(bound) for bound in self.goal.of(known)]

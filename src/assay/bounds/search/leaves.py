@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from assay.bounds.engine import Late, never
 from assay.bounds.rounding import Array
 from assay.bounds.search.pins import Pinned, Split
 from assay.bounds.search.slopes import Slopes
-from assay.bounds.search.twin import Parameters, State, Twin
+from assay.bounds.search.twin import Ends, Parameters, State, Twin
 from assay.errors import InputError
 
 
@@ -20,10 +22,11 @@ class Budget:
     """When the search stops: CPU seconds, boxes, or a relative gap between the ends.
 
     steps: of the descent on the slopes of the last rows, for the whole region and for each later
-    box. whole: of the descent through the sweep of the whole region, where a sixth of the seconds
-    is enough for them. pins: how often the derivatives on the whole region may be bounded, to pin
-    the inputs by which they keep their sign; 0 pins nothing, on no box. memory: bytes that the
-    boxes worked on at once may take; by default a quarter of what is available."""
+    box. whole: of the descent through the sweep of the whole region. On the whole region each of
+    the two takes a sixth of the seconds at most. pins: how often the derivatives on the whole
+    region may be bounded, to pin the inputs by which they keep their sign; 0 pins nothing, on no
+    box. memory: bytes that the boxes worked on at once may take, and all boxes together; by default
+    a quarter of what is available."""
 
     seconds: float = 10.0
     boxes: int = 1 << 20
@@ -35,10 +38,12 @@ class Budget:
 
     def __post_init__(self) -> None:
         numbers = (self.seconds, self.gap, *self.steps, self.whole, self.pins)
-        if not (min(numbers) >= 0 and self.boxes >= 1):  # false for NaN too
+        if not (all(number >= 0 for number in numbers) and self.boxes >= 1):  # false for NaN too
             raise InputError(
                 f"budget: seconds, boxes, gap, steps and pins must not be negative: {self}"
             )
+        if not all(float(n).is_integer() for n in (*self.steps, self.whole, self.pins)):
+            raise InputError(f"budget: steps, whole and pins must be whole numbers: {self}")
 
 
 @dataclass
@@ -75,22 +80,23 @@ class Found:
 
 
 @torch.no_grad()
-def slopes_of(twin: Twin, leaves: list[Leaf]) -> tuple[Slopes, Slopes]:
+def ends_of(leaves: Sequence[Leaf]) -> list[Ends]:
+    """Return the ends of boxes beside one another, (leaves, *shape) by input."""
+    lows, highs = (
+        [torch.from_numpy(np.stack(x)) for x in zip(*ends, strict=True)]
+        for ends in ([leaf.lows for leaf in leaves], [leaf.highs for leaf in leaves])
+    )
+    return list(zip(lows, highs, strict=True))
+
+
+def slopes_of(twin: Twin, leaves: list[Leaf], late: Late = never) -> tuple[Slopes, Slopes]:
     """Return the slopes at which a level bounds leaves, (leaves, *shape) by node: those of the
-    sweep, and those of the last rows.
+    sweep, and those of the last rows; once it is late, no interval is tightened for them any more.
     """
-    ends = [
-        (torch.from_numpy(np.stack(lo)), torch.from_numpy(np.stack(hi)))
-        for lo, hi in zip(
-            zip(*(leaf.lows for leaf in leaves), strict=True),
-            zip(*(leaf.highs for leaf in leaves), strict=True),
-            strict=True,
-        )
-    ]
     before, after = (
         stacked([getattr(leaf, name) for leaf in leaves]) for name in ("before", "after")
     )
-    state = twin.sweep(ends, before)
+    state = twin.sweep(ends_of(leaves), before, late=late)
     return twin.slopes(state, before), twin.slopes(State(state.values, {}), after)
 
 
@@ -114,11 +120,18 @@ def halves(leaf: Leaf) -> list[Leaf]:
         return []
     found = []
     for side in (0, 1):
-        lows, highs = [x.copy() for x in leaf.lows], [x.copy() for x in leaf.highs]
-        (highs if side == 0 else lows)[which].flat[place] = middle
-        path = (*leaf.path, Split(which, place, float(middle), side))
+        split = Split(which, place, float(middle), side)
+        lows, highs = half(leaf.lows, leaf.highs, split)
+        path = (*leaf.path, split)
         found.append(Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path))
     return found
+
+
+def half(lows: list[Array], highs: list[Array], split: Split) -> tuple[list[Array], list[Array]]:
+    """Return the ends of one half of a box."""
+    lows, highs = [low.copy() for low in lows], [high.copy() for high in highs]
+    (highs if split.side == 0 else lows)[split.which].flat[split.place] = split.value
+    return lows, highs
 
 
 def choose(leaf: Leaf, slopes: list[Array | None]) -> tuple[int, int] | None:

@@ -5,16 +5,17 @@ that more derivatives keep their sign, and the linear bounds are tighter."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from assay.bounds.engine import lower
+from assay.bounds.engine import Late, never, tighten
 from assay.bounds.levels import arithmetic
 from assay.bounds.rounding import Array, Interval
 from assay.bounds.search.reach import Mask
-from assay.bounds.search.sweep import SlopedKnown, sweep
-from assay.bounds.trace.derivative import derive
+from assay.bounds.search.sweep import sweep
+from assay.bounds.trace.derivative import Derived, derive
 from assay.bounds.trace.traced import Traced
 from assay.errors import AssayError, InputError
 
@@ -45,11 +46,19 @@ class Derivatives:
     operations that have no rule."""
 
     def __init__(self, traced: Traced, row: Array, level: str) -> None:
-        self.level = level
-        self.derived = None if level == "float32" else derive(traced.at(level), row)
+        self.traced, self.row, self.level = traced, row, level
 
-    def pins(self, lows: list[Array], highs: list[Array]) -> list[Pinned]:
-        """Return what may be pinned on boxes (samples, *shape), one entry per sample."""
+    @cached_property
+    def derived(self) -> Derived | None:
+        """The graph of the derivatives, made when first asked for."""
+        if self.level == "float32":
+            return None
+        return derive(self.traced.at(self.level), self.row)
+
+    def pins(self, lows: list[Array], highs: list[Array], late: Late = never) -> list[Pinned]:
+        """Return what may be pinned on boxes (samples, *shape), one entry per sample; once it is
+        late, no interval is tightened for it any more.
+        """
         samples = len(lows[0])
         nothing = [Pinned(())] * samples
         if self.derived is None:
@@ -60,7 +69,7 @@ class Derivatives:
         ]
         with np.errstate(all="ignore"):
             try:
-                ranges = self._ranges(lows, highs, free)
+                ranges = self._ranges(lows, highs, free, late)
             except (AssayError, InputError):  # a value overflows, or leaves a domain
                 return nothing
         found = []
@@ -75,7 +84,7 @@ class Derivatives:
         return found
 
     def _ranges(
-        self, lows: list[Array], highs: list[Array], free: list[NDArray[np.intp]]
+        self, lows: list[Array], highs: list[Array], free: list[NDArray[np.intp]], late: Late
     ) -> list[tuple[Array, Array]]:
         """Return where the derivatives are nowhere negative, and nowhere positive: (samples, free)
         for every input.
@@ -91,34 +100,25 @@ class Derivatives:
                 ends[of[ref]] = ends[of[ref]] | mask if of[ref] in ends else mask
         if not ends:
             return [(np.ones((len(lows[0]), len(p)), bool),) * 2 for p in free]
-        known = sweep(at, boxes, ends=ends)
-        count, start = sum(map(len, free)), 0
-        rows: dict[int, Array] = {}
-        for ref, places in zip(at.graph.inputs, free, strict=True):
-            if ref in of and len(places):
-                shape = at.graph.nodes[of[ref]].shape
-                mine = np.zeros((2 * count, int(np.prod(shape))))
-                order = np.arange(start, start + len(places))
-                mine[order, places], mine[order + count, places] = 1.0, -1.0
-                wide = mine.reshape(1, 2 * count, *shape)
-                rows[of[ref]] = rows[of[ref]] + wide if of[ref] in rows else wide
-            start += len(places)
-        last = SlopedKnown(known.values, known.errors, known.relaxed, {})
-        both = lower(at.graph, last, rows, ar)
-        both = np.broadcast_to(both, (len(lows[0]), both.shape[1]))
-        found, start = [], 0
+        known, flat = sweep(at, boxes, ends=ends, late=late), dict[int, tuple[Array, Array]]()
+        for ref, mask in ends.items():
+            value = known.values[ref]
+            open_ = (value.lo < 0) & (value.hi > 0) & mask
+            units = np.flatnonzero(open_.reshape(len(open_), -1).any(0))
+            if len(units):
+                value = tighten(at.graph, known, ref, units, ar, late)
+            flat[ref] = (value.lo.reshape(len(value.lo), -1), value.hi.reshape(len(value.hi), -1))
+        found = []
         for ref, places in zip(at.graph.inputs, free, strict=True):
             if ref not in of or not len(places):  # the value does not depend on this input
                 none = np.full((len(lows[0]), len(places)), ref not in of)
                 found.append((none, none))
-            else:
-                value = known.values[of[ref]]
-                flat = [end.reshape(len(end), -1)[:, places] for end in (value.lo, value.hi)]
-                here = slice(start, start + len(places))
-                least = np.fmax(both[:, here], flat[0])
-                most = np.fmin(-both[:, count + start : count + start + len(places)], flat[1])
-                found.append((least >= 0, most <= 0))
-            start += len(places)
+                continue
+            lo, hi = (
+                np.broadcast_to(end[:, places], (len(lows[0]), len(places)))
+                for end in flat[of[ref]]
+            )
+            found.append((lo >= 0, hi <= 0))
         return found
 
 

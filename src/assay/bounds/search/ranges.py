@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from assay.bounds import nonlinear
+from assay.bounds.levels import arithmetic
 from assay.bounds.rounding import Interval
-from assay.bounds.rules import Smooth
-from assay.bounds.search.sweep import NARROW
+from assay.bounds.rules import Choice, Smooth
 
 Ends = tuple[Tensor, Tensor]
 Relaxed = Any
@@ -33,6 +32,9 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": f.softplus,
     "cube": lambda x: x**3,
 }
+
+HALVINGS = 16
+"""Of an interval, to where a line touches: the value there moves with no first-order effect."""
 
 
 def tensor(x: Any) -> Tensor:
@@ -113,13 +115,16 @@ def planes_of_sums(
     return p, q, low - q @ p, high - q @ p
 
 
+def usual_slope(x: Ends) -> Tensor:
+    """Return the slope of the line below ReLU that cuts off less."""
+    return (x[1] > -x[0]).double()
+
+
 def relu_lines(x: Ends, mine: Tensor) -> Relaxed:
     lo, hi = x
     unstable = (lo < 0) & (hi > 0)
     chord = torch.where(unstable, hi / (hi - lo).clamp_min(1e-300), (lo >= 0).double())
-    start = (hi > -lo).double()
-    # 0 keeps the usual slope; 1 reaches the other one.
-    slope = (start + mine.clamp(-1, 1).abs() * (1 - 2 * start)).clamp(0, 1)
+    slope = torch.where(mine == 0, usual_slope(x), (1 + mine.clamp(-1, 1)) / 2)
     below = torch.where(unstable, slope, chord)
     zero = torch.zeros_like(chord)
     return below, zero, chord, torch.where(unstable, -chord * lo, zero)
@@ -168,7 +173,7 @@ def intercepts(
     for low, high in operation._stretches():
         if ((x.hi > low[0]) & (x.lo < high[1])).any():
             slope = below if convex else above
-            t = operation._touch(x, slope, low[1], high[0], convex)
+            t = operation._touch(x, slope, low[1], high[0], convex, HALVINGS)
             points[0 if convex else 1].append(np.clip(t, x.lo, x.hi))
         convex = not convex
     found = []
@@ -185,10 +190,40 @@ def intercepts(
     return found
 
 
-def worth_units(value: Ends, operations: Sequence[Any], mask: np.ndarray) -> Tensor:
-    lo, hi = value[0].detach(), value[1].detach()
-    wide = hi - lo > NARROW * (1 + torch.maximum(lo.abs(), hi.abs()))
-    if all(isinstance(operation, nonlinear.Relu) for operation in operations):
-        wide &= (lo < 0) & (hi > 0)
-    units = wide.reshape(len(wide), -1).any(0) & torch.from_numpy(mask.reshape(-1).copy())
-    return units.nonzero().flatten()
+def _choice(operation: Choice, xs: list[Ends]) -> tuple[Ends, Tensor, Tensor]:
+    """Return the ends of the threshold, and where x may be kept, and zeroed."""
+    t = operation.threshold([as_interval(x) for x in xs], arithmetic("float64"))
+    lo, hi = tensor(t.lo), tensor(t.hi)
+    return (lo, hi), xs[0][1] >= lo, xs[0][0] <= hi
+
+
+def choice_range(operation: Choice, xs: list[Ends]) -> Ends:
+    (t, _), some, none = _choice(operation, xs)
+    zero = torch.zeros_like(t)
+    lo = torch.where(some, torch.maximum(xs[0][0], t), zero)
+    hi = torch.where(some, xs[0][1], zero)
+    return torch.where(none, lo.clamp_max(0), lo), torch.where(none, hi.clamp_min(0), hi)
+
+
+def choice_lines(operation: Choice, xs: list[Ends], mine: tuple[Tensor, ...]) -> Relaxed:
+    """Return lines whose slopes move between zero, or that of the usual line above, and the
+    steepest.
+    """
+    (t_lo, t_hi), some, none = _choice(operation, xs)
+    x, both = xs[0], some & none
+    usual = operation.slopes(as_interval(x), Interval(t_lo.numpy(), t_hi.numpy()))
+    below, above, below_most, above_most = (tensor(s) for s in usual)
+    down = torch.minimum((below + mine[0].clamp(-1, 1) * below_most).clamp_min(0), below_most)
+    up = above + mine[1].clamp(0, 1) * (above_most - above)
+    zero = torch.zeros_like(down)
+    ends = [x[0], torch.minimum(x[1], t_hi), torch.maximum(x[0], t_lo), x[1]]
+    ends = [torch.where(both, end, zero) for end in ends]
+    rests = [[-s * ends[0], -s * ends[1], (1 - s) * ends[2], (1 - s) * ends[3]] for s in (down, up)]
+    low, high = torch.stack(rests[0]).amin(0), torch.stack(rests[1]).amax(0)
+    fixed = some.double()
+    return (
+        torch.where(both, down, fixed),
+        torch.where(both, low, zero),
+        torch.where(both, up, fixed),
+        torch.where(both, high, zero),
+    )

@@ -13,7 +13,19 @@ from assay.bounds import nonlinear
 from assay.bounds import operations as ops
 from assay.bounds.graph import Graph, Ref
 from assay.bounds.operations import Operation, Shape
-from assay.bounds.rules import Contract, Divide, Enclosed, Pick, Product, Shift, Slope, Smooth
+from assay.bounds.rules import (
+    Choice,
+    Contract,
+    Decision,
+    Divide,
+    Enclosed,
+    Largest,
+    Pick,
+    Product,
+    Shift,
+    Slope,
+    Smooth,
+)
 
 Mask = NDArray[np.bool_]
 
@@ -45,6 +57,11 @@ def _parts(operation: Operation, mask: Mask, present: list[Mask]) -> list[Mask]:
             return [mask] * len(shapes)
         case nonlinear.Relu() | nonlinear.Square() | nonlinear.InverseRoot():
             return [mask]
+        case Largest():
+            every = np.broadcast_to(mask.any(-1, keepdims=True), mask.shape)
+            return [every] * len(shapes)
+        case Choice() | Decision():
+            return [mask] * len(shapes)
         case ops.Affine() | nonlinear.Softmax():
             return [np.broadcast_to(mask.any(-1, keepdims=True), shapes[0])]
         case Pick():

@@ -16,7 +16,7 @@ from assay.bounds.nonlinear import InverseRoot, Relu, Square
 from assay.bounds.operations import Operation
 from assay.bounds.relaxations import Lines, inverse_root, relu_lines, tangent_offset
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.rules import Contract, Product, Smooth
+from assay.bounds.rules import Choice, Contract, Product, Smooth
 
 Slopes = Mapping[Ref, tuple[Array, ...]]
 
@@ -28,7 +28,7 @@ def relax(
     if slopes is None:
         return operation.relax(xs, ar)
     match operation:
-        case Product() | Contract() | Smooth():
+        case Product() | Contract() | Smooth() | Choice():
             return operation.relax_at(xs, slopes, ar)
         case Relu():
             return relu_at(xs[0], slopes[0])

@@ -4,25 +4,41 @@ boxes: what the search for tight bounds descends on. Nothing here is a proof.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from assay.bounds import nonlinear, relaxations
 from assay.bounds import operations as ops
+from assay.bounds.engine import ROWS, Late, never
 from assay.bounds.graph import Ref
 from assay.bounds.levels import arithmetic
 from assay.bounds.operations import Operation
-from assay.bounds.rules import Contract, Divide, Enclosed, Pick, Product, Shift, Smooth, Total
+from assay.bounds.rules import (
+    Choice,
+    Contract,
+    Divide,
+    Enclosed,
+    Pick,
+    Product,
+    Shift,
+    Smooth,
+    Total,
+)
 from assay.bounds.search.ranges import (
     Ends,
     Relaxed,
     as_interval,
     by_sign,
+    choice_lines,
+    choice_range,
     in_order,
     least_product,
     meet,
@@ -34,13 +50,20 @@ from assay.bounds.search.ranges import (
     smooth_range,
     square_range,
     tensor,
-    worth_units,
+    usual_slope,
 )
-from assay.bounds.search.sweep import readers
+from assay.bounds.search.sweep import readers, worth
 from assay.bounds.trace.traced import LevelGraph
 from assay.errors import AssayError
+from assay.memory import available
 
 Parameters = dict[Ref, tuple[Tensor, ...]]
+
+SAVED = 4
+"""Tensors that a gradient keeps of every node, for each row that is carried through it."""
+
+ROOM = 1 << 30
+"""Bytes that what gradients keep of a sweep's rows may take; more is worked out twice."""
 
 
 @dataclass
@@ -49,6 +72,7 @@ class State:
 
     values: list[Ends]
     relaxed: dict[Ref, Relaxed]
+    saved: int = 0  # bytes that gradients keep of its rows
 
 
 class Twin:
@@ -56,13 +80,15 @@ class Twin:
 
     Parameters are unit-free: 0 is the default relaxation, and -1 to 1 reaches the ends."""
 
-    def __init__(self, at: LevelGraph) -> None:
+    def __init__(self, at: LevelGraph, memory: int | None = None) -> None:
         if at.level != "float64":
             raise AssayError(f"the search needs a graph at level float64, got {at.level!r}")
         self.at, self.graph = at, at.graph
         self.wanted = readers(at.graph)
+        self.room = min(available() // 4 if memory is None else memory, ROOM)
         self.last = len(at.graph.nodes) - 1
         self._constants: dict[Ref, tuple[Tensor, ...]] = {}
+        self._behind: dict[Ref, list[Ref]] = {}
 
     def parameters(self, samples: int) -> Parameters:
         """Return parameters of zero for every relaxation that has slopes to choose."""
@@ -75,11 +101,26 @@ class Twin:
                     sizes = [node.shape] * 4 if isinstance(node.operation, Product) else [y, x] * 2
                 case nonlinear.Relu() | nonlinear.Square() | nonlinear.InverseRoot():
                     sizes = [node.shape]
-                case Smooth():
+                case Smooth() | Choice():
                     sizes = [node.shape] * 2
                 case _:
                     continue
             found[ref] = tuple(torch.zeros(samples, *size, dtype=torch.float64) for size in sizes)
+        return found
+
+    def settled(self, boxes: Sequence[Ends], parameters: Parameters) -> Parameters:
+        """Return the parameters with the usual slopes of ReLU on these boxes instead of zeros: a
+        descent moves them, and parts of the boxes, which start from them, have no weaker bounds.
+        """
+        found = dict(parameters)
+        refs = [r for r in found if isinstance(self.graph.nodes[r].operation, nonlinear.Relu)]
+        if refs:
+            with torch.no_grad():
+                values = self.sweep(boxes, parameters).values
+            for ref in refs:
+                (mine,) = found[ref]
+                usual = 2 * usual_slope(values[self.graph.nodes[ref].parents[0]]) - 1
+                found[ref] = (torch.where(mine == 0, usual, mine),)
         return found
 
     def sweep(
@@ -89,8 +130,11 @@ class Twin:
         *,
         before: Sequence[Ends] | None = None,
         refine: bool = True,
+        late: Late = never,
     ) -> State:
-        """Enclose every node over boxes, (samples, *shape) each."""
+        """Enclose every node over boxes, (samples, *shape) each; once it is late, no interval is
+        tightened any more.
+        """
         state, given = State([], {}), dict(zip(self.graph.inputs, boxes, strict=True))
         for ref, node in enumerate(self.graph.nodes):
             if node.operation is None:
@@ -105,10 +149,10 @@ class Twin:
             if not (value[0].isfinite().all() and value[1].isfinite().all()):
                 raise AssayError("a value overflows in float64")
             state.values.append(value)
-            if refine and ref in self.wanted:
-                units = worth_units(value, *self.wanted[ref])
+            if refine and ref in self.wanted and not late():
+                units = torch.from_numpy(worth(as_interval(value), *self.wanted[ref]))
                 if len(units):
-                    state.values[ref] = self._tightened(state, parameters, ref, units)
+                    state.values[ref] = self._tightened(state, parameters, ref, units, late)
         return state
 
     def bound(self, state: State, parameters: Parameters, rows: Tensor) -> Tensor:
@@ -119,7 +163,7 @@ class Twin:
         self, state: State, parameters: Parameters, rows: Mapping[Ref, Tensor]
     ) -> tuple[Tensor, dict[Ref, Tensor]]:
         """Carry rows (samples or 1, rows, *shape) of nodes to the inputs; return the bounds and
-        the rows that reached each node.
+        the rows that reached each input.
         """
         pending, passed = dict(rows), dict[Ref, Tensor]()
         total: Any = 0.0
@@ -127,39 +171,87 @@ class Twin:
             if ref not in pending:
                 continue
             mine, node = pending.pop(ref), self.graph.nodes[ref]
-            passed[ref] = mine
             if node.operation is None:
+                passed[ref] = mine
                 total = total + least_product(mine, *state.values[ref])
                 continue
             xs = [state.values[p] for p in node.parents]
-            if ref not in state.relaxed:
-                state.relaxed[ref] = self._relax(ref, xs, parameters)
-            parts, constant = self._backward(ref, mine, xs, state.relaxed[ref])
+            relaxed = self._relaxed(state, parameters, ref)
+            parts, constant = self._backward(ref, mine, xs, relaxed)
             total = total + constant
             for parent, part in zip(node.parents, parts, strict=True):
                 if part is not None:
                     pending[parent] = pending[parent] + part if parent in pending else part
         return total, passed
 
-    def _tightened(self, state: State, parameters: Parameters, ref: Ref, units: Tensor) -> Ends:
+    def _relaxed(self, state: State, parameters: Parameters, ref: Ref) -> Relaxed:
+        if ref not in state.relaxed:
+            xs = [state.values[p] for p in self.graph.nodes[ref].parents]
+            state.relaxed[ref] = self._relax(ref, xs, parameters)
+        return state.relaxed[ref]
+
+    def _tightened(
+        self, state: State, parameters: Parameters, ref: Ref, units: Tensor, late: Late
+    ) -> Ends:
         lo, hi = state.values[ref]
         shape = self.graph.nodes[ref].shape
-        count = len(units)
-        rows = torch.zeros(1, 2 * count, lo[0].numel(), dtype=torch.float64)
-        rows[0, torch.arange(count), units] = 1.0
-        rows[0, torch.arange(count) + count, units] = -1.0
-        both = self.carry(state, parameters, {ref: rows.reshape(1, 2 * count, *shape)})[0]
-        samples = max(len(lo), len(both))
+        behind, samples = self.behind(ref), max(len(lo) for lo, _ in state.values)
+        sizes = [math.prod(self.graph.nodes[r].shape) for r in behind]
+        both = partial(self._both, state, parameters, ref)
+        many = max(1, min(ROWS, self.room // 8) // (2 * samples * max(sizes)))
+        moving = [lo for lo, _ in state.values] + [p for ps in parameters.values() for p in ps]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in moving):
+            each = 8 * SAVED * 2 * samples * sum(sizes)
+            if state.saved + each * len(units) <= self.room // 2:
+                state.saved += each * len(units)
+            else:  # the gradient works the rows out again, and must find the same relaxations
+                for r in behind:
+                    self._relaxed(state, parameters, r)
+                many = max(1, self.room // 2 // each)
+                both = partial(checkpoint, both, use_reentrant=False, preserve_rng_state=False)
+        parts = []
+        for some in units.split(many):
+            if late():
+                break
+            parts.append(both(some))
+        if not parts:
+            return lo, hi
+        found = torch.cat(parts, -1)
+        units = units[: found.shape[-1]]
+        samples = max(len(lo), found.shape[1])
         flat_lo = lo.expand(samples, *shape).reshape(samples, -1)
         flat_hi = hi.expand(samples, *shape).reshape(samples, -1)
         low = torch.full_like(flat_lo, -torch.inf).index_copy(
-            1, units, both[:, :count].expand(samples, count)
+            1, units, found[0].expand(samples, -1)
         )
         high = torch.full_like(flat_hi, torch.inf).index_copy(
-            1, units, -both[:, count:].expand(samples, count)
+            1, units, -found[1].expand(samples, -1)
         )
-        found = meet((flat_lo, flat_hi), (low, high))
-        return found[0].reshape(samples, *shape), found[1].reshape(samples, *shape)
+        ends = meet((flat_lo, flat_hi), (low, high))
+        return ends[0].reshape(samples, *shape), ends[1].reshape(samples, *shape)
+
+    def _both(self, state: State, parameters: Parameters, ref: Ref, units: Tensor) -> Tensor:
+        """Bound units of a node, and their negatives, from below: (2, samples, units)."""
+        count, node = len(units), self.graph.nodes[ref]
+        rows = torch.zeros(1, 2 * count, math.prod(node.shape), dtype=torch.float64)
+        rows[0, torch.arange(count), units] = 1.0
+        rows[0, torch.arange(count) + count, units] = -1.0
+        rows = rows.reshape(1, 2 * count, *node.shape)
+
+        both = self.carry(state, parameters, {ref: rows})[0]
+        return both.unflatten(-1, (2, count)).transpose(0, 1)
+
+    def behind(self, ref: Ref) -> list[Ref]:
+        """Return a node and those that it follows from."""
+        if ref not in self._behind:
+            found, stack = set[Ref](), [ref]
+            while stack:
+                one = stack.pop()
+                if one not in found:
+                    found.add(one)
+                    stack += self.graph.nodes[one].parents
+            self._behind[ref] = sorted(found)
+        return self._behind[ref]
 
     def _constant(self, ref: Ref, *names: str) -> tuple[Tensor, ...]:
         if ref not in self._constants:
@@ -225,6 +317,8 @@ class Twin:
                 return lo, hi
             case Smooth():
                 return smooth_range(operation, xs[0])
+            case Choice():
+                return choice_range(operation, xs)
             case _:
                 return self._by_numpy(operation, xs)
 
@@ -278,6 +372,9 @@ class Twin:
             case Smooth():
                 assert mine is not None
                 return smooth_lines(operation, xs[0], mine)
+            case Choice():
+                assert mine is not None
+                return choice_lines(operation, xs, mine)
             case nonlinear.Softmax():
                 x = as_interval(xs[0])
                 mask = np.broadcast_to(operation.mask, x.shape)
@@ -345,6 +442,17 @@ class Twin:
                 back = np.argsort(operation.axes)
                 turned = rows.reshape(*rows.shape[:2], *sizes).permute(0, 1, *(back + 2))
                 return [turned], 0.0
+            case Choice():
+                below_slope, below, above_slope, above = relaxed
+                part = by_sign(rows, below_slope, above_slope)
+                return [part, *[None] * (len(xs) - 1)], least_product(rows, below, above)
+            case nonlinear.Relu():  # its lines below start at zero
+                below_slope, _, above_slope, above = relaxed
+                minus = rows.clamp_max(0)
+                part = torch.addcmul(
+                    rows * below_slope[:, None], minus, (above_slope - below_slope)[:, None]
+                )
+                return [part], (minus.flatten(2) @ above.flatten(1)[..., None])[..., 0]
             case _:
                 below_slope, below, above_slope, above = relaxed
                 return [by_sign(rows, below_slope, above_slope)], least_product(rows, below, above)
@@ -377,7 +485,7 @@ class Twin:
             match node.operation:
                 case Product() | Contract():
                     chosen = relaxed[:4]
-                case Smooth():
+                case Smooth() | Choice():
                     chosen = (relaxed[0], relaxed[2])
                 case nonlinear.InverseRoot():
                     lo, hi = xs[0]

@@ -79,11 +79,6 @@ def _neg(low: Lowering, op: Any, x: Node) -> Value:
     return scaled(low, x, -1.0)
 
 
-@rule("mul")
-def _mul(low: Lowering, op: Any, x: Any, y: Any) -> Node:
-    return multiply(low, as_value(x), as_value(y))
-
-
 def multiply(low: Lowering, x: Value, y: Value) -> Node:
     if isinstance(x, Constant) and isinstance(y, Node):
         x, y = y, x
@@ -181,7 +176,7 @@ def _div(low: Lowering, op: Any, x: Any, y: Any, rounding_mode: Any = None) -> N
 
 
 @rule("sum", "mean")
-def _total(
+def total_of(
     low: Lowering, op: Any, x: Node, dim: Any = None, keepdim: bool = False, dtype: Any = None
 ) -> Node:
     shape = low.shape(x)

@@ -7,7 +7,7 @@ is least there."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -18,8 +18,22 @@ from assay.bounds import operations as ops
 from assay.bounds.graph import Graph, Ref
 from assay.bounds.operations import Operation
 from assay.bounds.rounding import Array
-from assay.bounds.rules import Contract, Divide, Enclosed, Pick, Product, Shift, Slope, Smooth
+from assay.bounds.rules import (
+    Choice,
+    Contract,
+    Decision,
+    Divide,
+    Enclosed,
+    Pick,
+    Product,
+    Shift,
+    Slope,
+    Smooth,
+)
 from assay.bounds.trace.traced import LevelGraph
+
+FEW = 8
+"""Entries that are summed at once where some entries went to many places and most to few."""
 
 
 @dataclass
@@ -33,12 +47,28 @@ class Derived:
 
 def derive(at: LevelGraph, row: Array) -> Derived | None:
     """Return the graph with the derivatives of `row . value` by its inputs, or None where an
-    operation has no rule for it.
+    operation has no rule for it; all rows share what is made of the graph.
     """
+    made: Derived | None = at.once("derivatives", lambda: _of_any_row(at))
+    if made is None:
+        return None
+    graph, seed = Graph(), len(at.graph.nodes)
+    graph.nodes = list(made.at.graph.nodes)
+    graph.nodes[seed] = replace(graph.nodes[seed], operation=Enclosed(row, row))
+    return Derived(LevelGraph(graph, at.limits, at.level), made.of)
+
+
+def _of_any_row(at: LevelGraph) -> Derived | None:
+    """Return the derivatives of a row of zeros, which is the first node that is added."""
     try:
-        return _Chain(at, row).run()
+        return _Chain(at).run()
     except _NoRuleError:
         return None
+
+
+def _same(x: Array) -> Any:
+    """Tell views of the same numbers apart, such as a matrix and its transpose."""
+    return x.ctypes.data, x.shape, x.strides
 
 
 class _NoRuleError(Exception):
@@ -48,7 +78,6 @@ class _NoRuleError(Exception):
 @dataclass
 class _Chain:
     at: LevelGraph
-    row: Array
     graph: Graph = field(default_factory=Graph)
     same: dict[Any, Ref] = field(default_factory=dict)
     factors: dict[Ref, tuple[Ref, Ref]] = field(default_factory=dict)
@@ -59,9 +88,8 @@ class _Chain:
         moves = [node.operation is None for node in source.nodes]
         for ref, node in enumerate(source.nodes):
             moves[ref] = moves[ref] or any(moves[p] for p in node.parents)
-        pending: dict[Ref, list[Ref]] = {
-            len(source.nodes) - 1: [self.graph.add_node(Enclosed(self.row, self.row))]
-        }
+        row = np.zeros(source.nodes[-1].shape)
+        pending = {len(source.nodes) - 1: [self.graph.add_node(Enclosed(row, row))]}
         found: dict[Ref, Ref] = {}
         for ref in range(len(source.nodes) - 1, -1, -1):
             if ref not in pending or not moves[ref]:
@@ -114,17 +142,15 @@ class _Chain:
         match operation:
             case ops.Affine():
                 turned = ops.Affine(operation.weight.T, np.zeros(operation.weight.shape[1]))
-                return [lambda: self.add(turned, mine, key=operation.weight.ctypes.data)]
+                return [lambda: self.add(turned, mine, key=_same(operation.weight))]
             case ops.Scale():
                 weight = operation.weight
-                return [
-                    lambda: self.add(ops.Scale(weight, np.zeros(())), mine, key=weight.ctypes.data)
-                ]
+                return [lambda: self.add(ops.Scale(weight, np.zeros(())), mine, key=_same(weight))]
             case Shift():
                 return [lambda: mine]
             case Divide():
                 by = operation.divisor
-                return [lambda: self.add(Divide(by), mine, key=by.ctypes.data)]
+                return [lambda: self.add(Divide(by), mine, key=_same(by))]
             case ops.Add():
                 minus = ops.Scale(-np.ones(()), np.zeros(()))
                 last = (
@@ -157,6 +183,9 @@ class _Chain:
             case Smooth():
                 name = operation.name
                 return [lambda: self.product(mine, self.add(Slope(name), x, key=name))]
+            case Choice():
+                decided = Decision(operation)
+                return [lambda: self.product(mine, self.add(decided, *parents, key=ref))]
             case nonlinear.Softmax():
                 return [lambda: self.of_softmax(mine, ref)]
             case _:
@@ -183,8 +212,11 @@ class _Chain:
         """Return `p (a - p . a)`."""
         weighted = self.product(mine, shares)
         count = self.shape(mine)[-1]
-        over = ops.Affine(np.ones((count, count)), np.zeros(count))
-        mean = self.add(over, weighted, key="mean")
+        mean = self.add(ops.Affine(np.ones((1, count)), np.zeros(1)), weighted, key="total")
+        shape = self.shape(mine)
+        places = np.arange(int(np.prod(shape)))
+        wide = Pick(np.zeros(shape), ((places, places // count),), (len(places) // count,))
+        mean = self.add(wide, mean, key="wide")
         return self.product(self.add(ops.Add(-1.0), mine, mean, key=-1), shares)
 
     def turned(self, x: Ref) -> Ref:
@@ -197,19 +229,31 @@ class _Chain:
     def gathered(self, pick: Pick, index: int, mine: Ref, shape: tuple[int, ...]) -> Ref:
         """Return, for every entry of a parent, the sum of what the places that it went to have."""
         to, start = pick.sources[index]
-        size, key = int(np.prod(shape)), (id(pick), index)
+        size, total, stage = int(np.prod(shape)), mine, 0
         order = np.argsort(start, kind="stable")
         to, start = to[order], start[order]
-        first = np.r_[True, start[1:] != start[:-1]] if len(start) else np.zeros(0, bool)
-        begins = np.flatnonzero(first)
-        rank = np.arange(len(start)) - np.repeat(begins, np.diff(np.r_[begins, len(start)]))
-        most = int(rank.max(initial=0)) + 1
-        source = ((start * most + rank, to),)
-        wide = shape if most == 1 else (size, most)
-        total = self.add(Pick(np.zeros(wide), source, (pick.fill.size,)), mine, key=key)
-        if most == 1:
-            return total
-        ones = ops.Affine(np.ones((1, most)), np.zeros(1))
-        total = self.add(ones, total, key="total")
+        while True:
+            begins = np.flatnonzero(np.r_[True, start[1:] != start[:-1]][: len(start)])
+            counts = np.diff(np.r_[begins, len(start)])
+            rank = np.arange(len(start)) - np.repeat(begins, counts)
+            most, last = int(counts.max(initial=1)), True
+            into, rows = start, size
+            if size * most > 4 * (size + len(start)):  # a table with few entries: a few at a time
+                most, last = FEW, False
+                fresh = rank % FEW == 0
+                into, rank = np.cumsum(fresh) - 1, rank % FEW
+                rows, start = int(fresh.sum()), start[fresh]
+            count = int(np.prod(self.shape(total)))
+            full = shape if last and most == 1 else (rows, most)
+            table = Pick(np.zeros(full), ((into * most + rank, to),), (count,))
+            total = self.add(table, total, key=(id(pick), index, stage))
+            if full == shape:
+                return total
+            if most > 1:
+                ones = ops.Affine(np.ones((1, most)), np.zeros(1))
+                total = self.add(ones, total, key="total")
+            if last:
+                break
+            to, stage = np.arange(rows), stage + 1
         places = np.arange(size)
         return self.add(Pick(np.zeros(shape), ((places, places),), (size,)), total, key="view")

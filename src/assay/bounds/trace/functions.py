@@ -176,7 +176,7 @@ class Periodic(ops.Operation):
     def interval(self, xs: list[Interval], ar: Any) -> Interval:
         from flint import arb, ctx
 
-        from assay.bounds.rounding import ball_interval
+        from assay.bounds.exact import ball_interval
 
         if not ar.rigorous:
             function = np.sin if self.name == "sin" else np.cos

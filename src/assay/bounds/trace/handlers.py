@@ -1,6 +1,6 @@
 """The rule of every ATen operation, by name."""
 
-from assay.bounds.trace import arithmetic, functions, moves, norms
+from assay.bounds.trace import arithmetic, choices, functions, moves, norms
 from assay.bounds.trace.registry import HANDLERS
 
-__all__ = ["HANDLERS", "arithmetic", "functions", "moves", "norms"]
+__all__ = ["HANDLERS", "arithmetic", "choices", "functions", "moves", "norms"]

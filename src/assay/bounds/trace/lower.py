@@ -42,6 +42,15 @@ class Node:
 
 
 Value = Constant | Node
+
+
+class Undecided:
+    """What depends on the region and is no number: a comparison, or which entries are the largest.
+
+    Only the operations in `READS_CHOICES` may read it."""
+
+
+READS_CHOICES = {"mul", "_to_copy", "gather", "scatter"}
 Handler = Callable[..., Any]
 
 
@@ -224,7 +233,7 @@ def lower(
                 except UnsupportedError as error:
                     raise RefusedError(node.target, str(error)) from error
                 seen = node.meta.get("val")
-                if _holds_node(values[node]) and isinstance(seen, Tensor):
+                if _holds(values[node]) and isinstance(seen, Tensor):
                     lowering.dtypes |= {seen.dtype} if seen.dtype.is_floating_point else set()
     raise InputError("trace: the program has no output")
 
@@ -251,10 +260,11 @@ def _apply(
         return args[0][args[1]]
     if not isinstance(node.target, torch._ops.OpOverload):
         raise UnsupportedError("is no ATen operation")
-    if not _holds_node(args) and not _holds_node(list(kwargs.values())):
+    if not _holds(args) and not _holds(list(kwargs.values())):
         folded = exact(node.target, args, kwargs)
         if folded is not None:
             return _wrap(folded)
+        args = _first_as_node(lowering, args)
     name = node.target._schema.name.partition("::")[2]
     if name.endswith("_") and name.rstrip("_") in handlers:
         # In place, on a value that nothing else reads: the same as the plain operation.
@@ -262,10 +272,23 @@ def _apply(
         assert isinstance(changed, fx.Node)
         if list(changed.users) != [node] or changed.op != "call_function" or _views(changed):
             raise UnsupportedError("changes a value in place that is read elsewhere")
+    if name not in READS_CHOICES and _holds([*args, *kwargs.values()], Undecided):
+        raise UnsupportedError(
+            "reads a comparison, or a choice of the largest, of numbers that depend on the region;"
+            " a rule is known where they keep numbers or put them to zero"
+        )
     handler = handlers.get(name)
     if handler is None:
         raise UnsupportedError("has no bound")
     return handler(lowering, node.target, *args, **kwargs)
+
+
+def _first_as_node(lowering: Lowering, args: list[Any]) -> list[Any]:
+    """Return arguments that depend on no input as a rule takes them: with a node to work on."""
+    for place, x in enumerate(args):
+        if isinstance(x, Constant) and x.tensor.is_floating_point():
+            return [*args[:place], lowering.node(x), *args[place + 1 :]]
+    return args
 
 
 def _views(node: fx.Node) -> bool:
@@ -274,7 +297,7 @@ def _views(node: fx.Node) -> bool:
     return schema is None or any(entry.alias_info is not None for entry in schema.returns)
 
 
-def _holds_node(x: Any) -> bool:
-    if isinstance(x, Node):
+def _holds(x: Any, kinds: Any = Node | Undecided) -> bool:
+    if isinstance(x, kinds):
         return True
-    return isinstance(x, list | tuple) and any(_holds_node(entry) for entry in x)
+    return isinstance(x, list | tuple) and any(_holds(entry, kinds) for entry in x)

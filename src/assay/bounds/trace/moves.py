@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
-from assay.bounds import nonlinear
-from assay.bounds.rules import Pick, Smooth
-from assay.bounds.trace.lower import Constant, Lowering, Node, UnsupportedError, Value
+from assay.bounds.trace.lower import Constant, Lowering, Node, Undecided, UnsupportedError, Value
 from assay.bounds.trace.registry import as_value, plain, rule, shape_of
 
 
 @rule(
     *("view", "_unsafe_view", "reshape", "transpose", "t", "permute", "expand", "clone", "detach"),
     *("unsqueeze", "squeeze", "split", "split_with_sizes", "select", "slice", "alias", "flip"),
-    *("roll", "repeat", "unbind", "lift_fresh_copy", "diagonal", "gather", "index", "index_select"),
+    *("roll", "repeat", "unbind", "lift_fresh_copy", "diagonal", "index", "index_select"),
     *("tril", "triu", "unfold", "contiguous"),
 )
-def _moved(low: Lowering, op: Any, x: Value, *args: Any, **kwargs: Any) -> Any:
+def moved(low: Lowering, op: Any, x: Value, *args: Any, **kwargs: Any) -> Any:
     rest, named = [plain(a) for a in args], {key: plain(a) for key, a in kwargs.items()}
     return low.move(lambda y: op(y, *rest, **named), x)
 
 
 @rule("_to_copy")
-def _cast(low: Lowering, op: Any, x: Node, dtype: Any = None, **kwargs: Any) -> Value:
+def _cast(low: Lowering, op: Any, x: Any, dtype: Any = None, **kwargs: Any) -> Any:
+    if isinstance(x, Undecided):  # a comparison as zeros and ones
+        return x
     if dtype is not None and not dtype.is_floating_point:
         raise UnsupportedError(f"turns numbers that depend on the region into {dtype}")
     if dtype is None or dtype == x.dtype:
@@ -64,18 +63,3 @@ def _created(low: Lowering, op: Any, x: Value, *args: Any, **kwargs: Any) -> Con
     name = op._schema.name
     shape = args[0] if "new_" in name else shape_of(low, x)
     return Constant(torch.full(tuple(shape), float("ones" in name), dtype=torch.float64))
-
-
-@rule("gt")
-def _greater(low: Lowering, op: Any, x: Node, y: Any) -> Constant:
-    node = low.graph.nodes[x.ref]
-    while isinstance(node.operation, Pick) and node.operation.plain:
-        node = low.graph.nodes[node.parents[0]]
-    operation = node.operation
-    positive = (isinstance(operation, nonlinear.Softmax) and np.all(operation.mask)) or (
-        isinstance(operation, Smooth) and operation.function.range[0] == 0
-    )
-    if y != 0 or not positive:
-        raise UnsupportedError("compares numbers that depend on the region")
-    low.dtypes |= {torch.float64}  # float32 may round such a number to zero
-    return Constant(torch.ones(low.shape(x), dtype=torch.bool))

@@ -11,8 +11,8 @@ import torch
 from assay.bounds import nonlinear
 from assay.bounds import operations as ops
 from assay.bounds.rounding import Interval, sqrt_up
-from assay.bounds.rules import Product, Shift, Smooth, Total
-from assay.bounds.trace.arithmetic import add_values, multiply, scaled, subtract
+from assay.bounds.rules import Divide, Product, Shift, Smooth, Total
+from assay.bounds.trace.arithmetic import add_values, multiply, scaled, subtract, total_of
 from assay.bounds.trace.lower import Constant, Lowering, Node, UnsupportedError, Value, real
 from assay.bounds.trace.registry import plain, rule
 
@@ -148,6 +148,40 @@ def _normed(low: Lowering, x: Node, width: int, divisor: float, eps: float, radi
     end = np.broadcast_to(sqrt_up(float(radius)), low.shape(found))
     low.limits[found.ref] = Interval(-end, end)
     return found
+
+
+@rule("linalg_vector_norm")
+def _length(
+    low: Lowering, op: Any, x: Node, order: Any = 2, dim: Any = None, keep: bool = False, **_: Any
+) -> Node:
+    if order != 2:
+        raise UnsupportedError(f"is the norm of order {order}; only 2 has a rule")
+    low.dtypes |= {torch.float64}  # how float32 sums the squares is not fixed
+    squares = low.add(nonlinear.Square(), x)
+    return low.add(Smooth("sqrt"), total_of(low, op, squares, dim, keep))
+
+
+@rule("std", "var")
+def _spread(
+    low: Lowering,
+    op: Any,
+    x: Node,
+    dim: Any = None,
+    correction: Any = None,
+    keepdim: bool = False,
+) -> Node:
+    width = low.shape(x)[-1]
+    if dim is None or [axis % len(low.shape(x)) for axis in dim] != [len(low.shape(x)) - 1]:
+        raise UnsupportedError("spreads over other axes than the last")
+    low.dtypes |= {torch.float64}
+    # c = width (x - mean) has integer weights.
+    centred = low.add(ops.Affine(width * np.eye(width) - 1.0, np.zeros(width)), x)
+    squares = low.add(nonlinear.Square(), centred)
+    count = width - (1 if correction is None else correction)
+    found = low.add(
+        Divide(np.asarray(float(width**2) * count)), total_of(low, op, squares, [-1], keepdim)
+    )
+    return low.add(Smooth("sqrt"), found) if op._schema.name == "aten::std" else found
 
 
 @rule("native_batch_norm", "_native_batch_norm_legit_no_training")

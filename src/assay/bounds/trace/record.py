@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from assay.errors import AssayError, InputError
+from assay.io.files import digest_of_tensors
 
 Function = Callable[..., Tensor]
 NO_RULE = "has no bound"
@@ -31,6 +33,14 @@ class Program:
     module: GraphModule
     function: Function
     examples: tuple[Tensor, ...]
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of the recorded operations and their constants."""
+        nodes = [node for node in self.module.graph.nodes if node.op == "get_attr"]
+        held = {str(node.target): getattr(self.module, str(node.target)) for node in nodes}
+        text = f"{self.module.code}{digest_of_tensors(held)}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def __call__(self, *inputs: Tensor) -> Tensor:
         """Run the recorded operations."""

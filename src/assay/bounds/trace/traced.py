@@ -12,7 +12,7 @@ from torch import Tensor
 
 from assay.bounds.graph import Graph, Node, Ref
 from assay.bounds.levels import Arithmetic, arithmetic
-from assay.bounds.operations import Operation, Scale
+from assay.bounds.operations import Affine, Operation, Scale
 from assay.bounds.rounding import Array, Interval, add_up, sub_down
 from assay.bounds.rules import Divide, Enclosed, Shift
 from assay.bounds.trace.constants import fold
@@ -27,12 +27,19 @@ class LevelGraph:
     """A graph at one level: what depends on no input is enclosed in the level's arithmetic.
 
     limits: intervals of nodes that hold for every input. place: where the nodes of the recorded
-    graph went."""
+    graph went. The graph is complete: what follows from it alone is worked out `once`."""
 
     graph: Graph
     limits: dict[Ref, Interval]
     level: str
     place: dict[Ref, Ref] = field(default_factory=dict)
+    _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what `make` gives, made when first asked for under this name."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
 
 @dataclass(frozen=True)
@@ -119,30 +126,6 @@ def evaluate(at: LevelGraph, boxes: Sequence[Interval]) -> Interval:
     return values[-1]
 
 
-def always(at: LevelGraph) -> Interval | None:
-    """Return the interval of the output that follows from the limits of norms alone, whatever the
-    inputs are; None where it follows from none.
-    """
-    ar, graph, last = arithmetic(at.level), at.graph, len(at.graph.nodes) - 1
-    values: dict[Ref, Interval] = {}
-
-    def find(ref: Ref) -> bool:
-        node = graph.nodes[ref]
-        if ref in at.limits:
-            values[ref] = at.limits[ref]
-        elif node.operation is None or not all(find(p) for p in node.parents):
-            return False
-        else:
-            values[ref] = node.operation.interval([values[p] for p in node.parents], ar)
-        return True
-
-    with np.errstate(all="ignore"):
-        try:
-            return values[last] if find(last) else None
-        except AssayError:
-            return None
-
-
 def _step(node: Node, values: list[Any], ar: Arithmetic) -> Interval:
     assert node.operation is not None
     xs = [values[p] for p in node.parents]
@@ -187,20 +170,48 @@ def _fold(lowering: Lowering, output: Ref, ar: Arithmetic) -> LevelGraph:
     for ref in source.inputs:
         place[ref] = graph.input(*source.nodes[ref].shape)
     read = {p for ref in needed - lowering.fixed for p in source.nodes[ref].parents}
+    joined = {} if ar.executed else _joined(lowering, needed)
+    inner = {source.nodes[ref].parents[0] for ref in joined}
     for ref in sorted(needed):
         node = source.nodes[ref]
-        if node.operation is None or (ref in lowering.fixed and ref not in read):
+        if node.operation is None or ref in inner or (ref in lowering.fixed and ref not in read):
             continue
         if ref in lowering.fixed:
             place[ref] = graph.add_node(_enclosed(values[ref]))
             continue
-        parents = [place[p] for p in node.parents]
         operation = _as_executed(node.operation) if ar.executed else node.operation
+        parents = [place[p] for p in node.parents if p in place]
+        if ref in joined:
+            operation = joined[ref]
+            parents = [place[p] for p in source.nodes[node.parents[0]].parents]
         place[ref] = graph.add_node(operation, *parents, virtual=node.virtual)
         if ref in lowering.limits and not ar.executed:  # rounding may pass a limit
             old = lowering.limits[ref]
             limits[place[ref]] = Interval(old.lo[None], old.hi[None])
     return LevelGraph(graph, limits, ar.level, place)
+
+
+def _joined(lowering: Lowering, needed: set[Ref]) -> dict[Ref, Affine]:
+    """Return the shifts that are the bias of an affine map without one, which nothing else reads,
+    as that map with its bias: in real arithmetic both are one operation.
+    """
+    nodes, readers = lowering.graph.nodes, dict[Ref, list[Ref]]()
+    for ref in needed:
+        for parent in nodes[ref].parents:
+            readers.setdefault(parent, []).append(ref)
+    found = {}
+    for ref in needed - lowering.fixed:
+        node = nodes[ref]
+        if not isinstance(node.operation, Shift):
+            continue
+        (inner,) = node.parents
+        operation, bias = nodes[inner].operation, node.operation.bias
+        along = bias.ndim and bias.size == bias.shape[-1] == node.shape[-1]
+        if not (isinstance(operation, Affine) and along) or operation.bias.any():
+            continue
+        if readers[inner] == [ref] and not {ref, inner} & lowering.limits.keys():
+            found[ref] = replace(operation, bias=bias.reshape(-1))
+    return found
 
 
 def _as_executed(operation: Operation) -> Operation:

@@ -10,7 +10,7 @@ import torch
 from flint import arb, arb_mat, ctx
 from torch import Tensor
 
-from assay.bounds.rounding import ball_interval
+from assay.bounds.exact import ball_interval
 from assay.errors import InputError
 from assay.mechanisms.channels.certify import Certificates
 from assay.mechanisms.channels.weights import ChannelWeights

@@ -2,7 +2,7 @@
 rest can be removed in any combination."""
 
 from assay.mechanisms.components.decomposition import Decomposition, decomposition
-from assay.mechanisms.components.initial import start_at_data
+from assay.mechanisms.components.initial import start_at_data, start_at_singular
 from assay.mechanisms.components.kind import ComponentMechanisms, components
 from assay.mechanisms.components.minimality import LpMinimality, SmoothL0
 from assay.mechanisms.components.objective import Faithfulness, Objective, Recon
@@ -36,6 +36,7 @@ __all__ = [
     "match_sites",
     "skip_zeros",
     "start_at_data",
+    "start_at_singular",
     "train",
     "upper",
     "zeros_are_inert",

@@ -72,6 +72,20 @@ class Decomposition(nn.Module, Kind):
             for site, factor in zip(self.sites, self.V, strict=True)
         }
 
+    def shares(
+        self, inner: Mapping[str, Float[Tensor, "*positions components"]]
+    ) -> dict[str, Float[Tensor, "*positions components"]]:
+        """Return `|h_c| |U_c| / |h U|`: the length of what each component writes over that of what
+        all of them write together.
+        """
+        found = {}
+        for site, factor in zip(self.sites, self.U, strict=True):
+            h = inner[site.name]
+            whole = (h @ factor).norm(dim=-1, keepdim=True)
+            tiny = torch.finfo(whole.dtype).tiny ** 0.5
+            found[site.name] = h.abs() * factor.norm(dim=1) / whole.clamp_min(tiny)
+        return found
+
     def logits(self, reading: Reading) -> dict[str, Float[Tensor, "*positions components"]]:
         """Return the importance function's logits on a clean run."""
         wide = next(self.parameters()).dtype
@@ -84,7 +98,8 @@ class Decomposition(nn.Module, Kind):
             for site, factor in zip(self.sites, self.V, strict=True)
             if self.importance.reads_inner or site.lookup
         }
-        found: dict[str, Tensor] = self.importance(inputs, inner)
+        shares = self.shares(inner) if self.importance.reads_shares else None
+        found: dict[str, Tensor] = self.importance(inputs, inner, shares)
         return found
 
     def _inner(self, reading: Reading, site: WeightSite, factor: Tensor) -> Tensor:
@@ -130,8 +145,8 @@ def decomposition(
 ) -> Decomposition:
     """Return an untrained decomposition of the matrices whose module paths match the patterns.
 
-    `importance` is "scalar", "vector", "shared" or "transformer", and `options` are its sizes; see
-    `match_sites` for the other arguments and the errors."""
+    `importance` is "scalar", "vector", "shared", "relative" or "transformer", and `options` are its
+    sizes; see `match_sites` for the other arguments and the errors."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     sites = match_sites(model, patterns, components)
     found = make_importance(importance, sites, generator, **options)

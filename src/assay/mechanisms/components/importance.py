@@ -21,6 +21,12 @@ Named = Mapping[str, Tensor]
 SHARPNESS = 24.0
 """How many times a kink of a spread net is narrower than the range of its input, about."""
 
+KEPT = 0.3
+"""The part of all shares above which importances start above one half."""
+
+FAINT = 1e-4
+"""A share that is as good as none."""
+
 
 class Importance(nn.Module, ABC):
     """A function from every site's input and inner activations to logits of causal importance.
@@ -32,18 +38,23 @@ class Importance(nn.Module, ABC):
     reads_inner = False
     """Whether the inner activations of every site are read, and not only those of embeddings."""
 
+    reads_shares = False
+    """Whether every component's share of what its site writes is read."""
+
     def __init__(self, sites: Sequence[WeightSite]):
         super().__init__()
         self.sites = tuple(sites)
 
     @abstractmethod
-    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
-        """Return the logits of every site."""
+    def forward(
+        self, inputs: Named, inner: Named, shares: Named | None = None
+    ) -> dict[str, Tensor]:
+        """Return the logits of every site; `shares` are given where they are read."""
 
     @torch.no_grad()
-    def spread(self, inner: Named, generator: torch.Generator) -> None:
-        """Fit the untrained function to the inner activations of a batch, in place; nothing where
-        it does not read them."""
+    def spread(self, inner: Named, generator: torch.Generator, shares: Named | None = None) -> None:
+        """Fit the untrained function to the inner activations and shares of a batch, in place;
+        nothing where it reads neither."""
 
     def vectors(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
         """Return one vector a position for every site: its input, or an embedding's inner
@@ -83,7 +94,7 @@ class ScalarMLPs(_TwoLayers):
             self.b2.append(torch.zeros(site.components))
 
     @torch.no_grad()
-    def spread(self, inner: Named, generator: torch.Generator) -> None:
+    def spread(self, inner: Named, generator: torch.Generator, shares: Named | None = None) -> None:
         """Let every net rise with the size of its inner activation h, from about 0 at h = 0 to 1 at
         the largest on the batch.
 
@@ -106,7 +117,9 @@ class ScalarMLPs(_TwoLayers):
             most = scalar_nets(torch.stack([low, high]), w1, b1, w2, b2).amax(0)
             w2.div_(most.clamp_min(1e-6)[:, None])
 
-    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Named, inner: Named, shares: Named | None = None
+    ) -> dict[str, Tensor]:
         return {
             site.name: scalar_nets(inner[site.name], *weights) for site, *weights in self.nets()
         }
@@ -127,7 +140,9 @@ class VectorMLPs(_TwoLayers):
             self.w2.append(torch.randn(shape, generator=generator) / hidden**0.5)
             self.b2.append(torch.zeros(site.components))
 
-    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Named, inner: Named, shares: Named | None = None
+    ) -> dict[str, Tensor]:
         vectors = self.vectors(inputs, inner)
         return {
             site.name: self._logits(vectors[site.name], *weights) for site, *weights in self.nets()
@@ -160,8 +175,13 @@ class SharedMLP(_TwoLayers):
             self.w2.append(torch.randn(hidden, site.components, generator=generator) / hidden**0.5)
             self.b2.append(torch.zeros(site.components))
 
-    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
-        vectors = self.vectors(inputs, inner)
+    def forward(
+        self, inputs: Named, inner: Named, shares: Named | None = None
+    ) -> dict[str, Tensor]:
+        return self.logits(self.vectors(inputs, inner))
+
+    def logits(self, vectors: Named) -> dict[str, Tensor]:
+        """Return the logits from one vector a position for every site."""
         return {
             site.name: f.gelu(vectors[site.name] @ w1 + b1) @ w2 + b2
             for site, w1, b1, w2, b2 in self.nets()
@@ -195,7 +215,9 @@ class TransformerOverSites(Importance):
             self.bias.append(torch.zeros(site.components))
         self.body = Bidirectional(width, blocks, heads, hidden, generator)
 
-    def forward(self, inputs: Named, inner: Named) -> dict[str, Tensor]:
+    def forward(
+        self, inputs: Named, inner: Named, shares: Named | None = None
+    ) -> dict[str, Tensor]:
         vectors = self.vectors(inputs, inner)
         streams = [
             f.rms_norm(vectors[site.name], vectors[site.name].shape[-1:]) @ read
@@ -211,10 +233,54 @@ class TransformerOverSites(Importance):
         }
 
 
+class RelativeNets(SharedMLP):
+    """`z_c = a_c log(s_c + FAINT) + b_c + MLP(x)_c`: what each component writes beside what its
+    site writes, `s_c = |h_c| |U_c| / |h U|`, corrected by one net per site.
+
+    The net starts at zero, and so the function as a threshold on the share. It reads the site's
+    input over its root mean square."""
+
+    reads_inner = True
+    reads_shares = True
+
+    def __init__(
+        self, sites: Sequence[WeightSite], generator: torch.Generator, hidden: int = 128
+    ) -> None:
+        super().__init__(sites, generator, hidden)
+        self.slope = nn.ParameterList()
+        for site, w2 in zip(self.sites, self.w2, strict=True):
+            nn.init.zeros_(w2)
+            self.slope.append(torch.ones(site.components))
+
+    @torch.no_grad()
+    def spread(self, inner: Named, generator: torch.Generator, shares: Named | None = None) -> None:
+        """Put an importance of one half where the share is the `KEPT`-th largest of all shares of a
+        batch.
+        """
+        assert shares is not None
+        every = torch.cat([entry.flatten() for entry in shares.values()])
+        cut = every.kthvalue(1 + int((len(every) - 1) * (1 - KEPT))).values
+        for bias in self.b2:
+            bias.fill_(0.5 - float((cut + FAINT).log()))
+
+    def forward(
+        self, inputs: Named, inner: Named, shares: Named | None = None
+    ) -> dict[str, Tensor]:
+        assert shares is not None
+        vectors = self.vectors(inputs, inner)
+        normed = {name: f.rms_norm(x, x.shape[-1:]) for name, x in vectors.items()}
+        corrections = self.logits(normed)
+        return {
+            site.name: slope * (shares[site.name] + FAINT).log() + corrections[site.name]
+            for site, slope in zip(self.sites, self.slope, strict=True)
+        }
+
+
 IMPORTANCES: dict[str, Callable[..., Importance]] = {
     "scalar": ScalarMLPs,
     "vector": VectorMLPs,
     "shared": SharedMLP,
+    "relative": RelativeNets,
     "transformer": TransformerOverSites,
 }
 

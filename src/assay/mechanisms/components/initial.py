@@ -52,9 +52,48 @@ def start_at_data(
             scale = ((matrix * product).sum() / product.square().sum()).clamp(min=0).sqrt()
             v.copy_(scale * first.T)
             u.copy_(scale * second)
-        if found.importance.reads_inner:
-            reading = read_clean(model, inputs, found.sites)
-            found.importance.spread(found.inner(reading), generator)
+    _spread(model, found, inputs, generator)
+
+
+def start_at_singular(
+    model: nn.Module, found: Decomposition, inputs: Any, generator: torch.Generator
+) -> None:
+    """Set the components to the largest singular parts of their matrices, in place, and fit the
+    importance function to the inputs.
+
+    Singular parts are orthogonal, so that none takes back what others write. Raises InputError for
+    a site of more components than its matrix has singular parts."""
+    copy_singular(model, found)
+    _spread(model, found, inputs, generator)
+
+
+@torch.no_grad()
+def copy_singular(model: nn.Module, found: Decomposition) -> None:
+    """Set V and U to the largest singular parts, `V = A sqrt(s)` and `U = sqrt(s) B` of
+    `W = A s B`; InputError for a site of more components than there are.
+    """
+    for site, v, u in zip(found.sites, found.V, found.U, strict=True):
+        rank = min(site.inputs, site.outputs)
+        if site.components > rank:
+            raise InputError(
+                f"{site.name!r} has {site.components} components and its matrix {rank} singular"
+                f" parts; give at most {rank}, or start at the data"
+            )
+        left, sizes, right = torch.linalg.svd(site.matrix(model).detach(), full_matrices=False)
+        roots = sizes[: site.components].sqrt()
+        v.copy_(left[:, : site.components] * roots)
+        u.copy_(roots.unsqueeze(1) * right[: site.components])
+
+
+@torch.no_grad()
+def _spread(
+    model: nn.Module, found: Decomposition, inputs: Any, generator: torch.Generator
+) -> None:
+    if found.importance.reads_inner:
+        reading = read_clean(model, inputs, found.sites)
+        inner = found.inner(reading)
+        shares = found.shares(inner) if found.importance.reads_shares else None
+        found.importance.spread(inner, generator, shares)
 
 
 def participation(rows: Float[Tensor, "rows width"]) -> float:

@@ -49,7 +49,8 @@ def plan_training(
     `model_activations` are the network's own numbers per position and run. Activations are counted
     as 4 numbers per component for the importances and 3 for each masked run, in float32."""
     factors = sum(site.components * (site.inputs + site.outputs) for site in sites)
-    read = [site for site in sites if importance == "scalar" and not site.lookup]
+    reading = ("scalar", "relative")
+    read = [site for site in sites if importance in reading and not site.lookup]
     inner = sum(site.components * site.inputs for site in read)
     trained = count_importance(importance, sites, **options)
     components = sum(site.components for site in sites)
@@ -72,15 +73,17 @@ def count_importance(name: str, sites: Sequence[WeightSite], **options: int) -> 
     """Return the number of parameters of an importance function; InputError for an unknown name."""
     if name not in IMPORTANCES:
         raise unknown("importance function", name, IMPORTANCES)
-    hidden = options.get("hidden", {"shared": 128, "transformer": 256}.get(name, 16))
+    usual = {"shared": 128, "relative": 128, "transformer": 256}.get(name, 16)
+    hidden = options.get("hidden", usual)
     widths = [site.components if site.lookup else site.inputs for site in sites]
     counts = [site.components for site in sites]
     if name == "scalar":
         return sum(c * (3 * hidden + 1) for c in counts)
     if name == "vector":
         return sum(c * (hidden * (w + 2) + 1) for c, w in zip(counts, widths, strict=True))
-    if name == "shared":
-        return sum(hidden * (w + 1) + c * (hidden + 1) for c, w in zip(counts, widths, strict=True))
+    if name in ("shared", "relative"):
+        nets = sum(hidden * (w + 1) + c * (hidden + 1) for c, w in zip(counts, widths, strict=True))
+        return nets + (sum(counts) if name == "relative" else 0)
     width, blocks = options.get("width", 128), options.get("blocks", 2)
     block = 4 * width * width + 2 * width * hidden + hidden + width
     ends = sum(w * width + c * (width + 1) for c, w in zip(counts, widths, strict=True))

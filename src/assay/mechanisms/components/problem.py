@@ -34,9 +34,10 @@ class Problem(nn.Module):
     """The objective of a decomposition of one network, with the sources of persistent adversaries
     and the running means of frequencies, so that one checkpoint holds all of it.
 
-    Of `world` processes each gives its share of the batch, and `reduce` sums a tensor over them
-    (see `assay.learn.processes`): the sum of their gradients is that of one process with the whole
-    batch."""
+    Of `world` processes each gives its share of the batch (`Rows.share`), and `reduce` sums a
+    tensor over them (see `assay.learn.processes`): the sum of their gradients is that of one
+    process with the whole batch. Terms that are logged, and the value of the loss, are those of
+    the whole batch."""
 
     def __init__(
         self,
@@ -92,11 +93,12 @@ class Problem(nn.Module):
         losses = []
         for name, term in zip(self.objective.names, self.objective.recon, strict=True):
             passes = [self._pass(scene, name, term, way) for way in scene.routes(term.routing)]
-            terms[name] = torch.stack(passes).mean()
-            losses.append(term.coefficient / self.world * terms[name])
+            own = torch.stack(passes).mean()
+            terms[name] = own if self.reduce is None else _as_whole(own, self.reduce)
+            losses.append(term.coefficient * terms[name])
         terms["minimality"] = self.objective.minimality(
             {name: upper(z) for name, z in logits.items()},
-            count=rows.positions(reading.output) * self.world,
+            count=rows.positions(reading.output),
             done=done,
             weights=None if rows.weights is None else rows.weights.flatten(),
             reduce=self.reduce,
@@ -106,7 +108,8 @@ class Problem(nn.Module):
         faithfulness = self.objective.faithfulness
         if faithfulness is not None:
             terms["faithfulness"] = faithfulness(self.model, self.found)
-            losses.append(faithfulness.coefficient / self.world * terms["faithfulness"])
+            share = _share(terms["faithfulness"], self.world)
+            losses.append(faithfulness.coefficient * share)
         return torch.stack(losses).sum(), terms
 
     def finish(self) -> None:
@@ -142,8 +145,18 @@ class Problem(nn.Module):
             everywhere: Routes = dict.fromkeys(scene.importance)
             for _ in range(adversary.plan.warm):
                 leaves = adversary.leaves()
-                loss = detached.loss(leaves, everywhere) / self.world
+                loss = detached.loss(leaves, everywhere)
                 gradients = torch.autograd.grad(loss, list(leaves.values()))
                 adversary.ascend(dict(zip(leaves, gradients, strict=True)), self.reduce)
             adversary.pending = adversary.leaves()
         return adversary.pending
+
+
+def _as_whole(own: Tensor, reduce: Reduce) -> Tensor:
+    """Return the sum over processes, with the gradient of this one's share."""
+    return own + (reduce(own.detach()) - own.detach())
+
+
+def _share(term: Tensor, world: int) -> Tensor:
+    """Return a term that all processes have alike, with the gradient of one of `world` shares."""
+    return term if world == 1 else term.detach() + (term - term.detach()) / world

@@ -4,13 +4,15 @@ divergence under masks."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
+from assay.errors import InputError
 from assay.mechanisms.components.decomposition import Decomposition, Reading, read_clean
 from assay.mechanisms.components.masks import Mask, make_mask, run_masked
 from assay.mechanisms.components.objective import Divergence, Routing
@@ -20,17 +22,55 @@ Routes = Mapping[str, Tensor | None]
 
 
 @dataclass(frozen=True)
+class Part:
+    """Which examples of a batch one of several processes has: `examples` from `first` of `whole`,
+    of which `positions` count in all processes together."""
+
+    first: int
+    examples: int
+    whole: int
+    positions: int | None = None
+
+
+@dataclass(frozen=True)
 class Rows:
     """A batch: the model's inputs, and how many positions of the batch each row stands for (one, if
-    None; `count` in all)."""
+    None; none at padding, say; `count` in all)."""
 
     inputs: Any
     weights: Float[Tensor, "*positions"] | None = None
     count: int | None = None
+    part: Part | None = field(default=None, kw_only=True)
 
     def positions(self, output: Tensor) -> int:
         """Return the number of positions of an output (*positions, outputs)."""
-        return output[..., 0].numel() if self.count is None else self.count
+        if self.part is not None and self.part.positions is not None:
+            return self.part.positions
+        whole = output[..., 0].numel() if self.count is None else self.count
+        return whole if self.part is None else whole // self.part.examples * self.part.whole
+
+    def kept(self, values: Tensor) -> Bool[Tensor, "*positions"]:
+        """Return which positions of values (*positions, width) count for anything."""
+        if self.weights is None:
+            return torch.ones(values.shape[:-1], dtype=torch.bool, device=values.device)
+        return self.weights > 0
+
+    def share(self, rank: int, world: int) -> Rows:
+        """Return the examples that one of `world` processes takes of a batch that all have drawn.
+
+        Raises InputError for fewer examples than processes."""
+        whole = len(tree_leaves(self.inputs)[0])
+        if whole < world:
+            raise InputError(
+                f"a batch of {whole} examples cannot be split over {world} processes; start fewer,"
+                " or take a larger batch"
+            )
+        bounds = [whole * place // world for place in range(world + 1)]
+        own = slice(bounds[rank], bounds[rank + 1])
+        inputs = tree_map(lambda entry: entry[own], self.inputs)
+        part = Part(own.start, own.stop - own.start, whole, self.count)
+        weights = None if self.weights is None else self.weights[own]
+        return Rows(inputs, weights, part=part)
 
 
 def skip_zeros(x: Float[Tensor, "rows features"]) -> Rows:
@@ -136,7 +176,10 @@ class Scene:
 
     def shared(self) -> dict[str, Tensor]:
         """Draw sources uniform on [0, 1], one per component for the whole batch."""
-        return {name: self._draw((g.shape[-1] + 1,), g) for name, g in self.importance.items()}
+        return {
+            name: self._draw((g.shape[-1] + 1,), g, by_example=False)
+            for name, g in self.importance.items()
+        }
 
     def chosen(self, share: float) -> dict[str, Tensor]:
         """Draw which examples are chosen, each with probability `share`, shaped for the sources of
@@ -178,7 +221,12 @@ class Scene:
             }
         return sources
 
-    def _draw(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+    def _draw(self, shape: tuple[int, ...], like: Tensor, *, by_example: bool = True) -> Tensor:
+        # All processes draw for the whole batch, so that their number changes nothing.
+        part = self.rows.part if by_example else None
         device = self.generator.device
+        if part is not None:
+            shape = (part.whole, *shape[1:])
         drawn = torch.rand(shape, generator=self.generator, dtype=like.dtype, device=device)
-        return drawn.to(like.device)
+        own = drawn if part is None else drawn[part.first : part.first + part.examples]
+        return own.to(like.device)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from assay.errors import InputError
 from assay.io.runs import Run
 from assay.learn.loop import cosine, fit
+from assay.learn.processes import join, sum_gradients, sum_over_processes
 from assay.mechanisms.components.decomposition import Decomposition
 from assay.mechanisms.components.objective import Faithfulness, Objective
 from assay.mechanisms.components.problem import Problem
@@ -65,13 +66,22 @@ def train(
     """Train a decomposition of a network on drawn batches, in place; the network stays as it is.
 
     With `run`, checkpoints hold factors, importance function, optimizer, adversaries, running means
-    and the generator; a later call goes on from the last one and ends with the same bits. Raises
-    AssayError, with the term, when the loss is not finite; the last good checkpoint stays."""
+    and the generator; a later call goes on from the last one and ends with the same bits. Of
+    several processes (`torchrun`), which all call this with equal arguments, each takes its share
+    of every batch, and the first alone has a run; their number may change from one call to the
+    next.
+
+    Raises AssayError, with the term, when the loss is not finite, and where another process stops:
+    the last good checkpoint stays. Raises InputError for a batch that cannot be split."""
+    rank, world = join()
     warm_up(model, found, training, generator=generator, run=run, name=f"{name}-warmup")
-    problem = Problem(model, found, objective, generator)
+    reduce = None if world == 1 else sum_over_processes
+    problem = Problem(model, found, objective, generator, reduce=reduce, world=world)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        total, terms = problem(draw(generator), step / training.steps)
+        rows = draw(generator)
+        rows = rows if world == 1 else rows.share(rank, world)
+        total, terms = problem(rows, step / training.steps)
         return total, {f"losses/{key}": term for key, term in terms.items()}
 
     fit(
@@ -85,7 +95,9 @@ def train(
         name=name,
         log_every=training.log_every,
         save_every=training.save_every,
+        before_step=partial(sum_gradients, problem),
         after_step=problem.finish,
+        together=world > 1,
     )
 
 
@@ -114,6 +126,7 @@ def warm_up(
         name=name,
         log_every=training.log_every,
         save_every=training.warmup_steps,
+        together=join()[1] > 1,
     )
 
 

@@ -8,7 +8,6 @@ import torch
 
 from assay.core.target import Batch, Target
 from assay.errors import InputError, unknown
-from assay.io.files import hash_of
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.gates import (
     ClampedGates,
@@ -16,7 +15,7 @@ from assay.mechanisms.crosscoder.gates import (
     EverywhereGates,
     FirstGates,
 )
-from assay.mechanisms.crosscoder.states import residual_states
+from assay.mechanisms.crosscoder.states import read_codes, residual_states
 
 Rule = Literal["first", "everywhere", "clamp"]
 
@@ -40,21 +39,14 @@ def crosscoder(
         raise unknown("gate rule", rule, get_args(Rule))
     if not 0 < share <= 1:
         raise InputError(f"share must lie in (0, 1], got {share}")
-    if found.model_hash and hash_of(target.model) != found.model_hash:
-        raise InputError(
-            "the crosscoder was trained on another network (the digest of the weights differs);"
-            " load the one that it belongs to"
-        )
+    found.require_network(target.model)
     states = residual_states(target.model, batch.inputs, found.sites)
     if states.shape[-1] != found.width or len(states) != len(batch):
         raise InputError(
             f"the residual states have shape {tuple(states.shape)}; the crosscoder reads"
             f" ({len(batch)}, ..., {len(found.sites)}, {found.width})"
         )
-    training = found.training
-    wide = found.W_enc.dtype
-    codes = found.eval().encode(states.to(wide)).to(states.dtype)
-    found.train(training)
+    codes = read_codes(found, states)
     if rule == "first":
         return FirstGates(target, batch, found, codes, states, share)
     bound = EverywhereGates if rule == "everywhere" else ClampedGates

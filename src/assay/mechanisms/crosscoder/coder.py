@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from assay.core.kind import Kind, Reference
 from assay.core.target import Batch, Target
 from assay.errors import InputError, unknown
+from assay.io.files import hash_of
 
 if TYPE_CHECKING:
     from assay.mechanisms.crosscoder.gates import CrosscoderMechanisms
@@ -113,6 +114,14 @@ class Crosscoder(nn.Module, Kind):
         """
         norms = self.norms()
         return (norms >= share * norms.amax(1, keepdim=True)).int().argmax(1)
+
+    def require_network(self, model: nn.Module, where: str = "the crosscoder") -> None:
+        """Raise InputError for another network than the one whose digest the crosscoder knows."""
+        if self.model_hash and hash_of(model) != self.model_hash:
+            raise InputError(
+                f"{where} was trained on another network (the digest of the weights differs); load"
+                " the one that it belongs to"
+            )
 
     def bind(
         self, target: Target, batch: Batch, reference: Reference | None = None

@@ -72,6 +72,10 @@ def load(folder: Path | str, sites: Sequence[str] | None = None) -> Crosscoder:
     tensors = files.load_tensors(folder / WEIGHTS)
     if files.sha256(folder / WEIGHTS) != entry["sha256"]:
         raise InputError(f"{folder / WEIGHTS} is not the file that its config was written with")
+    shape = (entry["size"], len(entry["sites"]), entry["width"])
+    if "W_dec" not in tensors or tuple(tensors["W_dec"].shape) != shape:
+        # Before a crosscoder of that size is made, which may not fit into memory.
+        raise InputError(f"{folder / WEIGHTS} does not fit its config: W_dec must be {shape}")
     found = Crosscoder(
         entry["sites"],
         entry["width"],
@@ -135,20 +139,30 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can make the reader raise anything
-        reason = " ".join(str(error).split())[:160]
+        reason = " ".join(str(error).split()).partition(". ")[0][:160]
         raise InputError(
             f"{path} cannot be read without unpickling objects; save its state dict: {reason}"
         ) from error
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise InputError(f"{path} is no state dict of tensors")
     for name, tensor in found.items():
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized:
+            raise InputError(
+                f"{path}: tensor {name!r} must be a plain dense tensor; save it as one"
+            )
         files.require_finite(tensor, f"{path}: tensor {name!r}")
     return found
 
 
 def _filled(found: Crosscoder, tensors: dict[str, Tensor], path: Path) -> Crosscoder:
+    narrow = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {name} must hold real numbers, got {tensor.dtype}")
+        narrow[name] = tensor.float()
+        files.require_finite(narrow[name], f"{path}: {name} in float32")
     try:
-        found.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
+        found.load_state_dict(narrow)
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} does not fit its config: {reason[:300]}") from error

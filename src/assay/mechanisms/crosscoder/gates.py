@@ -16,7 +16,9 @@ from torch import Tensor
 from assay.core.mechanisms import Change, Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Whole
 from assay.core.sites import Edit, Seen
+from assay.core.target import Batch
 from assay.mechanisms.crosscoder.coder import Crosscoder
+from assay.mechanisms.crosscoder.states import read_codes, residual_states
 
 FEATURES = "features"
 ERROR = "error:"
@@ -73,10 +75,22 @@ class CrosscoderMechanisms(Mechanisms):
         parts[name] = Whole(error, self.groups[name].shape, tuple(error.shape))
         return parts
 
+    @property
+    def feature_groups(self) -> tuple[str, ...]:
+        return (FEATURES,)
+
+    def activations(self, name: str, site: str, seen: Seen, which: Tensor) -> tuple[Tensor, Tensor]:
+        return self.codes[..., which], self.atoms[self.found.sites.index(site)][which]
+
     def rebuilt(self, layer: int) -> Tensor:
         """Return `rhat_l`, what the codes rebuild at a layer."""
         decoder = self.found.W_dec.detach()[:, layer].to(self.codes)
         return self.codes @ decoder + self.found.b_dec.detach()[layer].to(self.codes)
+
+    def follow(self, batch: Batch) -> CrosscoderMechanisms:
+        """Return the mechanisms on another text, whose own clean run gives states and codes."""
+        states = residual_states(self.target.model, batch.inputs, self.found.sites)
+        return replace(self, batch=batch, codes=read_codes(self.found, states), clean=states)
 
     def take(self, index: Tensor | slice) -> CrosscoderMechanisms:
         batch = self.batch.take(index)

@@ -150,9 +150,11 @@ class Hinge:
 
     @cached_property
     def _tables(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Per pair (y, k) of outputs: `U_y - U_k`, the positive part of what neurons write along
-        it, and `kappa`, how far a unit of error moves it through the block.
+        """Per pair (y, k) of outputs: `(U_y - U_k) (1 + W_out W_in / 2)`, the positive part of what
+        neurons write along `U_y - U_k`, and `kappa`, how far a unit of error moves the margin
+        beyond the first; see `assay.proofs.crosscoder.certificates`.
         """
         away = self.unembed[:, None] - self.unembed
         inner = away @ self.block.W_out
-        return away, inner.relu(), inner.abs() @ self.block.W_in.norm(dim=1)
+        through = away + inner @ self.block.W_in / 2
+        return through, inner.relu(), inner.abs() @ self.block.W_in.norm(dim=1) / 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from assay.core.sites import read_sites
 from assay.errors import InputError
 from assay.io.files import require_finite
+from assay.mechanisms.crosscoder.coder import Crosscoder
 
 
 @torch.no_grad()
@@ -31,3 +32,12 @@ def residual_states(
                 f" {tuple(value.shape)}; a crosscoder reads states of one shape"
             )
     return torch.stack(values, dim=-2)
+
+
+@torch.no_grad()
+def read_codes(found: Crosscoder, states: Tensor) -> Tensor:
+    """Return the codes of residual states (examples, *positions, layers, width) in their dtype."""
+    training = found.training
+    codes = found.eval().encode(states.to(found.W_enc.dtype)).to(states.dtype)
+    found.train(training)
+    return codes

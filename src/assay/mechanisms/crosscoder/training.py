@@ -144,6 +144,9 @@ def equal_norm_scales(states: Float[Tensor, "rows layers width"]) -> Float[Tenso
 
     Raises InputError for a layer whose states are all zero."""
     sizes = states.square().mean((0, 2)).sqrt()
+    if not bool((sizes.isfinite() & (sizes > 0)).all()):  # the squares overflow, or vanish
+        norms = torch.linalg.vector_norm(states, dim=(0, 2), dtype=torch.float64)
+        sizes = (norms / (len(states) * states.shape[2]) ** 0.5).to(states.dtype)
     if not bool((sizes > 0).all()):
         raise InputError("the states of a layer are all zero; they cannot be scaled")
     return 1 / sizes
@@ -154,8 +157,9 @@ def unexplained(
     found: Crosscoder, states: Float[Tensor, "rows layers width"]
 ) -> Float[Tensor, " layers"]:
     """Return the fraction of variance unexplained at every layer, over rows and coordinates."""
-    rest = (states - found(states)).square().sum((0, 2))
-    return rest / (states - states.mean(0)).square().sum((0, 2))
+    wide = states.double()
+    rest = (wide - found(states)).square().sum((0, 2))
+    return (rest / (wide - wide.mean(0)).square().sum((0, 2))).to(states.dtype)
 
 
 class Threshold:

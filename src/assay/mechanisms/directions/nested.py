@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
+from assay.core.norms import PlainNorms
 from assay.mechanisms.directions.divergence import Divergence, divergence
 from assay.mechanisms.directions.local import Local
 
@@ -39,5 +40,6 @@ def nested_quadratic_forms(
         zero = torch.zeros((), dtype=directions.dtype, device=directions.device)
         return jvp(first, (zero,), (torch.ones_like(zero),))[1]
 
-    forms = vmap(second)(local.space.split(directions)).movedim(0, 1)
+    with PlainNorms():
+        forms = vmap(second)(local.space.split(directions)).movedim(0, 1)
     return forms if forms.ndim == 2 else forms.flatten(2).mean(2)

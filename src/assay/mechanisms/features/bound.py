@@ -12,10 +12,12 @@ from torch import Tensor
 from assay.core.mechanisms import Change, Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Whole
 from assay.core.sites import Edit, Seen, read_sites
-from assay.core.values import DENSE
+from assay.core.target import Batch
+from assay.core.values import DENSE, compact, dense
 from assay.dictionaries import Dictionary, DictionarySet
 from assay.mechanisms.features.codes import SparseAtoms, sparse_codes
 from assay.mechanisms.features.slopes import slopes_in_read
+from assay.targets.reading import stretched
 from assay.targets.suffix import Jobs, Suffix, pick, plan
 
 CONVENTIONS = ("pass_through", "detached_error")
@@ -61,6 +63,11 @@ class Base:
         if value is not None and len(value) == len(self.active) and len(value) > 1:
             value = value[index]
         return Base(value, self.active[index])
+
+    def stretch(self, length: int, active: bool) -> Base:
+        """Return the base at another number of positions, active at new ones or not."""
+        value = None if self.value is None else stretched(self.value, length, 0)
+        return Base(value, stretched(self.active, length, active))
 
 
 @dataclass(frozen=True)
@@ -179,6 +186,17 @@ class FeatureParts(Mechanisms):
             rebuilt = rebuilt + carried
         return found, rebuilt
 
+    @property
+    def feature_groups(self) -> tuple[str, ...]:
+        return tuple(name for name in self.spots if name in self.groups)
+
+    def activations(self, name: str, site: str, seen: Seen, which: Tensor) -> tuple[Tensor, Tensor]:
+        spot, dictionary = self.spots[name], self.dictionaries[name].dictionary
+        value = (seen.read(spot.reads) if spot.apart else seen).value
+        now = value.to(torch.promote_types(value.dtype, torch.float32))
+        held = [dictionary.encode(one)[..., which] for one in now.split(1)]
+        return torch.cat(held), dictionary.W_dec[which][:, spot.columns(site)]
+
     def edits_of(self, names: Iterable[str], change: Change) -> dict[str, Edit]:
         if self.convention == "pass_through":
             return super().edits_of(names, change)
@@ -287,6 +305,20 @@ class FeatureParts(Mechanisms):
             return "no site has one vector a position"
         with torch.no_grad():
             return plan(self.target, self.batch, flat)
+
+    def follow(self, batch: Batch) -> FeatureParts:
+        """Return the parts on a text of another length; at new tokens there are parts where the
+        reference is zero.
+        """
+        length, zero = int(batch.inputs["input_ids"].shape[1]), self.reference == "zero"
+        bases = {site: base.stretch(length, zero) for site, base in self.bases.items()}
+        means = {
+            name: compact(stretched(dense(mean), length, 0)) for name, mean in self.means.items()
+        }
+        return replace(self, batch=batch, bases=bases, means=means)
+
+    def in_memory(self) -> FeatureParts:
+        return replace(self, dictionaries=dict(self.dictionaries))
 
     def take(self, index: Tensor | slice) -> FeatureParts:
         """Return the parts of some of the examples, with the references that were read for all."""

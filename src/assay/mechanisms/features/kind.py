@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from assay.core.target import Batch, Target
 from assay.core.values import compact
 from assay.dictionaries import Dictionary, DictionarySet, Placed
 from assay.dictionaries.identity import Identity
+from assay.dictionaries.objects import as_dictionaries
 from assay.errors import InputError, unknown
 from assay.io.files import require_finite
 from assay.mechanisms.features.bound import CONVENTIONS, Base, FeatureParts, Spot
@@ -105,14 +106,15 @@ class Features(Kind):
 
 def features(
     target: Target,
-    dictionaries: DictionarySet,
+    dictionaries: DictionarySet | Any,
     clean: Batch,
     patch: Batch | None = None,
     reference: ReferenceName = "counterfactual",
     *,
     convention: Convention = "pass_through",
 ) -> FeatureParts:
-    """Bind the features of dictionaries, and the errors they leave, to a batch.
+    """Bind the features of dictionaries, and the errors they leave, to a batch; an `SAE` object of
+    SAELens, or several, may stand for the set.
 
     A dictionary named N has a group N of gates (examples, positions, features), and every site that
     dictionaries write has a group "SITE error" of gates (examples, positions). A gate of zero puts
@@ -123,7 +125,8 @@ def features(
 
     Raises InputError for unknown sites, for a dictionary of another width than its site, for two
     autoencoders at one site, and for a patch batch of another shape or padding."""
-    return Features(dictionaries, convention).bind(target, clean, Reference(reference, patch))
+    known = as_dictionaries(dictionaries)
+    return Features(known, convention).bind(target, clean, Reference(reference, patch))
 
 
 def identities(target: Target, batch: Batch, sites: Sequence[str]) -> dict[str, Placed]:

@@ -29,8 +29,9 @@ def slopes_in_read(
         feature i: (g . W_dec[i]) h_i W_enc[:, i]        h_i the slope behind the linear encoder
         error: g - J_enc^T (W_dec g) - J_rest^T g        rest: J_rest^T g
 
-    h is measured by forward-mode derivatives, and compared with another one; a dictionary whose
-    features are no function of one linear map each is pulled back through itself. None at values
+    h is one where a feature is active, if a random pull-back agrees, else it is measured by
+    forward-mode derivatives and compared with another one; a dictionary whose features are no
+    function of one linear map each is pulled back through itself. None at values
     that are not (examples, positions, width)."""
     touched = bound.touched([name])
     if any(clean[site].value.ndim != 3 for site in touched):
@@ -119,35 +120,41 @@ def _slopes(
 def _measured(
     dictionary: Dictionary, x: Tensor, encoder: Tensor, column: Tensor, which: Tensor
 ) -> Tensor | None:
-    """Return h (rows, examples) where the derivatives of features are h_k W_enc[:, k], by forward
-    derivatives; None where they are not, and where an operation has none.
-    """
+    """Return h (rows, examples) where the derivatives of features are h_k W_enc[:, k]; None where
+    they are not, and where an operation has no forward derivative.
+
+    One pull-back of random cotangents tells whether h is one where a feature is active."""
     generator = torch.Generator().manual_seed(0)
 
-    def along(rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        tangent = torch.randn(rows.shape, generator=generator, dtype=torch.float64).to(x)
-        moved = torch.func.jvp(dictionary.encode, (rows,), (tangent,))[1]
-        straight = torch.einsum("erw,wr->re", tangent[:, places], encoder[:, which])
-        return moved[:, places, which].T, straight
+    def drawn(shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(x)
 
-    def fits(scale: Tensor, moved: Tensor, straight: Tensor) -> bool:
-        near = 256 * torch.finfo(x.dtype).eps * float(moved.abs().amax() + straight.abs().amax())
-        return bool(((moved - scale * straight).abs() <= near).all())
+    def near(*sides: Tensor) -> float:
+        return 256 * torch.finfo(x.dtype).eps * sum(float(side.abs().amax()) for side in sides)
 
+    def along() -> tuple[Tensor, Tensor]:
+        tangent = drawn(x.shape)
+        moved = torch.func.jvp(dictionary.encode, (x,), (tangent,))[1]
+        straight = torch.einsum("erw,wr->re", tangent[:, column], encoder[:, which])
+        return moved[:, column, which].T, straight
+
+    with torch.enable_grad():
+        leaf = x.detach().clone().requires_grad_()
+        codes = dictionary.encode(leaf)[:, column, which].T
+    active = (codes.detach() != 0).to(x.dtype)
+    cotangent = drawn(codes.shape)
+    (found,) = torch.autograd.grad(codes, leaf, cotangent)
+    each = torch.einsum("re,wr->erw", cotangent * active, encoder[:, which])
+    expected = torch.zeros_like(found).index_add_(1, column, each)
+    if bool(((found - expected).abs() <= near(found, expected)).all()):
+        return active
     try:
-        active = (dictionary.encode(x)[:, column, which].T != 0).to(x.dtype)
-        # An activation function is the same at every position: one with an active part is enough.
-        place = column[active.any(1).long().argmax()]
-        first = column == place
-        moved, straight = along(x[:, place[None]], torch.zeros_like(column))
-        if fits(active[first], moved[first], straight[first]):
-            return active
-        (moved, straight), (again, other), (last, third) = (along(x, column) for _ in range(3))
+        (moved, straight), (again, other), (last, third) = (along() for _ in range(3))
     except (NotImplementedError, RuntimeError):
         return None
     squares = (straight.square() + other.square()).clamp_min(torch.finfo(x.dtype).tiny)
     scale = (moved * straight + again * other) / squares
-    return scale if fits(scale, last, third) else None
+    return scale if bool(((last - scale * third).abs() <= near(last, third)).all()) else None
 
 
 def _secants(

@@ -15,9 +15,11 @@ from torch import Tensor
 from assay.core.mechanisms import Mechanisms, Projection
 from assay.core.parts import Gates, Group, Parts, Whole
 from assay.core.sites import Record, Seen
+from assay.core.target import Batch
 from assay.errors import InputError
 from assay.mechanisms.nodes.parts import Columns
 from assay.targets import families, names
+from assay.targets.reading import stretched
 from assay.targets.suffix import Jobs, Suffix, pick, plan
 
 
@@ -222,6 +224,21 @@ class Nodes(Mechanisms):
             for name, spot in self.spots.items()
         }
         return replace(self, spots=spots)
+
+    def follow(self, batch: Batch) -> Nodes:
+        """Return the nodes on a text of another length; at new tokens there are nodes where the
+        reference is zero.
+        """
+        length, zero = int(batch.inputs["input_ids"].shape[1]), self.reference == "zero"
+        spots = {
+            name: replace(
+                spot,
+                base=stretched(spot.base, length, 0),
+                active=stretched(spot.active, length, zero),
+            )
+            for name, spot in self.spots.items()
+        }
+        return replace(self, batch=batch, spots=spots)
 
     def take(self, index: Tensor | slice) -> Nodes:
         """Return the nodes of some of the examples, with the reference values that were read for

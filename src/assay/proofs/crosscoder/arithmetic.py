@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from assay.bounds import rounding
+from assay.bounds import exact, rounding
 from assay.bounds.rounding import Interval
 from assay.errors import InputError, unknown
 from assay.proofs.max_of_k import operations
@@ -42,6 +42,8 @@ class Arithmetic(Protocol):
     def absolute(self, x: Number) -> Number: ...
 
     def norm(self, x: Number, axis: int = -1) -> Number: ...
+
+    def exp(self, x: Number) -> Number: ...
 
     def low(self, x: Number) -> Array: ...
 
@@ -82,6 +84,10 @@ class Floats:
 
     def norm(self, x: Array, axis: int = -1) -> Array:
         return np.sqrt((x * x).sum(axis))
+
+    def exp(self, x: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.exp(x)
 
     def low(self, x: Array) -> Array:
         return x
@@ -131,6 +137,9 @@ class Reals:
         square = (size * size).sum(axis)
         return Interval(rounding.sqrt_down(np.maximum(square.lo, 0.0)), rounding.sqrt_up(square.hi))
 
+    def exp(self, x: Interval) -> Interval:
+        return exact.exp_interval(x.lo, x.hi)
+
     def low(self, x: Interval) -> Array:
         return x.lo
 
@@ -142,6 +151,16 @@ class Reals:
 
     def transpose(self, x: Interval) -> Interval:
         return Interval(x.lo.swapaxes(-1, -2), x.hi.swapaxes(-1, -2))
+
+
+def pairs(ar: Arithmetic, codes: Array, table: Number) -> Number:
+    """Return `z^T Q z` for every row z, a sum over pairs of features that are active."""
+    if not isinstance(codes, operations.Counted):
+        return (ar.exact(codes) * ar.combine(codes, table)).sum(1)
+    plain, entries = np.asarray(codes), np.asarray(table)
+    active = (plain != 0).sum(1)
+    operations.charge(int((2 * active * active + active - 1).sum()))
+    return operations.counting((plain * (plain @ entries)).sum(1))
 
 
 _LEVELS: dict[str, Callable[[], Arithmetic]] = {"float64": Floats, "real": Reals}

@@ -27,9 +27,9 @@ from jaxtyping import Float
 
 from assay.errors import InputError, unknown
 from assay.mechanisms.crosscoder import Crosscoder, residual_states
-from assay.proofs.crosscoder.arithmetic import Arithmetic, Array, Number, arithmetic
+from assay.proofs.crosscoder.arithmetic import Arithmetic, Array, Number, arithmetic, pairs
 from assay.proofs.crosscoder.certificates import least
-from assay.proofs.crosscoder.problem import Features, Points, margins_of
+from assay.proofs.crosscoder.problem import Features, Points, half, margins_of
 from assay.proofs.max_of_k import operations
 from assay.targets.bilinear import BilinearNetwork
 
@@ -111,6 +111,7 @@ def features_of(found: Crosscoder, model: BilinearNetwork, points: Points) -> Fe
             "the crosscoder must read the sites 'embed' and 'blocks.0', got"
             f" {', '.join(map(repr, found.sites))}"
         )
+    found.require_network(model)
     inputs = torch.from_numpy(np.asarray(points.inputs, dtype=np.float32))
     codes = found.eval().encode(residual_states(model, inputs, found.sites))
     entries = (found.W_dec, found.b_dec, codes)
@@ -134,7 +135,7 @@ def bilinear_margins(problem: BilinearProblem, strategy: str = "exact") -> Array
     bent = [ar.matmul(ar.exact(atoms), form) for form in forms]  # M_k d_f, (size, width)
     tables = [ar.matmul(one, ar.exact(atoms.T)) for one in bent]  # Q_k, (size, size)
     direct = ar.combine(codes, ar.matmul(ar.exact(atoms), ar.transpose(U)))
-    logits = [_pairs(ar, codes, table) for table in tables]
+    logits = [pairs(ar, codes, table) for table in tables]
     slopes = [_double(ar.combine(codes, one)) + U[k : k + 1] for k, one in enumerate(bent)]
     found = np.empty(len(problem.points))
     for label in np.unique(problem.points.labels).tolist():
@@ -184,18 +185,7 @@ def _form(ar: Arithmetic, row: Number, w: Weights) -> Number:
     """Return M_k, the symmetric part of `L^T diag(row) R`."""
     weighed = ar.exact(w.L.T) * row
     form = ar.matmul(weighed, ar.exact(w.R))
-    half = ar.exact(np.full((1, 1), 0.5))
-    return (form + ar.transpose(form)) * half
-
-
-def _pairs(ar: Arithmetic, codes: Array, table: Number) -> Number:
-    """Return `z^T Q z` for every row z, a sum over pairs of features that are active."""
-    if not isinstance(codes, operations.Counted):
-        return (ar.exact(codes) * ar.combine(codes, table)).sum(1)
-    plain, entries = np.asarray(codes), np.asarray(table)
-    active = (plain != 0).sum(1)
-    operations.charge(int((2 * active * active + active - 1).sum()))
-    return operations.counting((plain * (plain @ entries)).sum(1))
+    return (form + ar.transpose(form)) * half(ar)
 
 
 def _double(x: Number) -> Number:

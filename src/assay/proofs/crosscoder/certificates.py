@@ -5,12 +5,14 @@ z_f pre_f^+` and `N = sum_f z_f pre_f^-`, the block at rhat_0 is exactly
 
     F(rhat_0) = sum_f z_f F_f - W_out I,   I = min(P, N),   F_f = d_{f,0} + W_out relu(pre_f),
 
-since `relu(P - N) = P - min(P, N)`. So, with away = U_y - U_k and for any choice of sides,
+since `relu(P - N) = P - min(P, N)`. For r_0 = rhat_0 + eps_0 a relu moves by half of what its
+input moves, up to as much again: `|relu(x + e) - relu(x) - e / 2| <= |e| / 2`. So, with
+away = U_y - U_k and for any choice of sides,
 
-    margin_k >= away (sum_f z_f F_f + eps_0) - kappa_yk ||eps_0|| - sum_n (away W_out)_n^+ S_n,
+    margin_k >= away (sum_f z_f F_f + G eps_0) - kappa_yk ||eps_0|| - sum_n (away W_out)_n^+ S_n,
 
-`kappa = sum_n |away W_out|_n ||W_in[n]||`, S_n = P_n or N_n: both are at least I_n. Sheet:
-crosscoder_and_guard, part A."""
+`G = 1 + W_out W_in / 2`, `kappa = sum_n |away W_out|_n ||W_in[n]|| / 2`, S_n = P_n or N_n: both are
+at least I_n. Sheet: crosscoder_and_guard, part A."""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from assay.proofs.crosscoder.arithmetic import Array, Number
-from assay.proofs.crosscoder.problem import Problem
+from assay.proofs.crosscoder.problem import Problem, half
 
 
 @dataclass(frozen=True)
@@ -34,33 +36,6 @@ class Sides:
     negative: Bool[Array, "groups hidden"]
 
 
-def one_side(problem: Problem) -> Sides:
-    """Return one group, with the side of every neuron that is smaller on average."""
-    return _smaller(problem, np.zeros(len(problem.points), dtype=np.int64), 1)
-
-
-def strongest_sides(problem: Problem) -> Sides:
-    """Return groups by the strongest feature, the largest `z_f ||W_in d_{f,0}||`, with the side of
-    every neuron that is smaller on average in the group: where no neuron interacts with the
-    strongest feature, that side is zero.
-    """
-    return _smaller(problem, strongest(problem, 1)[:, 0], len(problem.features.decoder))
-
-
-def strongest(problem: Problem, count: int) -> Int[Array, "points count"]:
-    """Return the features of every point with the largest `z_f ||W_in d_{f,0}||`, largest first."""
-    decoder, W_in = np.asarray(problem.features.decoder[:, 0]), np.asarray(problem.network.W_in)
-    sizes = np.asarray(problem.features.codes) * np.linalg.norm(decoder @ W_in.T, axis=1)
-    return np.argsort(-sizes, axis=1, kind="stable")[:, :count]
-
-
-def _smaller(problem: Problem, group: Array, groups: int) -> Sides:
-    P, N = _sides(problem.at("float64"), np.arange(len(problem.points)))
-    lead = np.zeros((groups, P.shape[1]))
-    np.add.at(lead, group, P - N)
-    return Sides(group, lead > 0)
-
-
 def linear_margins(problem: Problem, sides: Sides, *, compact: bool = False) -> Array:
     """Return a lower bound of every point's margin that is linear in its codes; with `compact` it
     knows the norm of eps_0 alone.
@@ -68,16 +43,16 @@ def linear_margins(problem: Problem, sides: Sides, *, compact: bool = False) -> 
     A table of size x outputs per label and group, then O(outputs (L0 + width)) a point."""
     ar, tables = problem.ar, problem.tables
     codes, found = problem.features.codes, np.empty(len(problem.points))
-    for label, costs, rows in _by_label(problem, sides.group):
+    for label, costs, rows in by_label(problem, sides.group):
         negative = sides.negative[sides.group[rows[0]]]
         used = np.flatnonzero(codes[rows].any(0))
         share = _chosen(problem, tables.pre[used], negative)
         fixed = _chosen(problem, tables.pre_bias[None], negative)
         cost_T = ar.transpose(costs)
-        shared = ar.combine(codes[rows][:, used], ar.matmul(share, cost_T))
-        shared = shared + ar.matmul(fixed, cost_T)
-        lead = _lead(problem, rows, label, used) + _direct(problem, rows, label, compact)
-        found[rows] = least(ar.low(lead - shared), label)
+        lost = ar.combine(codes[rows][:, used], ar.matmul(share, cost_T))
+        lost = lost + ar.matmul(fixed, cost_T)
+        lead = lead_of(problem, rows, label, used) + error_of(problem, rows, label, compact)
+        found[rows] = least(ar.low(lead - lost), label)
     return found
 
 
@@ -86,23 +61,23 @@ def exact_margins(problem: Problem) -> Array:
     O(hidden (L0 + outputs)) a point.
     """
     ar, found = problem.ar, np.empty(len(problem.points))
-    for label, _, rows in _by_label(problem, np.zeros(len(problem.points), dtype=np.int64)):
-        P, N = _sides(problem, rows)
+    for label, _, rows in by_label(problem, np.zeros(len(problem.points), dtype=np.int64)):
+        P, N = sides_of(problem, rows)
         away = rivals(problem.tables.inner, label)
         shared = ar.matmul(ar.minimum(P, N), ar.transpose(away))
         used = np.flatnonzero(problem.features.codes[rows].any(0))
-        lead = _lead(problem, rows, label, used) + _direct(problem, rows, label, False)
+        lead = lead_of(problem, rows, label, used) + error_of(problem, rows, label, False)
         found[rows] = least(ar.low(lead - shared), label)
     return found
 
 
 def interactions(problem: Problem) -> Number:
     """Return I = min(P, N), (points, hidden)."""
-    P, N = _sides(problem, np.arange(len(problem.points)))
+    P, N = sides_of(problem, np.arange(len(problem.points)))
     return problem.ar.minimum(P, N)
 
 
-def _sides(problem: Problem, rows: Array) -> tuple[Number, Number]:
+def sides_of(problem: Problem, rows: Array) -> tuple[Number, Number]:
     """Return P and N of some points, (rows, hidden)."""
     ar, tables = problem.ar, problem.tables
     used = np.flatnonzero(problem.features.codes[rows].any(0))
@@ -118,7 +93,7 @@ def _chosen(problem: Problem, pre: Number, negative: Array) -> Number:
     return problem.ar.relu(pre * sign)
 
 
-def _by_label(problem: Problem, group: Array) -> Iterator[tuple[int, Number, Array]]:
+def by_label(problem: Problem, group: Array) -> Iterator[tuple[int, Number, Array]]:
     """Yield the points of one label and one group: the label, `(away W_out)^+` (outputs, hidden)
     and their indices.
     """
@@ -135,7 +110,7 @@ def rivals(table: Number, label: int) -> Number:
     return table[label : label + 1] - table
 
 
-def _lead(problem: Problem, rows: Array, label: int, used: Array) -> Number:
+def lead_of(problem: Problem, rows: Array, label: int, used: Array) -> Number:
     """Return `away sum_f z_f F_f` with the biases, (rows, outputs)."""
     ar, tables = problem.ar, problem.tables
     alone = ar.transpose(rivals(ar.transpose(tables.alone[used]), label))
@@ -143,12 +118,12 @@ def _lead(problem: Problem, rows: Array, label: int, used: Array) -> Number:
     return ar.combine(problem.features.codes[rows][:, used], alone) + bias[None]
 
 
-def _direct(problem: Problem, rows: Array, label: int, compact: bool) -> Number:
+def error_of(problem: Problem, rows: Array, label: int, compact: bool) -> Number:
     """Return a lower bound of what eps_0 does, directly and through the block."""
-    ar, n, tables = problem.ar, problem.network, problem.tables
-    away = rivals(ar.exact(n.U), label)
+    ar, tables = problem.ar, problem.tables
+    away = rivals(tables.through, label)
     inner = ar.absolute(rivals(tables.inner, label))
-    kappa = ar.matmul(inner, ar.exact(tables.reach[:, None]))  # (outputs, 1)
+    kappa = ar.matmul(inner, ar.exact(tables.reach[:, None]) * half(ar))  # (outputs, 1)
     size = ar.exact(problem.error_norm[rows][:, None])
     reach = size * ar.transpose(kappa)
     if compact:

@@ -15,9 +15,10 @@ from jaxtyping import Float, Int
 
 from assay.errors import InputError
 from assay.proofs.crosscoder.arithmetic import Array
-from assay.proofs.crosscoder.certificates import Sides, least, rivals, strongest
+from assay.proofs.crosscoder.certificates import Sides, least, rivals
 from assay.proofs.crosscoder.problem import Problem
 from assay.proofs.crosscoder.relaxation import relax
+from assay.proofs.crosscoder.sides import strongest
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import polars as pl
 from jaxtyping import Float
 
 from assay.proofs.crosscoder.arithmetic import Array
-from assay.proofs.crosscoder.certificates import Sides, interactions, rivals, strongest
+from assay.proofs.crosscoder.certificates import Sides, interactions, rivals
 from assay.proofs.crosscoder.problem import Problem
+from assay.proofs.crosscoder.sides import strongest
 
 _NEGLIGIBLE = 1e-6
 

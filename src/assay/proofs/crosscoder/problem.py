@@ -69,12 +69,12 @@ class Points:
 
 @dataclass(frozen=True)
 class Features:
-    """Untrusted advice: decoders of both layers, biases, and the codes of every point; any finite
+    """Untrusted advice: decoders of all layers, biases, and the codes of every point; any finite
     numbers are sound.
     """
 
-    decoder: Float[Array, "size two width"]
-    bias: Float[Array, "two width"]
+    decoder: Float[Array, "size layers width"]
+    bias: Float[Array, "layers width"]
     codes: Float[Array, "points size"]
 
     def __post_init__(self) -> None:
@@ -84,10 +84,11 @@ class Features:
                 raise InputError(f"features: {entry.name} holds NaN or infinite values")
         size = self.decoder.shape[0]
         shapes = self.decoder.ndim == 3 and self.decoder.shape[1:] == self.bias.shape
-        if not shapes or len(self.bias) != 2 or self.codes.shape[1:] != (size,):
+        if not shapes or not size or len(self.bias) < 2 or self.codes.shape[1:] != (size,):
             raise InputError(
-                "features: decoder (size, 2, width), bias (2, width) and codes (points, size) are"
-                f" needed, got {self.decoder.shape}, {self.bias.shape} and {self.codes.shape}"
+                "features: decoder (size, layers, width) of at least one feature, bias (layers,"
+                " width), of at least two layers, and codes (points, size) are needed, got"
+                f" {self.decoder.shape}, {self.bias.shape} and {self.codes.shape}"
             )
         if (self.codes < 0).any():
             raise InputError("features: codes must not be negative")
@@ -159,14 +160,16 @@ class Tables:
 
     pre (size, hidden), pre_bias (hidden,): what features and biases add to a neuron's input.
     alone (size, outputs), alone_bias (outputs,): the logits of a feature that passes the block
-    alone, `U (d_{f,0} + W_out relu(pre_f))`. inner (outputs, hidden): U W_out. reach (hidden,): an
-    upper bound of ||W_in[n]||."""
+    alone, `U (d_{f,0} + W_out relu(pre_f))`. inner (outputs, hidden): U W_out. through (outputs,
+    width): `U + inner W_in / 2`, what an error at layer 0 does if every neuron passes on half of
+    it. reach (hidden,): an upper bound of ||W_in[n]||."""
 
     pre: Number
     pre_bias: Number
     alone: Number
     alone_bias: Number
     inner: Number
+    through: Number
     reach: Array
 
 
@@ -179,6 +182,7 @@ def make_tables(problem: Problem) -> Tables:
     pre_bias = ar.matmul(ar.exact(bias[None]), W_in) + ar.exact(n.b_in)
     inner_T = ar.matmul(W_out_T, U_T)
     alone = ar.matmul(ar.exact(decoder), U_T) + ar.matmul(ar.relu(pre), inner_T)
+    inner = ar.transpose(inner_T)
     written = ar.exact(bias[None]) + ar.exact(n.b_out[None])
     alone_bias = ar.matmul(written, U_T) + ar.matmul(ar.relu(pre_bias), inner_T)
     return Tables(
@@ -186,9 +190,15 @@ def make_tables(problem: Problem) -> Tables:
         pre_bias[0],
         alone,
         (alone_bias + ar.exact(n.b_u))[0],
-        ar.transpose(inner_T),
+        inner,
+        ar.exact(n.U) + ar.matmul(inner, ar.exact(n.W_in)) * half(ar),
         ar.high(ar.norm(ar.exact(n.W_in))),
     )
+
+
+def half(ar: Arithmetic) -> Number:
+    """Return one half, to be multiplied with any matrix."""
+    return ar.exact(np.full((1, 1), 0.5))
 
 
 @torch.no_grad()
@@ -201,6 +211,7 @@ def features_of(found: Crosscoder, model: ResidualReLU, points: Points) -> Featu
             "the crosscoder must read the sites 'embed' and 'blocks.0', got"
             f" {', '.join(map(repr, found.sites))}"
         )
+    found.require_network(model)
     inputs = torch.from_numpy(np.asarray(points.inputs, dtype=np.float32))
     codes = found.eval().encode(residual_states(model, inputs, found.sites))
     entries = (found.W_dec, found.b_dec, codes)

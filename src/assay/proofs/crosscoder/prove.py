@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from assay.errors import InputError, unknown
+from assay.errors import unknown
 from assay.proofs.crosscoder.arithmetic import Array
 from assay.proofs.crosscoder.baselines import (
     ball_margins,
@@ -21,11 +22,10 @@ from assay.proofs.crosscoder.certificates import (
     Sides,
     exact_margins,
     linear_margins,
-    one_side,
-    strongest_sides,
 )
 from assay.proofs.crosscoder.groups import Round, grouped_margins, refine, split_groups
 from assay.proofs.crosscoder.problem import Problem
+from assay.proofs.crosscoder.sides import one_side, strongest_sides
 from assay.proofs.max_of_k import operations
 
 
@@ -62,13 +62,17 @@ STRATEGIES: Mapping[str, Strategy] = {
     "balls": Strategy("scalar error balls, layer by layer", lambda p, _: ball_margins(p)),
     "one_side": Strategy("one side per neuron, linear in the codes", _linear, one_side),
     "one_side_compact": Strategy(
-        "as one_side, knowing of the error its norm alone", _compact, one_side
+        "as one_side, knowing of the error its norm alone",
+        _compact,
+        partial(one_side, compact=True),
     ),
     "strongest": Strategy(
         "one side per strongest feature and neuron, linear in the codes", _linear, strongest_sides
     ),
     "compact": Strategy(
-        "as strongest, knowing of the error its norm alone", _compact, strongest_sides
+        "as strongest, knowing of the error its norm alone",
+        _compact,
+        partial(strongest_sides, compact=True),
     ),
     "exact": Strategy("the interaction of features, exactly", lambda p, _: exact_margins(p)),
     "groups": Strategy(
@@ -193,12 +197,3 @@ def counting(problem: Problem) -> Problem:
     features = operations.counting_fields(problem.features)
     points = replace(problem.points, inputs=operations.counting(problem.points.inputs))
     return Problem(network, points, features, "float64")
-
-
-def require_proofs(strategies: tuple[str, ...]) -> None:
-    """Raise InputError for a strategy that does not exist, or none at all."""
-    if not strategies:
-        raise InputError("name at least one strategy")
-    for name in strategies:
-        if name not in STRATEGIES:
-            raise unknown("strategy", name, STRATEGIES)

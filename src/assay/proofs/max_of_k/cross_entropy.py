@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from flint import arb, ctx
 
-from assay.bounds import rounding
+from assay.bounds import exact, rounding
 from assay.bounds.rounding import Array, Interval
 from assay.errors import AssayError
 from assay.progress import progress
@@ -202,11 +202,11 @@ def _log_up(z: Array) -> Array:
 @cache
 def _exponentials() -> tuple[Array, Array]:
     wholes, parts = np.arange(-_REACH, _REACH + 1.0), np.arange(_GRID) / _GRID
-    return rounding.exp_interval(wholes, wholes).hi, rounding.exp_interval(parts, parts).hi
+    return exact.exp_interval(wholes, wholes).hi, exact.exp_interval(parts, parts).hi
 
 
 @cache
 def _logarithms() -> tuple[Array, float]:
     with ctx.workprec(128):
-        logs = [rounding.ball_interval((1 + arb(i) / 256).log())[1] for i in range(256)]
-        return np.array(logs), rounding.ball_interval(arb(2).log())[1]
+        logs = [exact.ball_interval((1 + arb(i) / 256).log())[1] for i in range(256)]
+        return np.array(logs), exact.ball_interval(arb(2).log())[1]

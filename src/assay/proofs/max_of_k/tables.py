@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from assay.bounds import rounding
+from assay.bounds import exact, rounding
 from assay.bounds.rounding import Array, Interval
 from assay.errors import InputError, unknown
 from assay.proofs.max_of_k.execution import logit_error
@@ -130,7 +130,7 @@ class Algebra:
     def lift(self, x: ArrayLike) -> Any:
         """Return a matrix (a vector as one row) to which `@`, `+`, `-` and `.T` apply."""
         if self.rigorous:
-            return rounding.dyadic(x)
+            return exact.dyadic(x)
         x = np.asanyarray(x).astype(np.float64)
         return x if x.ndim == 2 else x[None]
 
@@ -157,13 +157,13 @@ class Algebra:
             value = np.exp(x.lo - x.lo.max(1, keepdims=True))
             return Interval(value, value)
         shifted = x - x.hi.max(1, keepdims=True)
-        return rounding.exp_interval(shifted.lo, np.minimum(shifted.hi, 0.0))
+        return exact.exp_interval(shifted.lo, np.minimum(shifted.hi, 0.0))
 
     def growth(self, error: Array) -> Array:
         """Return upper bounds of exp(error), infinite where they overflow."""
         if self.rigorous:
             error = np.where(np.isnan(error), np.inf, error)
-            return rounding.exp_interval(error, error).hi
+            return exact.exp_interval(error, error).hi
         with np.errstate(over="ignore"):
             return np.exp(error)
 

@@ -107,8 +107,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     chosen = circuit_nodes(model, mechanisms)
     found, steps = circuit(chosen, method, config, pairs)
     if chosen is not None and config.target.path is None:  # the agreement model is small
-        sizes = attribute(chosen).values
-        save_brackets(run, chosen, sizes, (3, 6), examples=1, low=0.5)
+        sizes, pins = attribute(chosen).values, 0 if config.target.size == "short" else 12
+        save_brackets(run, chosen, sizes, (3, 6), examples=1, low=0.5, pins=pins)
     run.save_table("faithfulness.parquet", steps)
     ig = methods.get("ig")
     return {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import polars as pl
 
 from assay import charts
 from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
+from assay.studies import runner
 
 FLOOR = 1e-6
 """The lowest mean importance that a logarithmic picture shows."""
@@ -34,7 +37,12 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
             f"{summary['alive']} of {summary['components']}",
             summary["alive_definition"],
         ),
-        Fact("important per position", summary["l0"], "components above 0.1, over all sites"),
+        Fact(
+            "important per position",
+            summary["l0"],
+            f"components above 0.1, over all sites; {summary['l0_share_of_ranks']:.1%} of the"
+            f" summed ranks, {summary['ranks']}",
+        ),
         Fact(
             "cross-entropy not recovered",
             summary["ce_unrecovered_ci"],
@@ -43,7 +51,11 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         Fact("KL under attack", worst, f"{steps} steps, an estimate of the worst case from below"),
         Fact("CPU seconds", summary["seconds"]),
     ]
-    return facts, [_masks(run), _attack(run), _spectrum(run), _tokens(run)]
+    parts = [_masks(run), _attack(run), _spectrum(run), _tokens(run)]
+    for name, section in OPTIONAL.items():
+        if run.has(name):
+            parts.append(section(run))
+    return facts, parts
 
 
 def _masks(run: Run) -> Section:
@@ -115,3 +127,83 @@ def _tokens(run: Run) -> Section:
         "times inner activation is largest.",
         tables=[Table(run.table("top.parquet"), "Strongest tokens")],
     )
+
+
+def _singular(run: Run) -> Section:
+    table = run.table("singular.parquet")
+    column = next(name for name in table.columns if name.startswith("kl_pgd"))
+    ours = run.table("ladder.parquet")["divergence"][0]
+    return Section(
+        "Are singular vectors as good?",
+        "The singular parts of the same matrices, kept where a simple importance is largest, as "
+        "many as there are important components: the size of what a part writes, its share of the "
+        "site's value, or the gradient of its gate; by site or over all sites. The first "
+        f"adversary reaches a KL of {ours:.3g} with the components and of "
+        f"{min(table[column].to_list()):.3g} with the best of these.",
+        tables=[Table(table, "Gated singular parts")],
+    )
+
+
+def _split(run: Run) -> Section:
+    table = run.table("split.parquet")
+    return Section(
+        "Which numbers count parts, and which measure them?",
+        f"Every number again, with the component {table['component'][0]} split into two equal "
+        "halves that have the importance of the whole. Numbers under fixed masks must stay; those "
+        "that count parts change by one part; the penalty pays for the part twice; what is drawn "
+        "or climbed to is an estimate of its own.",
+        tables=[Table(table.drop("component"), "Before and after")],
+    )
+
+
+def _frontier(run: Run) -> Section:
+    table = run.table("frontier.parquet")
+    picture = charts.line(
+        table,
+        "l0",
+        "kl_ci",
+        log_y=True,
+        points=True,
+        tooltip=("coefficient",),
+        title="KL at the importances against the number of important components",
+    )
+    return Section(
+        "What does a component less cost?",
+        "One decomposition for each coefficient of the penalty. "
+        f"Alive: {run.json('summary.json')['alive_definition']}.",
+        charts=[picture],
+        tables=[Table(table, "Coefficients")],
+    )
+
+
+def _seeds(run: Run) -> Section:
+    table = run.table("seeds.parquet")
+    counts = [
+        pl.len().alias("alive in either"),
+        pl.col("cosine").count().alias("matched"),
+        pl.col("cosine").mean().alias("mean cosine"),
+        pl.col("cosine").median().alias("median"),
+        (pl.col("cosine") > 0.9).sum().alias("above 0.9"),
+    ]
+    pairs = table.group_by("seeds", maintain_order=True).agg(counts)
+    sites = table.group_by("seeds", "site", maintain_order=True).agg(counts)
+    shared = {
+        "singular": " All seeds start at the same singular parts; they differ in batches and draws,"
+        " so that this says less than seeds that start apart."
+    }
+    start = runner.config_of(run).components.start
+    return Section(
+        "Do other seeds find the same?",
+        "Alive components of every two seeds, matched one to one by the cosine of their rank-one "
+        f"matrices.{shared.get(start, '')}",
+        tables=[Table(pairs, "All sites together"), Table(sites, "Matched components")],
+    )
+
+
+OPTIONAL: dict[str, Callable[[Run], Section]] = {
+    "singular.parquet": _singular,
+    "split.parquet": _split,
+    "frontier.parquet": _frontier,
+    "seeds.parquet": _seeds,
+}
+"""Sections of what a run measured when it was asked to."""

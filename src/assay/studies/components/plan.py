@@ -29,7 +29,7 @@ def plan(config: Config) -> dict[str, Any]:
     config.require_lists()
     model = _outline(config)
     chosen, training = config.components, config.training
-    sites = match_sites(model, list(chosen.modules), chosen.per_site)
+    sites = match_sites(model, list(config.sites), chosen.per_site)
     before = Setting(config.reference.sites, config.reference.batch, config.reference.length)
     after = Setting(len(sites), training.batch, config.data.length)
     passes = 2 if training.adversary else 1

@@ -1,22 +1,23 @@
 """The components study: chosen weight matrices of any causal language model as rank-one
-components, on any text."""
+components, on any text, by as many processes as there are."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import torch
 from torch import Tensor
 
-from assay.core.target import Target
-from assay.errors import InputError
-from assay.io.prompts import read_text
+from assay.core.target import Batch, Target
 from assay.io.runs import Run
 from assay.mechanisms.components import (
     ComponentMechanisms,
     Decomposition,
+    Faithfulness,
     Objective,
     Persistent,
     Recon,
@@ -24,27 +25,36 @@ from assay.mechanisms.components import (
     Training,
     decomposition,
     start_at_data,
+    start_at_singular,
     train,
 )
 from assay.mechanisms.components import components as bind
-from assay.mechanisms.components.reconstruction import (
-    climb_ladder,
-    count_important,
-    open_scene,
-    reconstruct,
-)
+from assay.mechanisms.components.comparison import match_components
+from assay.mechanisms.components.minimality import Minimality
+from assay.mechanisms.components.reconstruction import climb_ladder, reconstruct
 from assay.mechanisms.components.recovery import ALIVE
 from assay.mechanisms.components.scene import Scene
 from assay.studies import runner
 from assay.studies.component_penalty import make_penalty
 from assay.studies.component_tables import spectrum
+from assay.studies.components import measure
 from assay.studies.components.config import Config
+from assay.studies.components.inputs import Inputs, opened_inputs, prepare, wait_for_inputs
 from assay.studies.components.page import headline, sections
 from assay.studies.components.plan import importance_options, plan
-from assay.targets.language import LanguageModel, load_language_model, require_context
-from assay.targets.metrics import loss, text_batch
+from assay.targets.language import LanguageModel
+from assay.targets.metrics import loss
 
-__all__ = ["Config", "check", "contexts", "headline", "load", "plan", "run", "sections"]
+__all__ = ["Config", "assist", "check", "contexts", "headline", "load", "plan", "run", "sections"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training of a run: its folder there ("" is the run's own), seed and coefficient."""
+
+    name: str
+    seed: int
+    coefficient: float
 
 
 def check(config: Config) -> None:
@@ -56,111 +66,194 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     adversary finds.
     """
     began = time.process_time()
-    model, ids, held = _inputs(config)
-    generator = torch.Generator().manual_seed(config.seed)
-    found = _undecomposed(config, model, generator)
-    training = config.training
-
-    def draw(generator: torch.Generator) -> Rows:
-        chosen = torch.randint(len(ids), (training.batch,), generator=generator)
-        return Rows(_windows(ids[chosen]))
-
-    start_at_data(model.model, found, draw(generator).inputs, generator)
-    adversary = (Recon(Persistent(), coefficient=training.adversary),) if training.adversary else ()
-    references = config.reference.batch * config.reference.length
-    train(
-        model.model,
-        found,
-        Objective(
-            (Recon(routing="subset"), *adversary),
-            make_penalty(config.penalty, references),
-            divergence="kl",
-        ),
-        draw,
-        Training(
-            steps=training.steps,
-            rate=training.rate,
-            importance_rate=training.importance_rate,
-            warmup_steps=training.warmup_steps,
-            save_every=100,
-        ),
-        generator=generator,
-        run=run,
-    )
+    inputs = prepare(config, run)
+    first, *others = _jobs(config)
+    found = _decompose(config, inputs, first, run)
+    again = {job.name: _decompose(config, inputs, job, run.child(job.name)) for job in others}
     run.save_tensors("decomposition.safetensors", dict(found.state_dict()))
-    run.save_tensors("windows.safetensors", {"ids": held})
-    seen = torch.Generator().manual_seed(config.seed + 54321)
-    scene = open_scene(model.model, found, _windows(held), "kl", seen)
-    labels = torch.full_like(held, -100)
-    labels[:, :-1] = held[:, 1:]
-    masks = reconstruct(scene, labels)
+    run.save_tensors("windows.safetensors", {"ids": inputs.held})
+    scene = measure.open_held_out(config, inputs, found)
+    masks = reconstruct(scene, inputs.labels)
     run.save_table("reconstruction.parquet", masks)
-    run.save_table("ladder.parquet", climb_ladder(scene, config.pgd))
-    run.save_table("importance.parquet", count_important(scene.importance))
-    rows = {name: entry.flatten(0, -2).double() for name, entry in scene.importance.items()}
-    ranked = spectrum(scene, rows)
-    run.save_table("spectrum.parquet", ranked)
-    run.save_table("top.parquet", _top(scene, model, held))
-    ci = masks.filter(pl.col("masks") == "ci").to_dicts()[0]
-    return {
-        "family": model.family,
+    ladder = climb_ladder(scene, config.pgd)
+    run.save_table("ladder.parquet", ladder)
+    run.save_table("importance.parquet", measure.count_kept(scene))
+    run.save_table("spectrum.parquet", spectrum(scene, measure.kept_importance(scene)))
+    run.save_table("top.parquet", _top(scene, inputs.model, inputs.held))
+    own = {row["masks"]: row for row in masks.to_dicts()}
+    l0, ranks = sum(measure.l0_by_site(scene).values()), measure.count_ranks(found)
+    summary: dict[str, Any] = {
+        "family": inputs.model.family,
         "sites": [site.name for site in found.sites],
         "tied": {site.name: list(site.tied) for site in found.sites if site.tied},
         "components": sum(site.components for site in found.sites),
-        "alive": int((ranked["state"] == "alive").sum()),
+        "alive": measure.count_alive(scene),
         "alive_definition": f"largest importance on the held-out windows above {ALIVE}",
-        "l0": float(
-            torch.stack(
-                [(g > ALIVE).sum(-1).double().mean() for g in scene.importance.values()]
-            ).sum()
-        ),
-        "ce_unrecovered_ci": ci["ce_unrecovered"],
-        "kl": {row["masks"]: row["divergence"] for row in masks.to_dicts()},
-        "pgd": {
-            str(row["steps"]): row["divergence"] for row in run.table("ladder.parquet").to_dicts()
-        },
-        "seconds": time.process_time() - began,
+        "l0": l0,
+        "ranks": ranks,
+        "l0_share_of_ranks": l0 / ranks,
+        "ce_unrecovered_ci": own["ci"]["ce_unrecovered"],
+        "ce_difference": {name: row["ce_difference"] for name, row in own.items()},
+        "kl": {name: row["divergence"] for name, row in own.items()},
+        "pgd": {str(row["steps"]): row["divergence"] for row in ladder.to_dicts()},
     }
+    if config.singular:
+        table = measure.compare_singular(config, inputs, scene)
+        run.save_table("singular.parquet", table)
+        summary["singular_pgd"] = table[f"kl_pgd_{config.pgd[0]}"].min()
+        summary["pgd_over_singular"] = ladder["divergence"][0] / summary["singular_pgd"]
+    if config.split:
+        table = measure.compare_split(config, inputs, found, _penalty(config, first))
+        run.save_table("split.parquet", table)
+        summary["split"] = _worst_split(table)
+    if config.frontier:
+        points = [
+            (first, found),
+            *((job, again[job.name]) for job in others if job.name.startswith("coefficient")),
+        ]
+        table = _frontier(config, inputs, points)
+        run.save_table("frontier.parquet", table)
+        summary["frontier"] = table.to_dicts()
+    if config.seeds > 1:
+        rivals = [again[job.name] for job in others if not job.name.startswith("coefficient")]
+        table = _match(config, inputs, found, rivals)
+        run.save_table("seeds.parquet", table)
+        summary["seeds"] = _similarity(table)
+    return {**summary, "seconds": time.process_time() - began}
+
+
+def assist(config: Config, folder: Path) -> None:
+    """Take part in every training of a run, as another process than the first."""
+    inputs = wait_for_inputs(config, folder)
+    for job in _jobs(config):
+        _decompose(config, inputs, job, None)
 
 
 def load(run: Run) -> ComponentMechanisms:
     """Bind the components of a saved run to its held-out windows; the metric is each one's loss."""
     config = runner.config_of(run)
-    model = load_language_model(config.target.path)
-    found = _undecomposed(config, model, torch.Generator().manual_seed(0))
+    inputs = opened_inputs(config, run.folder)
+    found = _undecomposed(config, inputs.model, torch.Generator().manual_seed(0))
     found.load_state_dict(run.tensors("decomposition.safetensors"))
-    ids = run.tensors("windows.safetensors")["ids"]
-    return bind(Target(model.model, loss, model.path), text_batch(ids), found)
+    last = inputs.kept(inputs.held).sum(1) - 1
+    batch = Batch(dict(inputs.rows(inputs.held).inputs), {"last": last})
+    return bind(Target(inputs.model.model, loss, inputs.model.path), batch, found)
 
 
 def contexts(run: Run) -> pl.DataFrame:
     """Describe the windows that the run's components were bound to."""
-    config = runner.config_of(run)
-    tokenizer = load_language_model(config.target.path).tokenizer
+    tokenizer = opened_inputs(runner.config_of(run), run.folder).model.tokenizer
     ids = run.tensors("windows.safetensors")["ids"]
     return pl.DataFrame(
         {"example": range(len(ids)), "text": [tokenizer.decode(row.tolist()) for row in ids]}
     )
 
 
-def _inputs(config: Config) -> tuple[LanguageModel, Tensor, Tensor]:
-    assert config.target.path is not None
-    assert config.data.path is not None
-    model = load_language_model(config.target.path)
-    require_context(model.model, config.data.length, "set data.length lower")
-    ids = read_text(config.data.path, model.tokenizer, length=config.data.length)
-    if len(ids) < 2 * config.data.held_out:
-        raise InputError(
-            f"{config.data.path} fills {len(ids)} windows of {config.data.length} tokens;"
-            f" data.held_out = {config.data.held_out} needs twice as many"
+def _jobs(config: Config) -> list[Job]:
+    """Return all trainings of a run, the reported one first."""
+    coefficient = config.penalty.coefficient
+    points = [Job(f"coefficient-{value:g}", config.seed, value) for value in config.frontier]
+    seeds = [Job(f"seed-{k}", config.seed + 1000 * k, coefficient) for k in range(1, config.seeds)]
+    return [Job("", config.seed, coefficient), *points, *seeds]
+
+
+def _decompose(config: Config, inputs: Inputs, job: Job, run: Run | None) -> Decomposition:
+    """Train one decomposition, or go on with it; without a run, as another process."""
+    generator = torch.Generator().manual_seed(job.seed)
+    model, training = inputs.model.model, config.training
+    found = _undecomposed(config, inputs.model, generator)
+    if config.components.frozen:
+        found.V.requires_grad_(False)
+        found.U.requires_grad_(False)
+
+    def draw(generator: torch.Generator) -> Rows:
+        chosen = torch.randint(len(inputs.ids), (training.batch,), generator=generator)
+        return inputs.rows(inputs.ids[chosen])
+
+    start = start_at_data if config.components.start == "data" else start_at_singular
+    start(model, found, draw(generator).inputs, generator)
+    recon = [Recon(routing="subset")]
+    if training.adversary:
+        source = Persistent(training.adversary_rate, training.adversary_warm)
+        recon.append(Recon(source, coefficient=training.adversary))
+    faithfulness = Faithfulness(training.faithfulness) if training.faithfulness else None
+    train(
+        model,
+        found,
+        Objective(tuple(recon), _penalty(config, job), faithfulness, divergence="kl"),
+        draw,
+        Training(
+            steps=training.steps,
+            rate=training.rate,
+            importance_rate=training.importance_rate,
+            warmup_steps=0 if config.components.frozen else training.warmup_steps,
+            save_every=100,
+        ),
+        generator=generator,
+        run=run,
+    )
+    return found
+
+
+def _penalty(config: Config, job: Job) -> Minimality:
+    references = config.reference.batch * config.reference.length
+    chosen = config.penalty.model_copy(update={"coefficient": job.coefficient})
+    return make_penalty(chosen, references)
+
+
+def _frontier(
+    config: Config, inputs: Inputs, points: list[tuple[Job, Decomposition]]
+) -> pl.DataFrame:
+    """Return one row per coefficient: what is important, how far the masked network is off, and, if
+    asked for, the least of gated singular parts at equal L0.
+    """
+    rows = []
+    for job, found in points:
+        numbers = measure.measure(config, inputs, found)
+        row: dict[str, Any] = {"coefficient": job.coefficient, **numbers}
+        if config.singular:
+            scene = measure.open_held_out(config, inputs, found)
+            table = measure.compare_singular(config, inputs, scene)
+            key = f"kl_pgd_{config.pgd[0]}"
+            row |= {"kl_ci_singular": table["kl_ci"].min(), f"{key}_singular": table[key].min()}
+        rows.append(row)
+    return pl.DataFrame(rows).sort("coefficient")
+
+
+def _match(
+    config: Config, inputs: Inputs, found: Decomposition, others: list[Decomposition]
+) -> pl.DataFrame:
+    """Return the alive components of every two seeds matched one to one."""
+    every = [found, *others]
+    at = [measure.kept_importance(measure.open_held_out(config, inputs, one)) for one in every]
+    frames = [
+        match_components(every[i], every[j], (at[i], at[j])).with_columns(
+            pl.lit(f"{i} and {j}").alias("seeds")
         )
-    order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(config.seed))
-    ids = ids[order]
-    return model, ids[config.data.held_out :], ids[: config.data.held_out]
+        for i in range(len(every))
+        for j in range(i + 1, len(every))
+    ]
+    return pl.concat(frames)
 
 
-def _windows(ids: Tensor) -> dict[str, Tensor]:
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+def _similarity(table: pl.DataFrame) -> dict[str, Any]:
+    cosines = table["cosine"]
+    return {
+        "components": len(cosines),
+        "matched": len(cosines.drop_nulls()),
+        "mean_cosine_of_matched": cosines.mean(),
+        "matched_above_0.9": int((cosines > 0.9).sum()),
+    }
+
+
+def _worst_split(table: pl.DataFrame) -> dict[str, Any]:
+    known = table.filter(pl.col("expected").is_not_null())
+    error = (known["after"] - known["expected"]).abs() / known["expected"].abs().clip(1e-6)
+    return {
+        "component": table["component"][0],
+        "as_expected_within": error.max(),
+        "invariant": known.filter(pl.col("why") == measure.EXACT)["number"].to_list(),
+    }
 
 
 def _undecomposed(
@@ -168,7 +261,7 @@ def _undecomposed(
 ) -> Decomposition:
     return decomposition(
         model.model,
-        list(config.components.modules),
+        list(config.sites),
         config.components.per_site,
         importance=config.components.importance,
         generator=generator,
@@ -182,9 +275,11 @@ def _top(scene: Scene, model: LanguageModel, held: Tensor, most: int = 3) -> pl.
     for site in scene.found.sites:
         importance = scene.importance[site.name]
         inner = scene.found.inner(scene.reading)[site.name].detach()
-        means = importance.flatten(0, -2).mean(0)
+        kept = scene.rows.kept(importance)
+        means = importance[kept].mean(0)
         for component in means.topk(min(most, len(means))).indices.tolist():
-            strength = (importance[..., component] * inner[..., component].abs()).flatten()
+            strength = importance[..., component] * inner[..., component].abs()
+            strength = torch.where(kept, strength, -1.0).flatten()
             places = strength.topk(min(5, len(strength))).indices
             tokens = [model.tokenizer.decode([int(held.flatten()[place])]) for place in places]
             rows.append(

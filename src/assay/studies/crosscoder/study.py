@@ -130,11 +130,7 @@ def _trained(
     digest = hash_of(model.model)
     if config.path is not None:
         found = load_crosscoder(config.path, sites)
-        if found.model_hash not in ("", digest):
-            raise InputError(
-                f"the crosscoder in {config.path} was trained on another network (the digest of the"
-                " weights differs)"
-            )
+        found.require_network(model.model, f"the crosscoder in {config.path}")
         found.model_hash = digest
         return found
     chosen = config.training

@@ -21,7 +21,6 @@ from assay.studies.fields import (
 )
 from assay.studies.fields import Config as Keys
 
-CERTIFIED = ("one_side", "one_side_compact", "strongest", "compact", "exact", "groups")
 DIGITS = 1797
 
 
@@ -54,7 +53,7 @@ class CrosscoderConfig(Keys):
     rate: Positive = 3e-4
     sparsity: Amount = 0.1
     interaction: Amount = 0.0
-    hinge: Amount = 1.0
+    hinge: Amount = 4.0
     margin: Positive = 1.0
     compact: Probability = 0.5
     cotrain: bool = False
@@ -83,10 +82,11 @@ class Config(StudyConfig):
         """Refuse files that are not there, an unknown strategy, and more features than a quarter of
         the points: a feature per point would explain nothing.
         """
-        if self.proofs.certified not in CERTIFIED:
+        from assay.proofs.crosscoder.certificate import RULES
+
+        if self.proofs.certified not in RULES:
             raise InputError(
-                f"proofs.certified must be one of {', '.join(CERTIFIED)}, got"
-                f" {self.proofs.certified!r}"
+                f"proofs.certified must be one of {', '.join(RULES)}, got {self.proofs.certified!r}"
             )
         chosen = self.crosscoder
         if chosen.cotrain and (chosen.path is not None or self.model.path is not None):

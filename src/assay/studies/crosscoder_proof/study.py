@@ -20,7 +20,6 @@ from assay.io.runs import Run
 from assay.mechanisms.crosscoder import (
     CrosscoderMechanisms,
     crosscoder,
-    hash_of,
     residual_states,
     save,
     unexplained,
@@ -29,7 +28,6 @@ from assay.mechanisms.crosscoder import load as load_crosscoder
 from assay.mechanisms.crosscoder.files import CONFIG, WEIGHTS
 from assay.proofs.crosscoder.arithmetic import Array
 from assay.proofs.crosscoder.certificate import certify_points
-from assay.proofs.crosscoder.certificates import strongest_sides
 from assay.proofs.crosscoder.heuristic import heuristic_estimate
 from assay.proofs.crosscoder.independence import independence
 from assay.proofs.crosscoder.problem import (
@@ -47,6 +45,7 @@ from assay.proofs.crosscoder.prove import (
     evaluation_operations,
     prove,
 )
+from assay.proofs.crosscoder.sides import strongest_sides
 from assay.studies.crosscoder_proof.config import Config
 from assay.studies.crosscoder_proof.page import headline, sections
 from assay.studies.crosscoder_proof.tasks import Task, digits_task, pairs_task
@@ -74,11 +73,8 @@ def check(config: Config) -> None:
                 f"the crosscoder in {config.crosscoder.path} reads states of width {found.width},"
                 f" the network's are of width {width}"
             )
-        if model is not None and found.model_hash not in ("", hash_of(model)):
-            raise InputError(
-                f"the crosscoder in {config.crosscoder.path} was trained on another network (the"
-                " digest of the weights differs)"
-            )
+        if model is not None:
+            found.require_network(model, f"the crosscoder in {config.crosscoder.path}")
 
 
 def run(config: Config, run: Run) -> dict[str, Any]:

@@ -40,7 +40,9 @@ def network_and_crosscoder(
     model = _network(config, run, task, fitted) if given is None else given
     chosen = config.crosscoder
     if chosen.path is not None:
-        return model, load(chosen.path, model.sites)
+        found = load(chosen.path, model.sites)
+        found.require_network(model, f"the crosscoder in {chosen.path}")
+        return model, found
     states = residual_states(model, task.inputs, model.sites)
     generator = torch.Generator().manual_seed(config.seed)
     found = Crosscoder(

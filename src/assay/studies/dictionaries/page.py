@@ -27,18 +27,18 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
     """Return the headline numbers and the sections."""
     summary = run.json("summary.json")
     worst, of_pca = summary["worst"], charts.show(summary["pca_loss_recovered_all"])
-    low, high = (charts.show(end) for end in worst["interval"] or (None, None))
+    if worst["site"] is None:
+        where = "zeros raise the loss at no site for certain, so that there is none to recover"
+    else:
+        low, high = (charts.show(end) for end in worst["interval"])
+        where = f"{worst['site']}, 95 % interval {low} to {high}"
     facts = [
         Fact(
             "loss recovered, all sites",
             summary["loss_recovered_all"],
             f"all spliced at once; PCA of the same rank {of_pca}",
         ),
-        Fact(
-            "loss recovered, worst site",
-            worst["loss_recovered"],
-            f"{worst['site']}, 95 % interval {low} to {high}",
-        ),
+        Fact("loss recovered, worst site", worst["loss_recovered"], where),
         Fact("active features", max(summary["l0"].values()), "per position, at most of a site"),
         Fact("dead features", max(summary["dead"].values()), "share, at most of a site"),
         Fact("CPU seconds", summary["seconds"]),

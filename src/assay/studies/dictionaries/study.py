@@ -14,6 +14,7 @@ from assay.dictionaries.settings import Training
 from assay.dictionaries.training import train
 from assay.io.prompts import leading_token
 from assay.io.runs import Run
+from assay.io.texts import read_text
 from assay.learn.language import train_language_model, train_tokenizer
 from assay.learn.reading import Reader, Rows, widths_of
 from assay.learn.settings import LanguageTraining
@@ -21,7 +22,7 @@ from assay.studies.dictionaries.config import Config
 from assay.studies.dictionaries.page import headline, sections
 from assay.studies.dictionaries.plan import plan
 from assay.studies.dictionaries.sites import place
-from assay.studies.windows import split_windows
+from assay.studies.windows import require_tenth, split_windows
 from assay.targets.language import LanguageModel, load_language_model
 from assay.targets.names import match_names
 
@@ -113,4 +114,6 @@ def _train_model(config: Config, run: Run) -> Path:
         seed=config.seed,
     )
     tokenizer = train_tokenizer(config.data.path, chosen.vocabulary)
+    first = read_text(config.data.path, tokenizer, length=config.data.length, limit=20)
+    require_tenth(first, config.data.path)
     return train_language_model(config.data.path, tokenizer, run, sizes)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from assay.core.target import Target
 from assay.errors import InputError
-from assay.io.prompts import read_text
 from assay.io.runs import Run
+from assay.io.texts import read_text
 from assay.mechanisms.directions import (
     DirectionMechanisms,
     Local,

@@ -4,7 +4,7 @@ metric on pairs that did not choose it.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -13,26 +13,39 @@ import torch
 
 from assay.attribution import Exact, Gradient, attribute
 from assay.attribution.scores import Scores
-from assay.audit import areas, circuit_curve, rank_parts
-from assay.audit.circuits import Ranking
+from assay.audit import (
+    CircuitCurve,
+    Ranking,
+    circuit_curve,
+    rank_parts,
+    refine_circuit,
+    track_counts,
+)
 from assay.core.target import Target
 from assay.dictionaries import DictionarySet
-from assay.edges import part_edges
+from assay.edges import PartEdges, part_edges
+from assay.edges.cut import Node
 from assay.io.attribution_graphs import write_graph
+from assay.io.graphml import write_graphml
 from assay.io.prompts import Pairs
 from assay.io.runs import Run
+from assay.io.supernodes import Supernode, write_supernodes
 from assay.mechanisms.features import FeatureParts, identities
 from assay.studies.features.config import Config
 from assay.studies.features.graph_file import as_graph
+from assay.studies.features.grouping import supernodes_of, with_supernodes
 from assay.studies.features.inputs import bind
+from assay.studies.features.kinds import PromptKind, frequent_kinds, of_residual
+from assay.studies.features.worst import worst_of
 from assay.studies.pairs import read_all
 from assay.targets.language import LanguageModel
 from assay.targets.metrics import pair_batch
 
+AREAS = ("cpr", "cpr_low", "cpr_high", "cmd", "cmd_low", "cmd_high")
 COUNTS = (5, 10, 15, 20, 25, 50, 100, 200)
 FEATURES, ERRORS, ALL = "features only", "features, errors kept", "features and errors"
 NEURONS, RANDOM = "neurons", "features at random"
-_CANDIDATES = 400
+REFINED, ALL_REFINED = "features only, refined", "features and errors, refined"
 
 
 def find_circuits(
@@ -42,37 +55,39 @@ def find_circuits(
     target: Target,
     dictionaries: DictionarySet,
 ) -> list[dict[str, Any]]:
-    """Choose a circuit for each of the most frequent lengths of prompts, save curves, parts and
-    edges, and return what each keeps.
+    """Choose a circuit for each of the most frequent kinds of prompts, save curves, parts, edges
+    and supernodes, and return what each keeps and what is the worst that all others can do.
 
-    At one length a position means the same in all pairs. Parts are chosen on half of the pairs,
-    everything else is measured on the other half."""
+    Prompts of one kind have one length, so that a position means the same in all of them, and
+    differ from their patch at the same positions: elsewhere the answer would come from another
+    place. Parts are chosen on half of the pairs, everything else is measured on the other half."""
     if not config.circuit.lengths:
         return []
     pairs = read_all(config.data.pairs or run.checked("pairs.jsonl"), model)
-    chosen = _of_residual(model, dictionaries)
-    lengths = Counter(pairs.lengths.tolist()).most_common(config.circuit.lengths)
-    found, curves, parts, edges = [], [], [], []
-    for length, count in sorted(lengths):
-        if count < 4:
-            continue
-        halves = _halves(config, pairs, length)
+    chosen = {name: dictionaries[name] for name in of_residual(model, dictionaries)}
+    found: list[dict[str, Any]] = []
+    tables: dict[str, list[pl.DataFrame]] = {"curves": [], "parts": [], "edges": []}
+    grouped: dict[str, list[Supernode]] = {}
+    for kind in frequent_kinds(pairs, config.circuit.lengths):
+        name = kind.name
+        halves = kind.halves(pairs, config.circuit.pairs, config.seed)
         finder = _Finder(config, target, chosen, *halves)
-        curve = finder.curves()
-        ranking = finder.features
-        nodes = finder.parts(model)
-        between = finder.edges(ranking)
+        curves = finder.curves()
+        nodes, between = finder.parts(model), finder.edges()
+        groups = supernodes_of(config, finder, name)
+        grouped[name] = groups
+        nodes = with_supernodes(nodes, groups)
         drawn = as_graph(model, finder.choose, halves[0], nodes, between)
-        run.write(f"circuit-{length}.json", partial(write_graph, graph=drawn))
-        label = pl.lit(length).alias("tokens")
-        curves.append(curve.with_columns(label))
-        parts.append(nodes.with_columns(label))
-        edges.append(between.with_columns(label))
-        found.append(_summary(config, length, halves, curve, ranking))
+        run.write(f"circuit-{name}.json", partial(write_graph, graph=drawn))
+        run.write(f"circuit-{name}.graphml", partial(write_graphml, graph=drawn))
+        curve = pl.concat([one.table().with_columns(kept=pl.lit(what)) for what, one in curves])
+        for what, table in (("curves", curve), ("parts", nodes), ("edges", between)):
+            tables[what].append(table.with_columns(circuit=pl.lit(name)))
+        found.append({"circuit": name, **_summary(kind, halves, curves, finder, groups)})
     if found:
-        run.save_table("circuit-curves.parquet", pl.concat(curves))
-        run.save_table("circuit-parts.parquet", pl.concat(parts))
-        run.save_table("circuit-edges.parquet", pl.concat(edges))
+        for name, many in tables.items():
+            run.save_table(f"circuit-{name}.parquet", pl.concat(many))
+        run.write("supernodes.json", partial(write_supernodes, circuits=grouped))
     return found
 
 
@@ -103,9 +118,10 @@ class _Finder:
         self.errors = sorted(errors)
         self.names = [name for name in self.choose.groups if name not in errors]
         self.features = self._rank(self.choose, self.names)
+        self.refined = refine_circuit(self.choose, self.features.circuit, self.features.nodes)
 
-    def curves(self) -> pl.DataFrame:
-        """Return faithfulness and completeness over the number of parts, by what is ranked."""
+    def curves(self) -> list[tuple[str, CircuitCurve]]:
+        """Return what is kept over the number of parts, by what is ranked."""
         everything = self._rank(self.choose, list(self.choose.groups))
         order = torch.randperm(
             len(self.features.nodes), generator=torch.Generator().manual_seed(self.config.seed)
@@ -116,14 +132,40 @@ class _Finder:
         for name, bound, nodes, always in (
             (FEATURES, self.measure, self.features.nodes, ()),
             (ERRORS, self.measure, self.features.nodes, self.errors),
-            (ALL, self.measure, everything.nodes, ()),
+            (ALL, self.measure, self._with_silent(everything.nodes), ()),
             (NEURONS, neurons, of_neurons.nodes, ()),
             (RANDOM, self.measure, shuffled, ()),
         ):
-            counts = sorted({*COUNTS, self.config.circuit.nodes})
-            table = circuit_curve(bound, nodes, counts, always=always, of=counts[-1])
-            rows.append(table.with_columns(pl.lit(name).alias("kept")))
-        return pl.concat(rows)
+            counts = {*COUNTS, self.features.count, *track_counts(len(nodes))}
+            rows.append((name, circuit_curve(bound, nodes, counts, always=always)))
+        refined = refine_circuit(self.choose, everything.circuit, everything.nodes)
+        for name, found in ((REFINED, self.refined), (ALL_REFINED, refined)):
+            rows.append((name, circuit_curve(self.measure, found.nodes, [len(found.nodes)])))
+        return rows
+
+    def _with_silent(self, ranked: Sequence[Node]) -> list[Node]:
+        """Return ranked parts and, in no order of merit, those that do nothing on the pairs that
+        choose and something on the others: all of them together are the whole network.
+        """
+        present = rank_parts(attribute(self.measure, Gradient()), 1, patches=0).nodes
+        return [*ranked, *sorted(set(present) - set(ranked))]
+
+    def worst(self) -> dict[str, Any]:
+        """Return the worst that everything outside the circuit can do, without and with the
+        errors among it.
+        """
+        given = self.config.circuit
+        return {
+            name: worst_of(
+                self.measure,
+                self.refined.nodes,
+                always,
+                searched=given.searched,
+                certified=given.certified,
+                seed=self.config.seed,
+            )
+            for name, always in ((FEATURES, ()), (ERRORS, self.errors))
+        }
 
     def parts(self, model: LanguageModel) -> pl.DataFrame:
         """Return the circuit's parts with their layer and position."""
@@ -131,26 +173,30 @@ class _Finder:
             name: max(model.site(site).layer for site in self.choose.dictionaries[name].writes)
             for name in self.choose.dictionaries
         }
-        table = self.features.table.head(self.features.count)
+        order = {node: place for place, node in enumerate(self.features.nodes)}
+        table = self.features.table[sorted(order[node] for node in self.refined.nodes)]
         owner = pl.col("group").str.strip_suffix(" rest")
         return table.with_columns(
             owner.replace_strict(layers, return_dtype=pl.Int64).alias("layer"),
             pl.col("index").list.first().alias("position"),
         )
 
-    def edges(self, ranking: Ranking) -> pl.DataFrame:
+    def edges(self) -> pl.DataFrame:
         """Return the edges between the circuit's parts, and straight to the metric."""
-        found = part_edges(self.choose, ranking.circuit, switches="secant")
+        found = part_edges(self.choose, self.refined.nodes, switches="secant")
         return found.table().select("source", "receiver", "score", "sd", "n")
 
+    def outward(self) -> PartEdges:
+        """Return the edges from the circuit's parts to many features."""
+        receivers = self.features.nodes[: self.config.circuit.receivers]
+        return part_edges(self.choose, receivers, self.refined.nodes, switches="secant")
+
     def _rank(self, bound: FeatureParts, names: list[str]) -> Ranking:
-        count = self.config.circuit.nodes
         return rank_parts(
             self._scores(bound),
-            count,
+            self.config.circuit.nodes,
             groups=names,
             half_widths=self._bars(bound),
-            candidates=max(_CANDIDATES, 4 * count),
         )
 
     def _scores(self, bound: FeatureParts) -> Scores:
@@ -184,42 +230,47 @@ class _Finder:
         return measure, self._rank(choose, groups)
 
 
-def _of_residual(model: LanguageModel, dictionaries: DictionarySet) -> DictionarySet:
-    """Return the dictionaries of the residual stream, all of them where there is none."""
-    found = [
-        name
-        for name in dictionaries
-        if all(model.site(site).kind == "residual" for site in dictionaries[name].writes)
-    ]
-    return {name: dictionaries[name] for name in found or dictionaries}
-
-
-def _halves(config: Config, pairs: Pairs, length: int) -> tuple[Pairs, Pairs]:
-    index = (pairs.lengths == length).nonzero().flatten()
-    generator = torch.Generator().manual_seed(config.seed)
-    index = index[torch.randperm(len(index), generator=generator)][: config.circuit.pairs]
-    first, second = index[: len(index) // 2].sort().values, index[len(index) // 2 :].sort().values
-    return pairs.take(first), pairs.take(second)
-
-
 def _summary(
-    config: Config, length: int, halves: tuple[Pairs, Pairs], curve: pl.DataFrame, ranking: Ranking
+    kind: PromptKind,
+    halves: tuple[Pairs, Pairs],
+    curves: list[tuple[str, CircuitCurve]],
+    finder: _Finder,
+    groups: list[Supernode],
 ) -> dict[str, Any]:
     kept = {}
-    for name in (FEATURES, ERRORS, ALL, NEURONS, RANDOM):
-        table = curve.filter(pl.col("kept") == name)
-        here = table.filter(pl.col("nodes") == config.circuit.nodes)
+    for name, curve in curves:
+        here = curve.table().filter(pl.col("nodes") == finder.features.count).to_dicts()
+        wanted = ("faithfulness", "low", "high", "completeness")
+        alone = name in (REFINED, ALL_REFINED)  # one circuit, and no order of its parts
         kept[name] = {
-            **areas(table),
-            "faithfulness": here["faithfulness"][0] if here.height else None,
-            "completeness": here["completeness"][0] if here.height else None,
+            **dict.fromkeys(AREAS, None),
+            **({} if alone else curve.areas()),
+            **{key: here[0][key] if here else None for key in wanted},
         }
+    ranking, refined = finder.features, finder.refined
     return {
-        "tokens": length,
+        "tokens": kind.tokens,
+        "positions": list(kind.positions),
         "nodes": ranking.count,
         "chosen_on": len(halves[0]),
         "measured_on": len(halves[1]),
         "patched_exactly": ranking.patches,
         "doubtful": ranking.doubtful,
+        "refinement": {
+            "exchanged": refined.exchanged,
+            "squared_difference_before": refined.before,
+            "squared_difference_after": refined.after,
+            "mean_difference_before": refined.bias_before,
+            "mean_difference_after": refined.bias_after,
+            "evaluations": refined.evaluations,
+        },
         "kept": kept,
+        "worst": finder.worst(),
+        "supernodes": [
+            {
+                "name": one.name,
+                "parts": [finder.choose.describe(*node) for node in one.nodes],
+            }
+            for one in groups
+        ],
     }

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from assay.errors import InputError
 from assay.io.files import existing, require_folder
+from assay.io.supernodes import read_supernodes
 from assay.studies.agreement_config import AgreementModelConfig
 from assay.studies.fields import Config as Keys
 from assay.studies.fields import (
@@ -50,7 +51,8 @@ class DictionariesConfig(Keys):
     not say their sites ({layer} stands for the number of the layer) and the `scale` of training
     where a file does not hold it; training, for the agreement model, with the keys below `kind`; or
     identity dictionaries, whose features are neurons. auto: `path` if there is one, training for
-    the agreement model, else identity.
+    the agreement model, else identity. Training reads `sentences` sentences, and `held_out` others
+    of every construction measure what it gave.
     """
 
     path: Input | None = None
@@ -67,6 +69,7 @@ class DictionariesConfig(Keys):
     end_to_end: Probability = 0.4
     windows: Count = 64
     sentences: Count = 8000
+    held_out: Count = 150
 
 
 class EffectsConfig(Keys):
@@ -88,14 +91,38 @@ class EffectsConfig(Keys):
 
 
 class CircuitConfig(Keys):
-    """A circuit of `nodes` parts for each of the `lengths` most frequent lengths of prompts (0: no
-    circuit), of the dictionaries of the residual stream where there are some, chosen on half of at
-    most `pairs` pairs and measured on the others.
+    """A circuit of `nodes` parts for each of the `lengths` most frequent kinds of prompts (0: no
+    circuit), of one length and with the same positions at which clean and patch differ: of the
+    dictionaries of the residual stream where there are some, chosen on half of at most `pairs`
+    pairs and measured on the others. The worst case of what is outside is searched on the first
+    `searched` of these, and bounded on the first `certified`. Parts are grouped as in `supernodes`,
+    a file of a run, or else where co-activation and effect are alike by `alike`, measured on edges
+    to the first `receivers` features.
     """
 
     lengths: Whole = 1
     nodes: Count = 25
     pairs: Several = 100
+    searched: Whole = 8
+    certified: Whole = 1
+    supernodes: Input | None = None
+    alike: Share = 0.7
+    receivers: Count = 200
+
+
+class LabelsConfig(Keys):
+    """What the circuits' features are labelled with: their `contexts` strongest contexts, of
+    `around` tokens on either side, and `tokens` promoted tokens. Contexts come from `text`, a plain
+    text cut into windows of `length` tokens, else from the agreement model's sentences or the
+    prompts of the pairs.
+    """
+
+    text: Input | None = None
+    length: Count = 64
+    contexts: Count = 6
+    around: Count = 8
+    tokens: Count = 6
+    bins: Several = 32
 
 
 class LayoutConfig(Keys):
@@ -135,6 +162,7 @@ class Config(StudyConfig):
     convention: Literal["pass_through", "detached_error"] = "pass_through"
     effects: EffectsConfig = EffectsConfig()
     circuit: CircuitConfig = CircuitConfig()
+    labels: LabelsConfig = LabelsConfig()
     layout: LayoutConfig = LayoutConfig()
 
     @property
@@ -170,6 +198,17 @@ class Config(StudyConfig):
             )
         if self.data.pairs is not None:
             existing(self.data.pairs)
+        for key, given in (
+            ("circuit.supernodes", self.circuit.supernodes),
+            ("labels.text", self.labels.text),
+        ):
+            if given is None:
+                continue
+            if not self.circuit.lengths:
+                raise InputError(f"{key} is for circuits, and circuit.lengths = 0 finds none")
+            existing(given)
+        if self.circuit.supernodes is not None:
+            read_supernodes(self.circuit.supernodes)
         if self.target.path is not None:
             require_folder(self.target.path)
         if self.target.train:

@@ -25,8 +25,8 @@ def as_graph(
     parts: pl.DataFrame,
     edges: pl.DataFrame,
 ) -> AttributionGraph:
-    """Return parts (part, group, index, layer, position, help) and the edges between them as a
-    graph over the tokens of the first prompt.
+    """Return parts (part, group, index, layer, position, help, supernode) and the edges between
+    them as a graph over the tokens of the first prompt.
 
     Dictionaries of one layer are numbered one behind the other, so that an id means one feature."""
     layers = len(model.site_names("mlp"))
@@ -75,4 +75,9 @@ def as_graph(
         tuple(tokens),
         tuple(nodes),
         tuple(links),
+        supernodes=[
+            [name, *(ids[part] for part in some["part"])]
+            for (name,), some in parts.group_by("supernode", maintain_order=True)
+            if name
+        ],
     )

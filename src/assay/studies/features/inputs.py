@@ -34,7 +34,6 @@ from assay.targets.reading import read_values, real_positions
 
 SAVED = "dictionaries"
 """The folder of a run that holds the dictionaries that it trained."""
-_HELD_OUT = 150
 
 
 def load_model(config: Config, run: Run) -> LanguageModel:
@@ -81,7 +80,7 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
     """
     given = config.dictionaries
     names = match_names(model.model, config.sites)
-    rows = _rows(agreement_text(given.sentences, seed=config.seed), model)
+    rows = encoded_rows(agreement_text(given.sentences, seed=config.seed), model)
     widths = widths_of(Reader(model.model, names), rows.take(slice(0, 8)))
     made: Any = architecture(given.architecture)
     placed = {
@@ -100,9 +99,11 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
     held = [
         sentence.text()
         for construction in CONSTRUCTIONS
-        for sentence in draw_sentences(construction, _HELD_OUT, seed=config.seed + 1, held_out=True)
+        for sentence in draw_sentences(
+            construction, given.held_out, seed=config.seed + 1, held_out=True
+        )
     ]
-    found = evaluate(model.model, _rows(held, model), trained)
+    found = evaluate(model.model, encoded_rows(held, model), trained)
     run.save_table("evaluation.parquet", found.to_polars())
     worst = found.worst
     run.save_json(
@@ -123,7 +124,8 @@ def _train(config: Config, run: Run, model: LanguageModel) -> None:
     run.write_folder(SAVED, lambda new: save_dictionaries(new, trained, metadata))
 
 
-def _rows(sentences: list[str], model: LanguageModel) -> Rows:
+def encoded_rows(sentences: list[str], model: LanguageModel) -> Rows:
+    """Return sentences as windows of tokens, padded on the right."""
     ids = encode_sentences(sentences, model.tokenizer)
     return rows_of(ids, ids != model.tokenizer.pad_token_id)
 

@@ -12,6 +12,7 @@ from assay.io.runs import Run
 from assay.report.page import Fact, Section, Table
 from assay.studies.features.page_circuit import circuit_sections
 from assay.studies.features.page_errors import error_sections
+from assay.studies.features.page_labels import label_sections
 
 _SOURCES = {
     "trained": "dictionaries trained on its sentences",
@@ -74,6 +75,7 @@ def sections(run: Run) -> tuple[list[Fact], list[Section]]:
         _agreement(run, summary),
         *error_sections(run, summary),
         *circuit_sections(run, summary),
+        *label_sections(run),
     ]
 
 

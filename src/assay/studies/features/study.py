@@ -18,6 +18,7 @@ from assay.studies import runner
 from assay.studies.features import errors
 from assay.studies.features.circuit import find_circuits
 from assay.studies.features.config import Config
+from assay.studies.features.grouping import require_supernodes
 from assay.studies.features.inputs import (
     bind,
     find_dictionaries,
@@ -27,6 +28,7 @@ from assay.studies.features.inputs import (
     measure_fit,
     read_limited,
 )
+from assay.studies.features.labelled import given_text, save_labels
 from assay.studies.features.page import headline, sections
 from assay.studies.features.plan import plan
 from assay.targets.language import LanguageModel
@@ -47,9 +49,11 @@ def run(config: Config, run: Run) -> dict[str, Any]:
     exactly, and measure how far the scores agree and what drives them.
     """
     model = load_model(config, run)
+    text = given_text(config, model)
     pairs = read_limited(config, run, model)
     target, clean, patch = make_batches(config, model, pairs)
     dictionaries = find_dictionaries(config, run, model, target, clean)
+    require_supernodes(config, run, model, dictionaries)
     fits = measure_fit(model, dictionaries, target, clean)
     run.save_table("fits.parquet", fits)
     bound = bind(config, dictionaries, target, clean, patch)
@@ -90,6 +94,7 @@ def run(config: Config, run: Run) -> dict[str, Any]:
             "top": listed,
         },
     )
+    circuits = find_circuits(config, run, model, target, dictionaries)
     return {
         "model": {
             "family": model.family,
@@ -117,7 +122,8 @@ def run(config: Config, run: Run) -> dict[str, Any]:
         "missed": counts,
         "drivers": errors.drivers(table),
         "whole_residual": errors.drivers(whole) if whole.height else {},
-        "circuits": find_circuits(config, run, model, target, dictionaries),
+        "circuits": circuits,
+        "labels": save_labels(config, run, model, dictionaries, text),
     }
 
 

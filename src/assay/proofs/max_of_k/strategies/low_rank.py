@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from flint import arb, arb_mat, ctx
 
-from assay.bounds import rounding
+from assay.bounds import exact, rounding
 from assay.bounds.rounding import Array, Interval
 from assay.errors import InputError, unknown
 from assay.proofs.max_of_k.strategies.base import Advice
@@ -234,7 +234,7 @@ def _largest_singular_value(algebra: Algebra, chain: Sequence[Any]) -> float:
         # sigma^2 = (trace of the 2^doublings-th power)^(1 / 2^doublings), times the exponent of the
         # dyadic matrix
         value = (abs(trace).root(2**doublings) * arb(2) ** gram.exponent).sqrt()
-        return rounding.ball_interval(value)[1]
+        return exact.ball_interval(value)[1]
 
 
 def _product(chain: Sequence[Any]) -> Any:

@@ -1,0 +1,49 @@
+"""Bounds of many boxes at once with the usual slopes: without a descent and gradients a box costs
+little, and splits make up for the slopes where few inputs move."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from assay.bounds.rounding import Array
+from assay.bounds.search.goal import Goal
+from assay.bounds.search.leaves import Leaf, ends_of
+from assay.bounds.search.twin import Twin
+
+
+@torch.no_grad()
+def bound_plainly(twin: Twin, leaves: list[Leaf], goal: Goal) -> list[Array]:
+    """Raise the bounds of leaves, and return the corner of each at which the line below the
+    deciding row is least, (leaves, *shape) by input. Choose where each is split: at the entry whose
+    effect, its largest coefficient in the lines below and above any row times its width, is
+    largest.
+
+    The deciding line alone would not do: a slope of zero in a relaxation can hide an entry from
+    every split."""
+    boxes = ends_of(leaves)
+    parameters = twin.parameters(len(leaves))
+    state = twin.sweep(boxes, parameters)
+    rows = torch.from_numpy(goal.rows[None])
+    each, passed = twin.carry(state, parameters, {twin.last: torch.cat([rows, -rows], 1)})
+    each = torch.maximum(each[:, : len(goal.rows)], goal.least(*state.values[-1]))
+    bounds, deciding = goal.of(each.nan_to_num(-torch.inf)), goal.decisive(each)
+    scores, corners = list[Tensor](), list[Array]()
+    for ref, (low, high) in zip(twin.graph.inputs, boxes, strict=True):
+        width = (high - low).flatten(1)
+        score = 1e-12 * width
+        if ref in passed:
+            lines = passed[ref].flatten(2).expand(len(leaves), -1, -1)
+            score = score + lines.abs().amax(1) * width
+            mine = lines[torch.arange(len(leaves)), deciding].reshape(low.shape)
+            low = torch.where(mine > 0, low, high)
+        corners.append(low.numpy())
+        scores.append(score)
+    best = [score.max(-1) for score in scores]
+    which = torch.stack([value for value, _ in best], -1).argmax(-1)
+    for index, leaf in enumerate(leaves):
+        leaf.bound = max(leaf.bound, float(bounds[index]))
+        chosen = int(which[index])
+        value, place = best[chosen]
+        leaf.split = (chosen, int(place[index])) if value[index] > 0 else None
+    return corners

@@ -1,0 +1,200 @@
+"""Verify: properties that just hold and that just do not, beside the exact least value over all
+patterns of ReLUs; and certificates of those that hold.
+"""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from command_line import command
+from onnx_networks import declared, helper, layered, saved
+from scipy.optimize import linprog
+
+from assay.bounds.search.goal import Goal
+from assay.errors import InputError
+from assay.io.vnnlib import read_vnnlib
+from assay.proofs.unsafe import verify
+from assay.targets.onnx_network import load_onnx
+from assay_check import check
+
+SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "acasxu"
+
+
+def property_of(folder: Path, *asserts: str, **ends: Any) -> Any:
+    path = folder / "p.vnnlib"
+    path.write_text(declared(2, 2, *asserts, **ends))
+    return read_vnnlib(path)
+
+
+def exact_least(weights: dict[str, np.ndarray], groups: list[list[np.ndarray]]) -> float:
+    """Return the least over x in [-1, 1]^2 and conjunctions of the largest constraint: a linear
+    program for every pattern of ReLUs. A constraint is (a, b, c): a y0 + b y1 + c.
+    """
+    w0, b0, w1, b1 = (weights[name].astype(np.float64) for name in ("w0", "b0", "w1", "b1"))
+    best = np.inf
+    for pattern in itertools.product((0.0, 1.0), repeat=len(b0)):
+        on = np.array(pattern)
+        slope, start = (w0 * on) @ w1, (b0 * on) @ w1 + b1
+        side = np.where(on > 0, -1.0, 1.0)
+        fits = [np.append(side[i] * w0[:, i], 0.0) for i in range(len(b0))]
+        least = [-side[i] * b0[i] for i in range(len(b0))]
+        for group in groups:
+            rows = [np.append(slope @ c[:2], -1.0) for c in group]
+            ends = [-(start @ c[:2] + c[2]) for c in group]
+            box = [(-1, 1), (-1, 1), (None, None)]
+            found = linprog([0, 0, 1], np.array(fits + rows), least + ends, bounds=box)
+            if found.success:
+                best = min(best, found.fun)
+    return best
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_verdicts_on_both_sides_of_the_exact_threshold(tmp_path: Path, seed: int) -> None:
+    path, weights = layered(tmp_path / "n.onnx", (2, 6, 2), seed)
+    network = load_onnx(path)
+    groups = [[np.array([1.0, 0, 0]), np.array([1.0, -1, 0])], [np.array([0, 1.0, 0])]]
+    exact = exact_least(weights, groups)
+    for shift, verdict in ((-1e-4, "holds"), (1e-4, "violated")):
+        c = repr(exact + shift)
+        unsafe = f"(or (and (<= Y_0 {c}) (<= (- Y_0 Y_1) {c})) (<= Y_1 {c}))"
+        found = verify(network, property_of(tmp_path, unsafe), seconds=20)
+        assert found.verdict == verdict
+        assert found.bound <= -shift + 1e-9
+        assert found.value >= -shift - 1e-5
+        if verdict == "holds":
+            assert found.bound > 0
+            assert found.open_share == 0
+            continue
+        broken = found.counterexample
+        assert broken is not None
+        x = torch.tensor([broken.inputs], dtype=torch.float64)
+        assert bool((x.abs() <= 1).all())
+        y0, y1 = network(x)[0].tolist()
+        assert max(y0, y0 - y1) <= float(c) or y1 <= float(c)
+        assert broken.outputs == tuple(network(x.float())[0].double().tolist())
+
+
+def test_a_conjunction_needs_its_constraints_at_one_input(tmp_path: Path) -> None:
+    """Each constraint alone is met somewhere in the box, both nowhere: y = (x, -x) + relu terms."""
+    w = np.array([[1.0, -1.0], [0.0, 0.0]], np.float32)
+    path = saved(
+        tmp_path / "n.onnx", [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": w}, (1, 2)
+    )
+    network = load_onnx(path)
+    both = property_of(tmp_path, "(and (<= Y_0 -0.1) (<= Y_1 -0.1))")
+    assert verify(network, both, seconds=5).verdict == "holds"
+    either = property_of(tmp_path, "(or (<= Y_0 -0.1) (<= Y_1 -0.1))")
+    assert verify(network, either, seconds=5).verdict == "violated"
+
+
+def test_boxes_whose_ends_no_float_holds_are_covered_and_met_exactly(tmp_path: Path) -> None:
+    path, _ = layered(tmp_path / "n.onnx", (2, 4, 2))
+    network = load_onnx(path)
+    at = network(torch.full((1, 2), 0.1, dtype=torch.float64))[0, 0].item()
+    for shift, verdict in ((-1e-6, "holds"), (1e-6, "violated")):
+        claim = property_of(tmp_path, f"(<= Y_0 {at + shift!r})", ends=("0.1", "0.1"))
+        assert verify(network, claim, seconds=5).verdict == verdict
+
+
+def test_coefficients_are_scaled_to_exact_ones(tmp_path: Path) -> None:
+    path, weights = layered(tmp_path / "n.onnx", (2, 6, 2))
+    exact = exact_least(weights, [[np.array([0.1, 0.3, 0.0])]])
+    for shift, verdict in ((-1e-4, "holds"), (1e-4, "violated")):
+        line = f"(<= (+ (* 0.1 Y_0) (* 0.3 Y_1)) {exact + shift!r})"
+        assert verify(load_onnx(path), property_of(tmp_path, line), seconds=10).verdict == verdict
+
+
+def test_a_search_without_time_says_what_is_open(tmp_path: Path) -> None:
+    path, _ = layered(tmp_path / "n.onnx", (2, 24, 24, 2), 3)
+    network = load_onnx(path)
+    grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 101, dtype=torch.float64)] * 2)
+    least = float(torch.func.vmap(network)(grid[:, None])[..., 0].min())
+    claim = property_of(tmp_path, f"(<= Y_0 {least - 0.02!r})")
+    found = verify(network, claim, seconds=1e-6)
+    assert found.verdict == "open"
+    assert 0 < found.open_share <= 1
+    assert found.bound <= 0.02 <= found.value + 1e-9
+
+
+def test_goals_are_the_least_conjunction_of_the_largest_constraint() -> None:
+    goal = Goal(np.eye(3)[:, None], ((0, 2), (1,)))
+    assert goal.at(np.array([[1.0, 5.0, 3.0]])) == 3.0
+    assert goal.at(np.array([[1.0, 2.0, 3.0]])) == 2.0
+    assert goal.of(torch.tensor([[9.0, 4.0, -1.0]])).tolist() == [4.0]
+    assert goal.decisive(torch.tensor([[1.0, 5.0, 3.0], [1.0, 2.0, 3.0]])).tolist() == [2, 1]
+
+
+def test_numbers_of_inputs_and_outputs_must_fit(tmp_path: Path) -> None:
+    path, _ = layered(tmp_path / "n.onnx", (3, 4, 2))
+    with pytest.raises(InputError, match=r"is about 2 inputs and 2 outputs, and .* has 3 and 2"):
+        verify(load_onnx(path), property_of(tmp_path, "(<= Y_0 1)"))
+
+
+def test_the_command_says_what_holds_and_writes_a_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, weights = layered(tmp_path / "n.onnx", (2, 6, 2))
+    exact = exact_least(weights, [[np.array([1.0, 0, 0])], [np.array([0, 1.0, 0])]])
+    property_of(tmp_path, f"(or (<= Y_0 {exact - 1e-3!r}) (<= Y_1 {exact - 1e-3!r}))")
+    claim, out = tmp_path / "p.vnnlib", tmp_path / "c.json"
+    code, said = command(monkeypatch, capsys, "verify", path, claim, "-o", out)
+    assert code == 0, said.err
+    assert said.out.startswith("holds: proved at level real")
+    verdict = check(out)
+    assert verdict.accepted, verdict.reason
+    assert "no output is unsafe" in verdict.reason
+    assert "how far the output stays from the unsafe set" in verdict.measure
+    entry = json.loads(out.read_text())
+    for change in (higher, one_conjunction):
+        out.write_text(json.dumps(change(json.loads(json.dumps(entry)))))
+        assert not check(out).accepted
+    property_of(tmp_path, f"(or (<= Y_0 {exact + 1e-3!r}) (<= Y_1 {exact + 1e-3!r}))")
+    code, said = command(monkeypatch, capsys, "verify", path, claim, "--json")
+    assert code == 1
+    assert json.loads(said.out)["verdict"] == "violated"
+    code, said = command(monkeypatch, capsys, "verify", path, tmp_path / "none.vnnlib")
+    assert code == 2
+    assert "no file" in said.err
+
+
+def test_every_box_and_every_conjunction_counts_in_a_certificate(tmp_path: Path) -> None:
+    """Y_0 stays far from unsafe, Y_1 hardly: the checker supports the smaller distance alone."""
+    w = np.eye(2, dtype=np.float32)
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    path = saved(tmp_path / "n.onnx", [node], {"w": w}, (1, 2))
+    claim = property_of(tmp_path, "(or (<= Y_0 -3) (<= Y_1 -1.5))")
+    out = tmp_path / "c.json"
+    found = verify(load_onnx(path), claim, seconds=5, certificate=out)
+    assert found.verdict == "holds"
+    assert found.bound == pytest.approx(0.5)
+    assert check(out).accepted
+    entry = json.loads(out.read_text())
+    entry["claim"]["0"] = "0.6"
+    out.write_text(json.dumps(entry))
+    assert not check(out).accepted
+
+
+def higher(entry: dict[str, Any]) -> dict[str, Any]:
+    entry["claim"]["0"] = repr(float(entry["claim"]["0"]) + 0.01)
+    return entry
+
+
+def one_conjunction(entry: dict[str, Any]) -> dict[str, Any]:
+    """Claim what one of two numbers above the threshold would prove."""
+    entry["examples"]["0"]["groups"] = [[0, 1]]
+    entry["claim"]["0"] = "10.0"
+    return entry
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data folder")
+@pytest.mark.parametrize(
+    ("network", "number", "verdict"), [("1_6", 3, "holds"), ("1_7", 3, "violated")]
+)
+def test_collision_avoidance_networks(network: str, number: int, verdict: str) -> None:
+    file = SHARED / f"ACASXU_run2a_{network}_batch_2000.onnx"
+    found = verify(load_onnx(file), read_vnnlib(SHARED / f"prop_{number}.vnnlib"), seconds=20)
+    assert found.verdict == verdict
