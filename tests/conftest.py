@@ -1,7 +1,10 @@
 """Settings of every test; those of the environment must be made before torch is imported."""
 
 import os
+import random
 
+import numpy as np
+import pytest
 from hypothesis import HealthCheck, settings
 
 # Small tensors: on a busy machine spinning threads are many times slower than one.
@@ -10,3 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # How fast a machine draws examples says nothing of the code.
 settings.register_profile("assay", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("assay")
+
+
+@pytest.fixture(autouse=True)
+def same_draws():
+    """What a test draws without a generator of its own depends on no test before it."""
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)

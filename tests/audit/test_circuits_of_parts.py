@@ -134,11 +134,13 @@ def test_curves_are_faithfulness_by_count(exact):
 
 def test_intervals_of_a_curve_hold_the_mean_of_many_examples():
     """Over samples of 40 examples, 95 % intervals of a ratio of means hold the ratio of the whole
-    population in 95 % of them, up to the error of 100 samples and of a bootstrap.
+    population in 95 % of them, up to three errors of 200 samples and two points that a bootstrap of
+    so few lacks.
     """
     generator = torch.Generator().manual_seed(0)
     full = 3 + torch.randn(4000, generator=generator, dtype=torch.float64)
-    kept = torch.stack([share * full + torch.randn_like(full) for share in (0.2, 0.9)])
+    noise = torch.randn(2, 4000, generator=generator, dtype=torch.float64)
+    kept = torch.tensor([[0.2], [0.9]]) * full + noise
     empty = torch.zeros_like(full)
 
     def curve(some):
@@ -151,14 +153,14 @@ def test_intervals_of_a_curve_hold_the_mean_of_many_examples():
     truth = (kept.mean(1) / full.mean()).tolist()
     areas_of_all = curve(slice(None)).areas()
     held, areas_held = torch.zeros(2), 0
-    for _ in range(100):
+    for _ in range(200):
         one = curve(torch.randint(4000, (40,), generator=generator))
         table, found = one.table(), one.areas()
         inside = (table["low"] <= pl.Series(truth)) & (pl.Series(truth) <= table["high"])
         held += torch.tensor(inside.to_list())
         areas_held += found["cpr_low"] <= areas_of_all["cpr"] <= found["cpr_high"]
-    assert all(0.89 <= share <= 0.99 for share in (held / 100).tolist())
-    assert 0.89 <= areas_held / 100 <= 0.99
+    assert all(0.88 <= share < 1 for share in (held / 200).tolist())
+    assert 0.88 <= areas_held / 200 < 1
 
 
 def test_bad_input_is_refused(exact):
