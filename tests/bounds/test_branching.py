@@ -81,7 +81,7 @@ def test_the_twin_and_the_sound_sweep_agree(name: str) -> None:
             0.3 * torch.rand(p.shape, generator=torch.Generator().manual_seed(ref)).double()
             for p in ps
         )
-        for ref, ps in twin.parameters(2).items()
+        for ref, ps in twin.rules.parameters(2).items()
     }
     with np.errstate(all="ignore"):
         state = twin.sweep([(torch.tensor(lo), torch.tensor(hi))], parameters)
@@ -103,8 +103,8 @@ def test_any_slopes_are_sound(name: str) -> None:
     box = Interval(np.full((1, 1, 6), 0.7), np.ones((1, 1, 6)))
     lowest = grid(name, 0.7)
     with np.errstate(all="ignore"):
-        state = twin.sweep([(torch.tensor(box.lo), torch.tensor(box.hi))], twin.parameters(1))
-        own = twin.slopes(state, twin.parameters(1))
+        state = twin.sweep([(torch.tensor(box.lo), torch.tensor(box.hi))], twin.rules.parameters(1))
+        own = twin.slopes(state, twin.rules.parameters(1))
         for _ in range(5):
             forged = {
                 ref: tuple(s + rng.normal(size=s.shape) for s in ss) for ref, ss in own.items()
@@ -206,7 +206,7 @@ def test_rows_in_parts_have_the_bounds_and_gradients_of_all_at_once(name: str) -
         box = [torch.full((2, 1, 6), end, dtype=torch.float64) for end in (0.6, 1.0)]
         slopes = {
             ref: tuple(0.1 * torch.ones_like(p) for p in ps)
-            for ref, ps in twin.parameters(2).items()
+            for ref, ps in twin.rules.parameters(2).items()
         }
         moved = [*box, *(p for ps in slopes.values() for p in ps)]
         for x in moved:

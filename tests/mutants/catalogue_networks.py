@@ -132,7 +132,7 @@ MUTANTS = [
     ),
     # mechanisms: nodes
     Mutant(
-        "assay/targets/suffix.py",
+        "assay/targets/suffix_plan.py",
         "dtype=torch.bool).triu(1)",
         "dtype=torch.bool).triu(2)",
         (

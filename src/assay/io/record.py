@@ -1,7 +1,7 @@
-"""What is done to a run folder: checked reads, and writes that never touch a foreign file.
+"""Writes to a run folder that never touch a foreign file.
 
-`assay-run.jsonl` marks a folder as a run's and records every file that Assay wrote there (see
-`commits`). It is also the file that is locked: one process at a time writes to a run.
+The record of what was written, `assay-run.jsonl`, is also the file that is locked: one process at a
+time writes to a run.
 """
 
 from __future__ import annotations
@@ -16,78 +16,22 @@ from typing import Any
 
 from assay.errors import AssayError, InputError, shown
 from assay.io import commits, files, locks
-from assay.io.commits import NAME, Changes, Commits, Entry, digest
+from assay.io.commits import NAME, Changes, Entry, digest
+from assay.io.recorded import FolderReader
 
 _PATIENCE = 10.0  # seconds that a single write waits for another one
 _LONGEST = 255  # bytes in the name of a file
-_ATTEMPTS = 3  # reads of a file that another process may be writing
 
 
-class FolderRecord:
+class FolderRecord(FolderReader):
     """The record of one folder; reading needs no lock, writing takes it."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        self.path = folder / NAME
-        self._state = Commits()
+        super().__init__(folder)
         self._handle: int | None = None
         self._holders = 0
         self._unsettled = False
         self._seen: dict[str, tuple[int, int, int]] = {}
-
-    # Reading
-
-    def is_there(self) -> bool:
-        """Return whether the folder has a record; InputError when a foreign file has its name."""
-        if not self.path.is_file():
-            return False
-        self._read()
-        return True
-
-    def names(self) -> list[str]:
-        """Return the names of the files that Assay wrote."""
-        self._read()
-        return list(self._state.files)
-
-    def has(self, name: str) -> bool:
-        """Return whether the run wrote a file, or a folder of files, that is still there.
-
-        Raises InputError when it wrote it and it is gone."""
-        self._read()
-        names = self._under(name)
-        there = [self._place(one).is_file() for one in names]
-        if names and all(there):
-            return True
-        opened = all(self._state.before.get(one, 1) is None for one in names)
-        if opened and not any(there):  # nothing was written, or a kill came before its rename
-            return False
-        raise self._missing(names[there.index(False)])
-
-    def checked(self, name: str) -> Path:
-        """Return the path of a file, or a folder of files, whose contents are those recorded.
-
-        Raises InputError when it is missing, was not written by the run, or was changed."""
-        wrong = ""
-        for _ in range(_ATTEMPTS):
-            self._read()
-            names = self._under(name)
-            if not names:
-                path = self._place(name)
-                if os.path.lexists(path):
-                    raise self._foreign(path)
-                raise InputError(f"the run in {self.folder} has no {name!r}")
-            wrong = next((one for one in names if not self._holds(one)), "")
-            if not wrong:
-                return self._place(name)
-        path = self._place(wrong)
-        if not os.path.lexists(path):
-            raise self._missing(wrong)
-        raise InputError(
-            f"{path} is damaged: its content is not what the run wrote (the SHA-256 differs)."
-            " Restore it from a copy, or delete it and run again with --force"
-        )
-
-    # Writing
 
     @contextmanager
     def held(self, patience: float = 0.0) -> Iterator[None]:
@@ -232,11 +176,9 @@ class FolderRecord:
                 with contextlib.suppress(OSError):
                     self.folder.rmdir()
 
-    # The parts of both
-
     def _read(self) -> None:
         if self._handle is None:
-            self._state = commits.parse(self.path)
+            super()._read()
 
     def _take(self, patience: float) -> None:
         self._require_run_or_empty()
@@ -338,33 +280,8 @@ class FolderRecord:
             self._state = commits.parse(self.path)
             raise files.cannot_write(self.path, error) from error
 
-    def _under(self, name: str) -> list[str]:
-        return [one for one in self._state.files if one == name or one.startswith(f"{name}/")]
-
-    def _place(self, name: str) -> Path:
-        """Return where a file lies; InputError when a link on the way leads out of the folder."""
-        path = self.folder / name
-        for parent in self._parents(path):
-            if parent.is_symlink():
-                raise InputError(f"{parent} is a link that Assay did not make; it is left alone")
-        return path
-
-    def _parents(self, path: Path) -> list[Path]:
-        inner = path.relative_to(self.folder).parts[:-1]
-        return [self.folder.joinpath(*inner[: count + 1]) for count in range(len(inner))]
-
     def _temporary(self, path: Path) -> Path:
         return path.with_name(f".{path.name[:100]}.{self._state.token}.part")
-
-    def _holds(self, name: str) -> bool:
-        """Return whether a file is as recorded, or as it was before an open last commit."""
-        return self._is(name, self._state.files[name]) or (
-            name in self._state.before and self._is(name, self._state.before[name])
-        )
-
-    def _is(self, name: str, entry: Entry | None) -> bool:
-        path = self._place(name)
-        return not os.path.lexists(path) if entry is None else entry.describes(path)
 
     def _grown_logs(self, but: str = "") -> dict[str, Entry]:
         """Return the entries of logs that are longer than recorded, and otherwise as recorded."""
@@ -396,20 +313,6 @@ class FolderRecord:
                 raise self._foreign(path)
             if self._seen.get(name) != _stamp(path) and not entry.describes(path):
                 raise self._changed(path)
-
-    def _missing(self, name: str) -> InputError:
-        return InputError(
-            f"{self.folder / name} is missing, and the run wrote it. Restore it from a copy, or run"
-            " again with --force"
-        )
-
-    def _foreign(self, path: Path) -> InputError:
-        return InputError(f"{path} was not written by this run and is left alone; move it away")
-
-    def _changed(self, path: Path) -> InputError:
-        return InputError(
-            f"{path} was changed since Assay wrote it and is left alone; move it away or delete it"
-        )
 
 
 def _entry(path: Path, log: bool = False) -> Entry:

@@ -9,7 +9,7 @@ attention works on a flat list of the tokens that may have changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,11 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from assay.core.sites import Edit, Seen, run_edited
-from assay.core.target import Batch, Target
+from assay.core.target import Batch
 from assay.memory import rows_within
 from assay.progress import progress
-from assay.targets import blocks, families
+from assay.targets import blocks
 from assay.targets.blocks import BlockPieces, Call
 from assay.targets.metrics import AtLast, logit_difference
 
@@ -209,11 +208,8 @@ class Suffix:
         job, at = suffix[0], suffix[1] + low
         now, here = jobs, position
         for number in range(depth, len(self.layers)):
-            layer, block, call = (
-                self.layers[number],
-                self.layers[number].block,
-                self.layers[number].call,
-            )
+            layer = self.layers[number]
+            block, call = layer.block, layer.call
             if number + 1 == len(self.layers):
                 z = self._read_at_last(layer, x, heads, who, now, here)
                 end = here == last[now]
@@ -221,10 +217,8 @@ class Suffix:
                 return block.finish(x_last, block.mix(z.flatten(1)[None]))[0]
             query, key, value = heads or block.heads(block.raw(x), call.turn(who[now], here))
             heads = None
-            keys, values = (
-                _put(layer.key.index_select(0, who), key, now, here),
-                _put(layer.value.index_select(0, who), value, now, here),
-            )
+            keys = _put(layer.key.index_select(0, who), key, now, here)
+            values = _put(layer.value.index_select(0, who), value, now, here)
             queries = _put(layer.query[:, :, low:stop].index_select(0, who), query, now, here - low)
             if number == depth:
                 x_all = pick(layer.x, who[job], at)
@@ -255,10 +249,8 @@ class Suffix:
                 pick(normed, torch.arange(len(who), device=who.device), last), normed, mask
             )
         query, key, value = heads or block.heads(block.raw(x), layer.call.turn(who[now], here))
-        keys, values = (
-            _put(layer.key.index_select(0, who), key, now, here),
-            _put(layer.value.index_select(0, who), value, now, here),
-        )
+        keys = _put(layer.key.index_select(0, who), key, now, here)
+        values = _put(layer.value.index_select(0, who), value, now, here)
         end = here == last[now]
         queries = layer.query[who, :, last].index_copy_(
             0, now[end], query[0, :, end].transpose(0, 1)
@@ -287,9 +279,8 @@ class Suffix:
             for name, value in self.batch.labels.items()
         }
         x = self.final_norm(x)
-        if (
-            self.metric is logit_difference and type(self.head) is nn.Linear
-        ):  # two logits of a large vocabulary are enough
+        # Two logits of a large vocabulary are enough.
+        if self.metric is logit_difference and type(self.head) is nn.Linear:
             answers = labels["answers"]
             logits = (self.head.weight[answers] * x[:, None]).sum(-1)
             logits = logits if self.head.bias is None else logits + self.head.bias[answers]
@@ -323,120 +314,10 @@ class Suffix:
         return self.end if depth + 1 == len(self.layers) else self.layers[depth + 1].x
 
 
-def plan(target: Target, batch: Batch, sites: list[str]) -> Suffix | str:
-    """Run the batch once and return where changed runs can start, or the reason why they cannot in
-    this model.
-
-    `sites` that do not lie where a run can start are left out of the answer's `sites`.
-    """
-    model, metric = target.model, target.metric
-    if not isinstance(metric, AtLast):
-        return (
-            "the metric is not one of the logits at the last position"
-            " (assay.targets.metrics.AtLast)"
-        )
-    if any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__ for m in model.modules()
-    ):
-        return "modules of the model carry hooks or a forward of their own"
-    built = blocks.build(model)
-    if built is None:
-        return (
-            f"no description of a block of family {families.model_type(model)!r} (there are for"
-            f" {', '.join(families.FAMILIES)})"
-        )
-    if not isinstance(batch.labels, Mapping) or "last" not in batch.labels:
-        return "the batch has no label 'last'"
-    family = families.find_family(model)
-    assert family is not None
-    paths = [f"{family.blocks}.{number}" for number in range(len(built))]
-    stages = {site: stage for site, stage in _stages(model, family, paths).items() if site in sites}
-    seen: dict[str, Seen] = {}
-
-    def keep(site: str) -> Edit:
-        return lambda now: seen.setdefault(site, now).written
-
-    inputs = [f"{path}:input" for path in paths]
-    output = run_edited(
-        model, batch.inputs, {site: keep(site) for site in [*stages, *inputs, paths[-1]]}
-    )
-    layers = []
-    for path, block in zip(paths, built, strict=True):
-        now = seen[f"{path}:input"]
-        called = blocks.call(model.get_submodule(path), now)
-        future = torch.ones_like(called.mask, dtype=torch.bool).triu(1)
-        if bool((future & (called.mask > torch.finfo(called.mask.dtype).min / 2)).any()):
-            return "attention is not causal"
-        query, key, value = (
-            entry.contiguous() for entry in block.heads(block.raw(now.value), called.rotation)
-        )
-        z = block.attend(query, key, value, called.mask).flatten(2)
-        layers.append(CleanLayer(block, called, now.value, query, key, value, z))
-    norm = model.get_submodule(family.final_norm)
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    end = seen[paths[-1]].value
-    values = {site: seen[site].value for site in stages}
-    clean = Suffix(
-        model, batch, metric, layers, end, stages, values, metric(output, batch), norm, head
-    )
-    return (
-        clean
-        if _reproduces(clean)
-        else "the model's blocks compute something else than their family's"
-    )
-
-
-def _reproduces(found: Suffix) -> bool:
-    """Whether the pieces give the model's own block outputs, in the first two examples, and all
-    its metrics, up to rounding.
-    """
-    tolerance = min(1e3 * torch.finfo(found.end.dtype).eps, 0.1)
-    real = (
-        found.batch.inputs.get("attention_mask")
-        if isinstance(found.batch.inputs, Mapping)
-        else None
-    )
-    for depth, layer in enumerate(found.layers):
-        own, theirs = (
-            layer.block.finish(layer.x[:2], layer.block.mix(layer.z[:2])),
-            found.after(depth)[:2],
-        )
-        wrong = (own - theirs).abs().amax(-1) > tolerance * theirs.abs().amax(-1)
-        if bool((wrong if real is None else wrong & real[:2].bool()).any()):
-            return False
-    metric = found.baseline.double()
-    return bool(((found.base - metric).abs() <= tolerance * (1 + metric.abs())).all())
-
-
-def _stages(model: nn.Module, family: families.Family, paths: list[str]) -> dict[str, Stage]:
-    stages = {family.embedding: Stage("pre", 0, "")}
-    for layer, path in enumerate(paths):
-        attention = f"{path}.{family.attention}"
-        stages |= {
-            f"{path}:input": Stage("pre", layer, ""),
-            path: Stage("post", layer, ""),
-            attention: Stage("attention", layer, ""),
-            f"{attention} + {path}:input": Stage("attention", layer, ""),
-            f"{path}.{family.mlp}": Stage("mlp", layer, ""),
-            f"{path}.{family.attention_projection}:input": Stage("z", layer, ""),
-            f"{path}.{family.neurons_in}": Stage(
-                "neurons", layer, family.neurons_in.removeprefix("mlp.")
-            ),
-            f"{path}.{family.neurons_out}:input": Stage(
-                "neurons", layer, family.neurons_out.removeprefix("mlp.") + ":input"
-            ),
-        }
-        for number, name in enumerate(family.qkv):
-            alone = len(family.qkv) == 3 and number == 0
-            stages[f"{path}.{name}"] = Stage("query" if alone else "keys", layer, f"{path}.{name}")
-    return stages
-
-
 def pick(values: Tensor, who: Tensor, at: Tensor) -> Tensor:
     """Return single tokens (tokens, ...) of values (examples, positions, ...)."""
-    return values.flatten(0, 1).index_select(
-        0, who * values.shape[1] + at
-    )  # rows are copied whole; indexing goes by entries
+    # Rows are copied whole; indexing goes by entries.
+    return values.flatten(0, 1).index_select(0, who * values.shape[1] + at)
 
 
 def _put(clean: Tensor, new: Tensor, job: Tensor, at: Tensor) -> Tensor:

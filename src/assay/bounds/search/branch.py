@@ -325,7 +325,7 @@ class _Search:
         boxes = ends_of(leaves)
         ends = [*(low for low, _ in boxes), *(high for _, high in boxes)]
         twin, goal = self.twin, self.goal
-        before = stacked([leaf.before for leaf in leaves]) or twin.parameters(len(leaves))
+        before = stacked([leaf.before for leaf in leaves]) or twin.rules.parameters(len(leaves))
         if root:
             before = twin.settled(boxes, before)
             # The first step only values the start: fewer than two in a sixth find nothing.
@@ -417,7 +417,7 @@ class _Search:
         ]
         after = {ref: tuple(p[None] for p in ps) for ref, ps in leaf.after.items()}
         with torch.no_grad():
-            after = after or self.twin.parameters(1)
+            after = after or self.twin.rules.parameters(1)
             state = self.twin.sweep(boxes, after, refine=False)
             each, passed = self.twin.carry(state, after, {self.twin.last: self.rows})
         row = int(self.goal.decisive(each)[0])

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from assay.bounds.search.goal import Goal
-from assay.bounds.search.twin import Ends, Parameters, State, Twin
+from assay.bounds.search.node_rules import Parameters
+from assay.bounds.search.ranges import Ends
+from assay.bounds.search.twin import State, Twin
 
 RATE = 0.1
 """Step of the descent, in units of half an interval."""

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from assay.bounds.engine import Late, never
 from assay.bounds.rounding import Array
+from assay.bounds.search.node_rules import Parameters
 from assay.bounds.search.pins import Pinned, Split
+from assay.bounds.search.ranges import Ends
 from assay.bounds.search.slopes import Slopes
-from assay.bounds.search.twin import Ends, Parameters, State, Twin
+from assay.bounds.search.twin import State, Twin
 from assay.errors import InputError
 
 

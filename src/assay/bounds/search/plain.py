@@ -22,7 +22,7 @@ def bound_plainly(twin: Twin, leaves: list[Leaf], goal: Goal) -> list[Array]:
     The deciding line alone would not do: a slope of zero in a relaxation can hide an entry from
     every split."""
     boxes = ends_of(leaves)
-    parameters = twin.parameters(len(leaves))
+    parameters = twin.rules.parameters(len(leaves))
     state = twin.sweep(boxes, parameters)
     rows = torch.from_numpy(goal.rows[None])
     each, passed = twin.carry(state, parameters, {twin.last: torch.cat([rows, -rows], 1)})

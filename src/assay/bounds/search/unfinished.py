@@ -14,8 +14,8 @@ from torch import Tensor
 
 from assay.bounds.rounding import Array
 from assay.bounds.search.leaves import Found, Leaf, half, stacked
+from assay.bounds.search.node_rules import Parameters
 from assay.bounds.search.pins import Pinned, Split, pinned
-from assay.bounds.search.twin import Parameters
 from assay.errors import InputError
 
 NAMES = ("bound", "value", "level", "boxes", "closed", "seconds", "root")

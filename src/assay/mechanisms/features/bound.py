@@ -18,7 +18,8 @@ from assay.dictionaries import Dictionary, DictionarySet
 from assay.mechanisms.features.codes import SparseAtoms, sparse_codes
 from assay.mechanisms.features.slopes import slopes_in_read
 from assay.targets.reading import stretched
-from assay.targets.suffix import Jobs, Suffix, pick, plan
+from assay.targets.suffix import Jobs, Suffix, pick
+from assay.targets.suffix_plan import plan
 
 CONVENTIONS = ("pass_through", "detached_error")
 

@@ -20,7 +20,8 @@ from assay.errors import InputError
 from assay.mechanisms.nodes.parts import Columns
 from assay.targets import families, names
 from assay.targets.reading import stretched
-from assay.targets.suffix import Jobs, Suffix, pick, plan
+from assay.targets.suffix import Jobs, Suffix, pick
+from assay.targets.suffix_plan import plan
 
 
 @dataclass(frozen=True)
