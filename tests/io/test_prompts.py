@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from assay.errors import InputError
 from assay.io import prompts, texts
-from assay.io.prompts import TextPair
+from assay.io.pair_files import TextPair, write_pairs
 from assay.targets.language import load_tokenizer
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -127,7 +127,7 @@ def test_nothing_left_is_refused_with_the_reasons() -> None:
 
 
 def test_written_pairs_come_back(tmp_path: Path) -> None:
-    path = prompts.write_pairs(tmp_path / "pairs.jsonl", [GOOD, BAD["identical answers"], GOOD])
+    path = write_pairs(tmp_path / "pairs.jsonl", [GOOD, BAD["identical answers"], GOOD])
     pairs = prompts.read_pairs(path, words())
     assert pairs.texts == (GOOD, GOOD)
     assert len(prompts.read_pairs(path, words(), limit=1)) == 1
@@ -152,7 +152,7 @@ def test_written_pairs_come_back(tmp_path: Path) -> None:
     ],
 )
 def test_malformed_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
-    path = prompts.write_pairs(tmp_path / "pairs.jsonl", [GOOD])
+    path = write_pairs(tmp_path / "pairs.jsonl", [GOOD])
     path.write_text(path.read_text() + "\n" + line + "\n")
     with pytest.raises(InputError, match=rf"pairs\.jsonl, line 3:? .*{message}"):
         prompts.read_pairs(path, words())
@@ -297,7 +297,7 @@ def test_public_files_with_a_real_tokenizer() -> None:
 
 
 def test_byte_order_marks_are_no_text(tmp_path: Path) -> None:
-    path = prompts.write_pairs(tmp_path / "pairs.jsonl", [GOOD])
+    path = write_pairs(tmp_path / "pairs.jsonl", [GOOD])
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert prompts.read_pairs(path, words()).texts == (GOOD,)
     table = tmp_path / "years.csv"

@@ -7,7 +7,7 @@ import torch
 
 import assay
 from assay.errors import InputError
-from assay.io.prompts import write_pairs
+from assay.io.pair_files import write_pairs
 from assay.targets.agreement import agreement_pairs, build_model, build_tokenizer
 from assay.targets.language import save_language_model
 

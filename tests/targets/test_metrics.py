@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from assay.core.target import Batch, target
 from assay.errors import InputError
-from assay.io.prompts import Pairs, TextPair
+from assay.io.pair_files import TextPair
+from assay.io.prompts import Pairs
 from assay.targets import metrics
 
 

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from assay.core.target import Batch, Target
 from assay.errors import AssayError, InputError, unknown
 from assay.io.files import read_text as read_file
-from assay.io.prompts import TextPair, encode_pairs, require_tokenizer, write_pairs
+from assay.io.pair_files import TextPair, write_pairs
+from assay.io.prompts import encode_pairs, require_tokenizer
 from assay.io.runs import Run
 from assay.io.texts import read_text
 from assay.learn.loop import cosine, fit

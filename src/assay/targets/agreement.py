@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from assay.errors import InputError, unknown
-from assay.io.prompts import TextPair, pad
+from assay.io.pair_files import TextPair
+from assay.io.prompts import pad
 from assay.targets.lexicon import FINITE_VERBS, NOUNS, PREPOSITIONS, TRANSITIVE_VERBS, words
 
 Construction = Literal["simple", "nounpp", "within_rc", "rc"]

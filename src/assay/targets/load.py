@@ -11,7 +11,8 @@ from torch import nn
 
 from assay.core.target import Batch, Metric, Target
 from assay.errors import InputError
-from assay.io.prompts import TextPair, encode_pairs, read_pairs
+from assay.io.pair_files import TextPair
+from assay.io.prompts import encode_pairs, read_pairs
 from assay.targets.language import load_language_model, require_context
 from assay.targets.lens import Lensed, is_lens
 from assay.targets.metrics import choose_metric, pair_batch, with_clean_run
