@@ -13,7 +13,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from assay.core.target import Batch, Target
 from assay.edges.graph import EdgeGraph
 from assay.edges.patching import _Circuit, exact_edges, patch_edges
-from assay.edges.scores import edges, read_sources
+from assay.edges.scores import edges
+from assay.edges.source_run import read_sources
 from assay.edges.wiring import wire
 from assay.errors import InputError
 

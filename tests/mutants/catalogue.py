@@ -334,7 +334,7 @@ CATALOGUE = [
         "assay/edges/scores.py", "    values = run.scores / count", "    values = run.scores", EDGES
     ),
     Mutant(
-        "assay/edges/scores.py",
+        "assay/edges/source_run.py",
         ".stop] = self.theirs[block.mlp] - ours[block.mlp]\n",
         ".stop] = ours[block.mlp] - self.theirs[block.mlp]\n",
         EDGES,

@@ -179,13 +179,13 @@ MUTANTS = [
     ),
     # edges
     Mutant(
-        "assay/edges/scores.py",
+        "assay/edges/source_run.py",
         "            pulled -= pulled.mean(-1, keepdim=True)",
         "            pulled -= 0 * pulled.mean(-1, keepdim=True)",
         ("tests/edges/test_edges.py::test_eap_is_the_gradient_at_each_receivers_own_input",),
     ),
     Mutant(
-        "assay/edges/scores.py",
+        "assay/edges/source_run.py",
         "constant = weight @ normed.offset + (0 if bias is None else bias)",
         "constant = 0 if bias is None else bias",
         ("tests/edges/test_edges.py::test_eap_is_the_gradient_at_each_receivers_own_input",),

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from assay.core.sites import Edit, Seen
 from assay.core.target import Batch, Target
-from assay.edges.scores import EdgeScores, read_sources, require_pair
+from assay.edges.scores import EdgeScores, require_pair
+from assay.edges.source_run import read_sources
 from assay.edges.wiring import BlockEnds, Reader, Wiring, separate_heads, wire
 from assay.errors import InputError
 from assay.progress import progress
