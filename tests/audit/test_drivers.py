@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import cases
 import numpy as np
 import polars as pl
@@ -12,7 +10,7 @@ import torch
 
 from assay.attribution import Exact, attribute
 from assay.audit.drivers import by_node, measure_drivers, with_effects
-from assay.audit.restoration import restore
+from assay.audit.restoration import Restoration, restore
 from assay.audit.trends import (
     missed_by_threshold,
     rank_with_layer,
@@ -173,13 +171,27 @@ def test_restored_parts_have_their_clean_values():
     later = {name: every[name] for name in ("blocks.1", "blocks.1 error")}
     # All parts of a later site, with the base the same in both runs, are the clean value there.
     found = restore(bound, off, later)
-    assert found.restored == pytest.approx(found.clean)
-    assert found.recovered == pytest.approx(1)
-    assert found.ablated == pytest.approx(float(bound.values(off).detach().mean()))
+    torch.testing.assert_close(found.restored, found.clean)
+    assert torch.equal(found.ablated, bound.values(off).detach().double())
     nothing = restore(bound, off, {})
-    assert nothing.restored == nothing.ablated
-    assert nothing.recovered == 0
+    assert torch.equal(nothing.restored, nothing.ablated)
     # A restored part that was ablated itself is back.
     own = restore(bound, off, {name: every[name] for name in off})
-    assert own.restored == pytest.approx(own.clean)
-    assert math.isnan(restore(bound, {}, later).recovered)
+    torch.testing.assert_close(own.restored, own.clean)
+    unchanged = restore(bound, {}, later).recovered()
+    assert (unchanged.estimate, unchanged.low, unchanged.high) == (None, None, None)
+    assert "not clear of zero" in unchanged.reason
+
+
+def test_a_share_that_is_recovered_may_be_negative_and_has_an_interval():
+    generator = torch.Generator().manual_seed(0)
+    lost = 1 + 0.5 * torch.randn(200, generator=generator, dtype=torch.float64)
+    for gate, value in ((0.0, 0.0), (1.0, 1.0)):
+        assert Restoration(lost, 0 * lost, gate * lost).recovered().estimate == value
+    back = -0.3 * lost + 0.1 * torch.randn(200, generator=generator, dtype=torch.float64)
+    share = Restoration(lost, torch.zeros_like(lost), back).recovered()
+    assert share.covers(-0.3)
+    assert share.width < 0.1
+    one = Restoration(lost[:1], torch.zeros(1), back[:1]).recovered()
+    assert one.estimate is None
+    assert "one example" in one.reason

@@ -104,9 +104,14 @@ def _unsupported(values: np.ndarray) -> str:
     )
 
 
-def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> ConfidenceInterval:
+def ratio_interval(
+    above: np.ndarray,
+    below: np.ndarray,
+    alpha: float = 0.1,
+    limits: tuple[float, float] = (0.0, 1.0),
+) -> ConfidenceInterval:
     """Return mean(above) / mean(below) with Fieller's interval over independent inputs, clipped to
-    [0, 1].
+    the limits.
 
     It holds every ratio r for which a test of `mean(above - r below) = 0` is not significant; where
     the denominator is not itself clear of zero that is every ratio, and there is no interval."""
@@ -124,8 +129,8 @@ def ratio_interval(above: np.ndarray, below: np.ndarray, alpha: float = 0.1) -> 
         reason = "the denominator of the ratio is not clear of zero"
         return ConfidenceInterval(None, None, None, alpha, n, reason=reason)
     root = math.sqrt(max(middle * middle - lead * rest, 0.0))
-    low, high = (float(np.clip((middle + sign * root) / lead, 0, 1)) for sign in (-1, 1))
-    return ConfidenceInterval(float(np.clip(a / b, 0, 1)), low, high, alpha, n)
+    low, high = (float(np.clip((middle + sign * root) / lead, *limits)) for sign in (-1, 1))
+    return ConfidenceInterval(float(np.clip(a / b, *limits)), low, high, alpha, n)
 
 
 def binomial_interval(share: float, trials: float, alpha: float) -> tuple[float, float]:

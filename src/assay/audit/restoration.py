@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from assay.audit.intervals import ConfidenceInterval, ratio_interval
 from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Gates, Parts, mix
 from assay.core.sites import Seen, read_sites
@@ -15,23 +18,25 @@ from assay.core.sites import Seen, read_sites
 
 @dataclass(frozen=True)
 class Restoration:
-    """Metrics, means over examples: of the untouched network, with parts ablated, and with others
-    restored on top of it.
+    """Metrics of every example, float64: of the untouched network, with parts ablated, and with
+    others restored on top of it.
+    """
 
-    recovered = (restored - ablated) / (clean - ablated), the ratio of means; NaN where the ablation
-    changes nothing. `lost` = clean - ablated."""
+    clean: Float[Tensor, " examples"]
+    ablated: Float[Tensor, " examples"]
+    restored: Float[Tensor, " examples"]
 
-    clean: float
-    ablated: float
-    restored: float
-
-    @property
-    def lost(self) -> float:
-        return self.clean - self.ablated
-
-    @property
-    def recovered(self) -> float:
-        return (self.restored - self.ablated) / self.lost if self.lost else float("nan")
+    def recovered(self, alpha: float = 0.05) -> ConfidenceInterval:
+        """Return (restored - ablated) / (clean - ablated), a ratio of means with Fieller's
+        interval; without an estimate where what the ablation changes is not clear of zero, and
+        with fewer than two examples.
+        """
+        lost, back = self.clean - self.ablated, self.restored - self.ablated
+        if len(lost) < 2:
+            reason = "one example says nothing of the error"
+            return ConfidenceInterval(None, None, None, alpha, len(lost), reason=reason)
+        everything = (-math.inf, math.inf)
+        return ratio_interval(back.cpu().numpy(), lost.cpu().numpy(), alpha, everything)
 
 
 @torch.no_grad()
@@ -68,4 +73,4 @@ def restore(mechanisms: Mechanisms, gates: Gates, kept: Mapping[str, Tensor]) ->
         mechanisms.values(gates),
         mechanisms.target.values(mechanisms.batch, mechanisms.edits_of(named, change)),
     ]
-    return Restoration(*(float(entry.double().mean()) for entry in values))
+    return Restoration(*(entry.double() for entry in values))

@@ -175,14 +175,17 @@ def restored(
         for count in (0, *config.effects.restored):
             kept = _largest(scores, later, count)
             found = restore(bound, gates, kept)
+            recovered = found.recovered()
             rows.append(
                 {
                     "ablated to layer": end,
                     "features restored": count,
-                    "clean": found.clean,
-                    "ablated": found.ablated,
-                    "restored": found.restored,
-                    "recovered": found.recovered,
+                    "clean": float(found.clean.mean()),
+                    "ablated": float(found.ablated.mean()),
+                    "restored": float(found.restored.mean()),
+                    "recovered": recovered.estimate,
+                    "low": recovered.low,
+                    "high": recovered.high,
                 }
             )
     return pl.DataFrame(rows, infer_schema_length=None)

@@ -216,20 +216,25 @@ def _restored(run: Run) -> Section:
     table = run.table("restored.parquet")
     if not table.height:
         return Section("Ablation and restoration", "There is one layer, and none later to restore.")
-    drawn = table.with_columns(
+    drawn = table.drop_nulls("recovered").with_columns(
         pl.format("layers 0 to {}", pl.col("ablated to layer")).alias("ablated")
     )
     return Section(
         "Ablation and restoration",
         "Error nodes of the first layers were set to their reference at the last position, and the"
         " features of later layers with the largest |AtP| put back to what they are in the clean"
-        " run. `recovered` is (restored - ablated) / (clean - ablated), of means over pairs; where"
-        " the ablation changes little, the ratio means little.",
-        charts=[
+        " run. The share recovered is (restored - ablated) / (clean - ablated), of means over"
+        " pairs, with a 95 % interval over pairs. Where the change by the ablation is not clear of"
+        " zero there is no share.",
+        charts=[]
+        if not drawn.height
+        else [
             charts.line(
                 drawn,
                 "features restored",
                 "recovered",
+                low="low",
+                high="high",
                 colour="ablated",
                 title="How much of the metric comes back",
                 reference=1.0,
