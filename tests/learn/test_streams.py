@@ -86,6 +86,21 @@ def test_a_batch_is_a_function_of_seed_and_step(model, rows, budget):
     assert torch.equal(first.draw_windows(5, 6).ids, second.draw_windows(5, 6).ids)
 
 
+@pytest.mark.parametrize("shares", [1, 2])
+def test_a_sample_holds_the_first_windows_and_reads_none_twice(model, rows, shares, monkeypatch):
+    stream = streams.Stream(model, rows, SITES, batch=4, seed=3, shares=shares)
+    first = stream.sample(5)
+    expected = stream.read(rows.take(stream._of_epoch(0)[0][:5]))
+    for name in SITES:
+        torch.testing.assert_close(first[name], expected[name])
+    before = stream(0)
+    first[SITES[0]].zero_()
+    assert torch.equal(stream(0)[SITES[0]], before[SITES[0]])
+    if shares == 1:
+        monkeypatch.setattr(stream, "read", None)
+        stream(1), stream.sample(3)
+
+
 def test_processes_share_the_batch_of_one(model, rows):
     def streams_of(world):
         return [

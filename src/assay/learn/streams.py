@@ -103,7 +103,12 @@ class Stream:
         """Return the values of the first windows of the first epoch, the same in every process:
         what is measured before training.
         """
-        return read_all(self.read, self.rows.take(self._of_epoch(0)[0][:windows]))
+        chosen = self._of_epoch(0)[0][:windows]
+        if self.blocks > 1 or self.shares > 1:
+            return read_all(self.read, self.rows.take(chosen))
+        (held,), _ = self._block(0, 0)  # the one block begins with them, and training needs it
+        count = int(self.counts[chosen].sum())
+        return {name: value[:count].clone() for name, value in held.items()}
 
     def _find(self, step: int) -> tuple[int, int, int]:
         """Return the epoch, the block in it, and the place in the block of a step's batch."""
