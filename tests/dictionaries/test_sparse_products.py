@@ -59,3 +59,25 @@ def test_a_part_of_a_pattern_keeps_its_positions():
     at = sparse.active_at(torch.tensor([[3, 1], [0, 2]]), 4)
     assert at.rows.tolist() == [0, 0, 1, 1]
     assert at.offsets.tolist() == [0, 2, 4]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("threads", [0, 2])
+def test_the_largest_of_rows_are_those_of_a_sort(dtype, threads, monkeypatch):
+    monkeypatch.setattr(sparse, "THREADS", threads)
+    monkeypatch.setattr(sparse, "BLOCK", 100)
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randn(37, 30, generator=generator).to(dtype)
+    sizes[3] = 1.0  # all alike
+    sizes[5, :4] = torch.inf
+    sizes[7] = -torch.inf
+    sizes[9, 2] = torch.nan
+    for k in (1, 5, 30):
+        found = sparse.largest(sizes, k)
+        assert found.shape == (37, k)
+        assert all(len(set(row)) == k for row in found.tolist())
+        assert 2 in found[9]
+        ours = sizes.gather(1, found).sort(1).values
+        expected = sizes.sort(1).values[:, 30 - k :]
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
+    assert sparse.largest(sizes[:0], 3).shape == (0, 3)

@@ -23,6 +23,7 @@ from assay.dictionaries.sparse import (
     active_at,
     active_where,
     decode,
+    largest,
     pattern_of,
     take_before,
 )
@@ -199,7 +200,7 @@ def _largest(dictionary: TopK, x: Tensor) -> tuple[Active, Float[Tensor, " activ
             return found
     before = torch.addmm(dictionary.b_enc, centred, dictionary.W_enc)
     sizes = before * dictionary.W_dec.norm(dim=1) if dictionary.by_norm else before
-    active = active_at(sizes.topk(dictionary.k, dim=-1, sorted=False).indices, dictionary.size)
+    active = active_at(largest(sizes, dictionary.k), dictionary.size)
     return active, active.values_of(before)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -94,6 +95,13 @@ class Everything:
         return numbers
 
 
+THREADS = 2
+"""Threads up to which numpy's selection of the largest is faster than that of PyTorch, which shares
+rows between threads."""
+
+BLOCK = 1 << 20
+"""Numbers among which the largest of rows are looked for at once."""
+
 DENSE = 0.1
 """The share of active features from which dense products are faster."""
 
@@ -118,6 +126,27 @@ def active_at(features: Int[Tensor, "positions k"], size: int) -> Active:
     count, k = features.shape
     offsets = torch.arange(0, (count + 1) * k, k, device=features.device)
     return Active(offsets, features.reshape(-1), size)
+
+
+def largest(sizes: Float[Tensor, "positions size"], k: int) -> Int[Tensor, "positions k"]:
+    """Return the features with the k largest sizes at every position, in no order; outside the
+    graph.
+    """
+    if sizes.device.type != "cpu" or torch.get_num_threads() > THREADS or not sizes.numel():
+        return sizes.topk(k, dim=-1, sorted=False).indices
+    rows = max(1, BLOCK // sizes.shape[1])
+    return torch.cat([_largest(some, k) for some in sizes.detach().split(rows)])
+
+
+def _largest(sizes: Tensor, k: int) -> Tensor:
+    try:
+        split = np.partition(sizes.numpy(), -k, axis=-1)
+    except TypeError:  # numpy has no bfloat16
+        return sizes.topk(k, dim=-1, sorted=False).indices
+    places = (sizes >= torch.from_numpy(split[:, -k].copy())[:, None]).nonzero()
+    if len(places) != len(sizes) * k:  # ties, or NaN
+        return sizes.topk(k, dim=-1, sorted=False).indices
+    return places[:, 1].reshape(-1, k)
 
 
 def take_before(
