@@ -14,10 +14,11 @@ from command_line import command
 from onnx_networks import declared, helper, layered, saved
 from scipy.optimize import linprog
 
+from assay.bounds.search.attack import Attack
 from assay.bounds.search.goal import Goal
-from assay.errors import InputError
+from assay.errors import AssayError, InputError
 from assay.io.vnnlib import read_vnnlib
-from assay.proofs.unsafe import verify
+from assay.proofs.unsafe import pose, verify
 from assay.targets.onnx_network import load_onnx
 from assay_check import check
 
@@ -105,7 +106,89 @@ def test_coefficients_are_scaled_to_exact_ones(tmp_path: Path) -> None:
     exact = exact_least(weights, [[np.array([0.1, 0.3, 0.0])]])
     for shift, verdict in ((-1e-4, "holds"), (1e-4, "violated")):
         line = f"(<= (+ (* 0.1 Y_0) (* 0.3 Y_1)) {exact + shift!r})"
-        assert verify(load_onnx(path), property_of(tmp_path, line), seconds=10).verdict == verdict
+        found = verify(load_onnx(path), property_of(tmp_path, line), seconds=10)
+        assert found.verdict == verdict
+        assert found.bound <= -shift + 1e-9  # in the property's units, not in those of the scaling
+        assert found.value >= -shift - 1e-5
+
+
+def test_alternatives_that_share_constraints_cost_no_more_than_those(tmp_path: Path) -> None:
+    path, weights = layered(tmp_path / "n.onnx", (2, 6, 2))
+    exact = exact_least(weights, [[np.array([1.0, 0, 0])]])
+    # 2^10 conjunctions of 20 constraints; one of all those on Y_0 implies the others.
+    lines = [f"(or (<= Y_0 {exact + 1e-3 - i!r}) (<= Y_1 {-9 - i}))" for i in range(10)]
+    network, claim = load_onnx(path), property_of(tmp_path, *lines)
+    assert pose(network, claim.cases[0]).goal.rows.shape == (20, 1, 20)
+    assert verify(network, claim, seconds=10).verdict == "holds"
+
+
+def test_boxes_that_there_is_no_time_for_stay_open(tmp_path: Path) -> None:
+    path, _ = layered(tmp_path / "n.onnx", (2, 6, 2))
+    boxes = [f"(and (<= X_0 0.{i}) (<= Y_0 -9))" for i in range(5)]
+    found = verify(load_onnx(path), property_of(tmp_path, f"(or {' '.join(boxes)})"), seconds=1e-9)
+    assert (found.verdict, found.bound) == ("open", -np.inf)
+    assert found.open_share >= 0.8
+
+
+def test_an_output_on_the_threshold_is_unsafe(tmp_path: Path) -> None:
+    """ReLU gives exact zeros: no rounding may hide that zero meets `<= 0`."""
+    path = saved(tmp_path / "n.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, (1, 2))
+    claim = property_of(tmp_path, "(and (<= Y_0 0) (<= (* 0.3 Y_1) 0))")
+    assert verify(load_onnx(path), claim, seconds=5).verdict == "violated"
+
+
+def test_networks_without_inputs_and_constants_beyond_bounds_are_refused(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["z"]),
+        helper.make_node("Constant", [], ["y"], value_floats=[1.0, 2.0]),
+    ]
+    network = load_onnx(saved(tmp_path / "n.onnx", nodes, {}, (1, 2)))
+    with pytest.raises(InputError, match="depends on none of its inputs"):
+        verify(network, property_of(tmp_path, "(<= Y_0 0)"))
+    path, _ = layered(tmp_path / "n.onnx", (2, 4, 2))
+    line = "(or (<= Y_0 1e30) (<= Y_1 -1e43))"
+    with pytest.raises(InputError, match="masked scores"):
+        verify(load_onnx(path), property_of(tmp_path, line))
+
+
+def test_an_input_without_axes_is_a_box_too(tmp_path: Path) -> None:
+    path = saved(tmp_path / "n.onnx", [helper.make_node("Relu", ["x"], ["y"])], {}, ())
+    claim = tmp_path / "p.vnnlib"
+    claim.write_text(declared(1, 1, "(<= Y_0 -0.5)"))
+    assert verify(load_onnx(path), read_vnnlib(claim), seconds=5).verdict == "holds"
+
+
+def test_a_property_that_the_checker_cannot_show_gets_no_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, weights = layered(tmp_path / "n.onnx", (2, 6, 2))
+    exact = exact_least(weights, [[np.array([1.0, 0, 0])]])
+    claim = property_of(tmp_path, f"(<= Y_0 {exact - 1e-3!r})")
+    monkeypatch.setattr("assay.proofs.gate_certificate.recompute", lambda *_: -1e-16)
+    with pytest.raises(AssayError, match="the property holds, but the checker's rules"):
+        verify(load_onnx(path), claim, seconds=10, certificate=tmp_path / "c.json")
+    assert not (tmp_path / "c.json").exists()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_rare_unsafe_point_is_found_by_faces_and_in_the_worst_boxes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Unsafe within 2e-3 of x = (1, 0.37): on a face, where random points hardly ever are."""
+    w0 = np.array([[-1, 0, 0], [0, 1, -1]], np.float32)
+    b0, w1 = np.array([1, -0.37, 0.37], np.float32), np.ones((3, 2), np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "w0", "b0"], ["a"]),
+        helper.make_node("Relu", ["a"], ["h"]),
+        helper.make_node("MatMul", ["h", "w1"], ["y"]),
+    ]
+    weights = {"w0": w0, "b0": b0, "w1": w1}
+    network = load_onnx(saved(tmp_path / "n.onnx", nodes, weights, (1, 2)))
+    if not whole:
+        monkeypatch.setattr(Attack, "whole", lambda self, **_: (self.low, 1.0))
+    found = verify(network, property_of(tmp_path, "(<= Y_0 0.002)"), seconds=5)
+    assert found.verdict == "violated"
+    assert found.boxes == 1 if whole else found.boxes < 30
 
 
 def test_a_search_without_time_says_what_is_open(tmp_path: Path) -> None:
@@ -126,6 +209,10 @@ def test_goals_are_the_least_conjunction_of_the_largest_constraint() -> None:
     assert goal.at(np.array([[1.0, 2.0, 3.0]])) == 2.0
     assert goal.of(torch.tensor([[9.0, 4.0, -1.0]])).tolist() == [4.0]
     assert goal.decisive(torch.tensor([[1.0, 5.0, 3.0], [1.0, 2.0, 3.0]])).tolist() == [2, 1]
+    shared = Goal(np.eye(3)[:, None], ((0, 2), (1, 2)))
+    assert shared.at(np.array([[1.0, 5.0, 3.0]])) == 3.0
+    with pytest.raises(AssayError, match="every row belongs to a group"):
+        Goal(np.eye(3)[:, None], ((0, 2),))
 
 
 def test_numbers_of_inputs_and_outputs_must_fit(tmp_path: Path) -> None:
@@ -192,7 +279,13 @@ def one_conjunction(entry: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the shared data folder")
 @pytest.mark.parametrize(
-    ("network", "number", "verdict"), [("1_6", 3, "holds"), ("1_7", 3, "violated")]
+    ("network", "number", "verdict"),
+    [
+        ("1_6", 3, "holds"),
+        ("1_7", 3, "violated"),
+        ("1_9", 7, "violated"),
+        ("2_9", 8, "violated"),
+    ],
 )
 def test_collision_avoidance_networks(network: str, number: int, verdict: str) -> None:
     file = SHARED / f"ACASXU_run2a_{network}_batch_2000.onnx"
