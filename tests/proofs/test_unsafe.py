@@ -4,6 +4,7 @@ patterns of ReLUs; and certificates of those that hold.
 
 import itertools
 import json
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from assay.bounds.search.attack import Attack
 from assay.bounds.search.goal import Goal
 from assay.errors import AssayError, InputError
 from assay.io.vnnlib import read_vnnlib
-from assay.proofs.unsafe import pose, verify
+from assay.proofs.unsafe import counterexample, pose, verify
 from assay.targets.onnx_network import load_onnx
 from assay_check import check
 
@@ -29,6 +30,12 @@ def property_of(folder: Path, *asserts: str, **ends: Any) -> Any:
     path = folder / "p.vnnlib"
     path.write_text(declared(2, 2, *asserts, **ends))
     return read_vnnlib(path)
+
+
+def vars_of(function: Any) -> list[torch.Tensor]:
+    """Return the tensors that a function closes over."""
+    held = [cell.cell_contents for cell in function.__closure__]
+    return [x for x in held if isinstance(x, torch.Tensor)]
 
 
 def exact_least(weights: dict[str, np.ndarray], groups: list[list[np.ndarray]]) -> float:
@@ -99,6 +106,30 @@ def test_boxes_whose_ends_no_float_holds_are_covered_and_met_exactly(tmp_path: P
     for shift, verdict in ((-1e-6, "holds"), (1e-6, "violated")):
         claim = property_of(tmp_path, f"(<= Y_0 {at + shift!r})", ends=("0.1", "0.1"))
         assert verify(network, claim, seconds=5).verdict == verdict
+
+
+def test_boxes_cover_what_no_float_holds_and_constants_grow_the_unsafe_set(tmp_path: Path) -> None:
+    network = load_onnx(layered(tmp_path / "n.onnx", (2, 4, 2))[0])
+    for text in ("0.1", "0.3", "-0.1", "-0.3"):
+        (case,) = property_of(tmp_path, f"(<= Y_0 {text})", ends=(text, text)).cases
+        posed = pose(network, case)
+        low, high = posed.low[0, 0].item(), posed.high[0, 0].item()
+        assert Fraction(low) < case.low[0] < Fraction(high)
+        constants = [x for x in vars_of(posed.function) if x.shape == (1,) and x != 1]
+        assert [Fraction(x.item()) < -Fraction(text) for x in constants] == [True]
+
+
+def test_an_enclosure_decides_by_its_worse_end(tmp_path: Path) -> None:
+    """Ends that no float holds stand as intervals: a threshold within one is not met for sure."""
+    node = helper.make_node("Identity", ["x"], ["y"])
+    network = load_onnx(saved(tmp_path / "n.onnx", [node], {}, (1, 2)))
+    (case,) = property_of(tmp_path, "(<= Y_0 0.1)", ends=("0.1", "0.1")).cases
+    x = torch.full((1, 2), 0.1, dtype=torch.float64)
+    assert counterexample(network, case, x, 0) is None
+    (case,) = property_of(tmp_path, "(<= Y_0 0.5)", ends=("0.1", "0.6")).cases
+    found = counterexample(network, case, x - 9, 0)
+    assert found is not None
+    assert all(Fraction(1, 10) <= Fraction(value) <= Fraction(6, 10) for value in found.inputs)
 
 
 def test_coefficients_are_scaled_to_exact_ones(tmp_path: Path) -> None:
@@ -263,6 +294,10 @@ def test_every_box_and_every_conjunction_counts_in_a_certificate(tmp_path: Path)
     entry["claim"]["0"] = "0.6"
     out.write_text(json.dumps(entry))
     assert not check(out).accepted
+    entry["examples"]["0"]["groups"] = [[0]]
+    out.write_text(json.dumps(entry))
+    with pytest.raises(ValueError, match="groups must hold each of 2 numbers"):
+        check(out)
 
 
 def higher(entry: dict[str, Any]) -> dict[str, Any]:
