@@ -251,6 +251,19 @@ def test_what_breaks_a_rule_or_the_memory_is_refused_before_it_runs(
         load_onnx(path)
 
 
+def test_an_old_softmax_is_over_all_axes_from_its_own_on(tmp_path: Path) -> None:
+    """As the operators say up to set 12; ONNX's own evaluator takes one axis there."""
+    path = saved(tmp_path / "n.onnx", one("Softmax", axis=1), {}, (2, 3, 2), version=11)
+    x = torch.from_numpy(DRAW.normal(size=(2, 3, 2)))
+    wanted = torch.exp(x) / torch.exp(x).sum((1, 2), keepdim=True)
+    torch.testing.assert_close(load_onnx(path)(x), wanted)
+
+
+def test_the_entries_of_all_steps_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    path, _ = layered(tmp_path / "n.onnx", (3, 4, 2))
+    assert load_onnx(path).entries == 3 + 3 * 4 + 2 * 2
+
+
 def test_numbers_that_a_file_leaves_out_are_those_of_float32(tmp_path: Path) -> None:
     path = saved(tmp_path / "n.onnx", [helper.make_node("LeakyRelu", ["x"], ["y"])], {}, (1,))
     slope = -float(load_onnx(path)(torch.tensor([-1.0], dtype=torch.float64)))

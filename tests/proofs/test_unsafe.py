@@ -15,12 +15,15 @@ from command_line import command
 from onnx_networks import declared, helper, layered, saved
 from scipy.optimize import linprog
 
+from assay.bounds.rounding import Interval
 from assay.bounds.search.attack import Attack
 from assay.bounds.search.goal import Goal
+from assay.bounds.search.sweep import bound_rows, sweep
+from assay.bounds.search.twin import Twin
 from assay.errors import AssayError, InputError
-from assay.io.vnnlib import read_vnnlib
+from assay.io.vnnlib import Property, read_vnnlib
 from assay.proofs.unsafe import counterexample, pose, verify
-from assay.targets.onnx_network import load_onnx
+from assay.targets.onnx_network import OnnxNetwork, load_onnx
 from assay_check import check
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data" / "acasxu"
@@ -199,6 +202,60 @@ def test_a_property_that_the_checker_cannot_show_gets_no_certificate(
     with pytest.raises(AssayError, match="the property holds, but the checker's rules"):
         verify(load_onnx(path), claim, seconds=10, certificate=tmp_path / "c.json")
     assert not (tmp_path / "c.json").exists()
+
+
+def test_an_attack_draws_on_faces_of_every_dimension() -> None:
+    low, high = -torch.ones(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+    attack = Attack(lambda x: x.sum()[None], Goal(np.eye(1)), low, high)
+    points = attack._drawn(1000, torch.Generator().manual_seed(0))
+    assert points.abs().max() == 1
+    counts = (points.abs() == 1).sum(1).bincount(minlength=4)
+    assert counts.min() > 100
+
+
+def deep(folder: Path) -> tuple[OnnxNetwork, Property]:
+    """Return a property of a network that it takes many boxes to prove."""
+    path, _ = layered(folder / "n.onnx", (2, 8, 8, 2), 3)
+    network = load_onnx(path)
+    grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 101, dtype=torch.float64)] * 2)
+    y = torch.func.vmap(network)(grid[:, None])[:, 0]
+    either = float(torch.maximum(y[:, 0], y[:, 0] - y[:, 1]).min()) - 0.02
+    other = float(y[:, 1].min()) - 0.02
+    one = f"(and (<= Y_0 {either!r}) (<= (- Y_0 Y_1) {either!r}))"
+    return network, property_of(folder, f"(or {one} (<= Y_1 {other!r}))")
+
+
+def test_a_box_is_bounded_alike_whatever_is_bounded_with_it(tmp_path: Path) -> None:
+    """Intervals that one box wants tightened stay as they are for the others."""
+    network, claim = deep(tmp_path)
+    traced = pose(network, claim.cases[0]).traced()
+    draw = np.random.default_rng(0)
+    middles, width = draw.uniform(-0.7, 0.7, (8, 1, 2)), draw.uniform(0.05, 0.3, (8, 1, 2))
+    boxes = Interval(middles - width, middles + width)
+    rows = np.eye(3).reshape(1, 3, 1, 3)
+    together = bound_rows(traced.at("real"), sweep(traced.at("real"), [boxes]), rows)
+    twin = Twin(traced.at("float64"))
+    ends = torch.from_numpy(boxes.lo), torch.from_numpy(boxes.hi)
+    with torch.no_grad():
+        values = twin.sweep([ends], twin.parameters(8)).values[-1][0]
+    for place in range(8):
+        some = slice(place, place + 1)
+        known = sweep(traced.at("real"), [Interval(boxes.lo[some], boxes.hi[some])])
+        alone = bound_rows(traced.at("real"), known, rows)
+        np.testing.assert_allclose(alone[0], together[place], rtol=1e-12, atol=1e-12)
+        with torch.no_grad():
+            mine = twin.sweep([tuple(end[some] for end in ends)], twin.parameters(1)).values[-1][0]
+        np.testing.assert_allclose(mine[0], values[place], rtol=1e-12, atol=1e-12)
+
+
+def test_certificates_of_many_boxes_are_accepted(tmp_path: Path) -> None:
+    network, claim = deep(tmp_path)
+    found = verify(network, claim, seconds=20, certificate=tmp_path / "c.json")
+    assert found.verdict == "holds"
+    assert found.boxes > 15
+    verdict = check(tmp_path / "c.json")
+    assert verdict.accepted, verdict.reason
+    assert float(verdict.bound or 0) == pytest.approx(found.bound)
 
 
 @pytest.mark.parametrize("whole", [True, False])
