@@ -237,14 +237,16 @@ def test_a_box_is_bounded_alike_whatever_is_bounded_with_it(tmp_path: Path) -> N
     twin = Twin(traced.at("float64"))
     ends = torch.from_numpy(boxes.lo), torch.from_numpy(boxes.hi)
     with torch.no_grad():
-        values = twin.sweep([ends], twin.parameters(8)).values[-1][0]
+        values = twin.sweep([ends], twin.rules.parameters(8)).values[-1][0]
     for place in range(8):
         some = slice(place, place + 1)
         known = sweep(traced.at("real"), [Interval(boxes.lo[some], boxes.hi[some])])
         alone = bound_rows(traced.at("real"), known, rows)
         np.testing.assert_allclose(alone[0], together[place], rtol=1e-12, atol=1e-12)
         with torch.no_grad():
-            mine = twin.sweep([tuple(end[some] for end in ends)], twin.parameters(1)).values[-1][0]
+            mine = twin.sweep([tuple(end[some] for end in ends)], twin.rules.parameters(1)).values[
+                -1
+            ][0]
         np.testing.assert_allclose(mine[0], values[place], rtol=1e-12, atol=1e-12)
 
 
