@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as f
 
 from assay.bounds import graph_of
+from assay.bounds.operations import Affine
 from assay.bounds.rounding import Interval
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.trace import Traced, trace
@@ -127,6 +128,26 @@ def _functions() -> dict[str, Callable[[Tensor], Tensor]]:
         "sum of weights": lambda x: (x * w.sum(0) + w[0].mean()).sum(-1),
         "matrix product": lambda x: (x[:, :, None] @ (x @ w)[:, None, :]).flatten(1).sum(-1),
     }
+
+
+def test_a_large_bias_does_not_round_the_weights_of_a_convolution() -> None:
+    layer = nn.Conv1d(1, 1, 2)
+    layer.bias.data[:] = 2.0**30
+    weight, bias = layer.weight.data.double(), layer.bias.data.double()
+    x = torch.zeros(1, 1, 4, dtype=torch.float64)
+    graph = trace(lambda x: f.conv1d(x, weight, bias), x).at("real").graph
+    (map_,) = [node.operation for node in graph.nodes if isinstance(node.operation, Affine)]
+    assert set(map_.weight.reshape(-1).tolist()) == {0.0, *weight.reshape(-1).tolist()}
+
+
+def test_values_that_are_no_bound_are_refused() -> None:
+    wide = (torch.tensor([-1e300]).double(), torch.tensor([1e300]).double())
+    with pytest.raises(InputError, match="the function's value is NaN at a point"):
+        trace(lambda x: x.exp() - x.exp(), torch.zeros(1).double(), regions=[wide])
+    with pytest.raises(InputError, match="gives masked scores"):
+        trace(lambda x: x + torch.tensor([0.0, -1e38]).double(), torch.zeros(2).double())
+    with pytest.raises(InputError, match="depends on none of its inputs"):
+        trace(lambda x: torch.tensor([0.1, 0.2]).double().exp(), torch.zeros(2).double())
 
 
 @pytest.mark.parametrize("name", _functions())

@@ -49,7 +49,8 @@ CASES |= {
     "squeeze 11": (one("Squeeze", axes=[1]), {}, (2, 1, 3), 11),
     "unsqueeze": (one("Unsqueeze", "s"), {"s": INTS([0, -1])}, (2, 3), 17),
     "unsqueeze 11": (one("Unsqueeze", axes=[1, 2]), {}, (2, 3), 11),
-    "leakyrelu": (one("LeakyRelu", alpha=0.2), {}, (2, 3), 17),
+    "leakyrelu": (one("LeakyRelu"), {}, (2, 3), 17),
+    "leakyrelu steep": (one("LeakyRelu", alpha=0.2), {}, (2, 3), 17),
     "softmax": (one("Softmax", axis=-1), {}, (2, 3, 2), 17),
     "softmax 11": (one("Softmax", axis=1), {}, (2, 3), 11),
     "concat": (one("Concat", "v", axis=0), {"v": V}, (3,), 17),
@@ -177,7 +178,96 @@ def test_files_that_are_not_what_they_should_be_are_refused_in_one_line(tmp_path
     changed(lambda m: m.graph.input[0].type.tensor_type.shape.dim[1].Clear())
     refused("the input needs fixed sizes")
     changed(lambda m: setattr(m.graph.input[0].type.tensor_type.shape.dim[1], "dim_value", 9))
-    refused("does not fit what it reads")
+    refused("is no valid ONNX network")
+    changed(lambda m: m.graph.node[0].attribute.add(name="axis", type=2, i=1))
+    refused("Unrecognized attribute: axis for operator MatMul")
+    changed(lambda m: setattr(m.graph.input[0].type.tensor_type, "elem_type", 999))
+    refused("it is 999")
+    changed(lambda m: m.opset_import.add(domain="ai.onnx", version=9))
+    refused("operator set 9 and 17 is not read")
+    changed(lambda m: m.functions.add(name="Relu"))
+    refused("functions of its own are not read")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "weights", "shape", "said"),
+    [
+        (
+            one("Conv", "k", pads=[10**9, 10**9], strides=[10**9]),
+            {"k": np.ones((1, 1, 2), np.float32)},
+            (1, 1, 3),
+            "pads to more than",
+        ),
+        (
+            one("Conv", "k", kernel_shape=[3]),
+            {"k": np.ones((1, 1, 2), np.float32)},
+            (1, 1, 3),
+            r"has a kernel of \[2\], said to be \[3\]",
+        ),
+        (
+            one("Gemm", "w", "c"),
+            {"w": W[:, :1], "c": np.ones((2, 2), np.float32)},
+            (2, 4),
+            r"adds the shape \[2, 2\] to \[2, 1\]",
+        ),
+        (
+            one("Unsqueeze", "s"),
+            {"s": INTS(range(1, 9))},
+            (2,),
+            "makes more than .* 8 axes",
+        ),
+        (
+            one("Add", "c"),
+            {"c": np.ones((20_000, 1, 1), np.float32)},
+            (1, 20_000, 1),
+            "makes more than 268435456 entries",
+        ),
+        (
+            [
+                helper.make_node("Relu", ["x"], ["z"]),
+                helper.make_node("Div", ["n", "n"], ["m"]),
+                helper.make_node("Mul", ["x", "m"], ["y"]),
+            ],
+            {"n": INTS([3, 2])},
+            (2,),
+            "is no valid ONNX network: .*inconsistent type",
+        ),
+        (
+            [
+                helper.make_node("Relu", ["x"], ["z"]),
+                helper.make_node("Relu", ["n"], ["y"]),
+            ],
+            {"n": INTS([3, 2])},
+            (2,),
+            "is no valid ONNX network",
+        ),
+    ],
+)
+def test_what_breaks_a_rule_or_the_memory_is_refused_before_it_runs(
+    tmp_path: Path, nodes: list[Any], weights: dict[str, Any], shape: tuple[int, ...], said: str
+) -> None:
+    path = saved(tmp_path / "n.onnx", nodes, weights, shape)
+    with pytest.raises(InputError, match=said):
+        load_onnx(path)
+
+
+def test_an_old_softmax_is_over_all_axes_from_its_own_on(tmp_path: Path) -> None:
+    """As the operators say up to set 12; ONNX's own evaluator takes one axis there."""
+    path = saved(tmp_path / "n.onnx", one("Softmax", axis=1), {}, (2, 3, 2), version=11)
+    x = torch.from_numpy(DRAW.normal(size=(2, 3, 2)))
+    wanted = torch.exp(x) / torch.exp(x).sum((1, 2), keepdim=True)
+    torch.testing.assert_close(load_onnx(path)(x), wanted)
+
+
+def test_the_entries_of_all_steps_are_counted_before_they_are_made(tmp_path: Path) -> None:
+    path, _ = layered(tmp_path / "n.onnx", (3, 4, 2))
+    assert load_onnx(path).entries == 3 + 3 * 4 + 2 * 2
+
+
+def test_numbers_that_a_file_leaves_out_are_those_of_float32(tmp_path: Path) -> None:
+    path = saved(tmp_path / "n.onnx", [helper.make_node("LeakyRelu", ["x"], ["y"])], {}, (1,))
+    slope = -float(load_onnx(path)(torch.tensor([-1.0], dtype=torch.float64)))
+    assert slope == float(np.float32(0.01)) != 0.01
 
 
 def test_without_the_package_the_line_says_how_to_install_it(

@@ -44,6 +44,18 @@ def test_boxes_in_a_disjunction_are_cases_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_the_nearest_of_several_ends_counts(tmp_path: Path) -> None:
+    more = "(assert (and (<= X_0 9) (<= (* -2 X_0) 0.1) (>= X_0 -7)))(assert (<= Y_0 0))"
+    (case,) = read(tmp_path, HEAD + BOX + more).cases
+    assert (case.low, case.high) == ((Fraction(-1, 20),), (Fraction(1, 10),))
+
+
+def test_what_stands_twice_counts_once(tmp_path: Path) -> None:
+    line = "(assert (or (<= Y_0 0) (and (<= Y_1 0) (<= Y_1 0)) (<= (* 2 Y_1) Y_1)))"
+    (case,) = read(tmp_path, HEAD + BOX + 3 * line).cases
+    assert [len(group) for group in case.unsafe] == [1, 2, 2, 1]
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -65,6 +77,8 @@ def test_boxes_in_a_disjunction_are_cases_of_their_own(tmp_path: Path) -> None:
         (HEAD + "(assert (<= X_0 1))(assert (<= Y_0 1))", "the input X_0 has no lower end"),
         (HEAD + "(assert (>= X_0 1))(assert (<= Y_0 1))", "the input X_0 has no upper end"),
         (HEAD + BOX + "(assert (>= X_0 1))(assert (<= Y_0 1))", "the box is empty"),
+        (HEAD + BOX + "(assert (>= X_0 1e999))(assert (<= Y_0 1))", "the box is empty"),
+        (HEAD + "(assert (<= Y_0 (* 1e999 1e999 1e999 1e999)))", "a product of more than 10000"),
         (HEAD + BOX, "a case has no constraint of the outputs"),
         (HEAD.replace("Y_1", "Y_2") + BOX, "Y_0, Y_1 .. must be declared without gaps"),
         (

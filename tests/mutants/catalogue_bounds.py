@@ -333,8 +333,8 @@ MUTANTS = [
     # properties of ONNX networks
     Mutant(
         "assay/bounds/search/goal.py",
-        "return torch.stack(each, -1).amin(-1)",
-        "return torch.stack(each, -1).amax(-1)",
+        "return bounds[..., self._places].amax(-1).amin(-1)",
+        "return bounds[..., self._places].amax(-1).amax(-1)",
         (
             "tests/proofs/test_unsafe.py::test_goals_are_the_least_conjunction_of_the_largest_constraint",
         ),
@@ -355,6 +355,169 @@ MUTANTS = [
         "assay_check/gates/claims.py",
         "found = min(found, *(max(bounds[place] for place in group) for group in example.groups))",
         "found = max(bounds)",
+        (
+            "tests/proofs/test_unsafe.py::test_every_box_and_every_conjunction_counts_in_a_certificate",
+        ),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "[_rounded(x, -1) for x in case.low]",
+        "[_rounded(x, 1) for x in case.low]",
+        (
+            "tests/proofs/test_unsafe.py::test_boxes_cover_what_no_float_holds_and_constants_grow_the_unsafe_set",
+        ),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "[_rounded(one.constant, -1) for one in numbers]",
+        "[_rounded(one.constant, 1) for one in numbers]",
+        (
+            "tests/proofs/test_unsafe.py::test_boxes_cover_what_no_float_holds_and_constants_grow_the_unsafe_set",
+        ),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "return (found if whole else found / divisors) + constants",
+        "return found + constants",
+        ("tests/proofs/test_unsafe.py::test_coefficients_are_scaled_to_exact_ones",),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "float((high if factor > 0 else low)[output])",
+        "float(low[output])",
+        ("tests/proofs/test_unsafe.py::test_an_enclosure_decides_by_its_worse_end",),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "if found and left <= 0:",
+        "if False:",
+        ("tests/proofs/test_unsafe.py::test_boxes_that_there_is_no_time_for_stay_open",),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "holds = len(found) == len(posed) and all(",
+        "holds = any(",
+        ("tests/proofs/test_unsafe.py::test_boxes_that_there_is_no_time_for_stay_open",),
+    ),
+    Mutant(
+        "assay/proofs/unsafe.py",
+        "inputs.append(min(max(value, first), last))",
+        "inputs.append(value)",
+        ("tests/proofs/test_unsafe.py::test_an_enclosure_decides_by_its_worse_end",),
+    ),
+    Mutant(
+        "assay/proofs/gate_certificate.py",
+        "if claim == UNSAFE and not found > 0:",
+        "if False:",
+        (
+            "tests/proofs/test_unsafe.py::test_a_property_that_the_checker_cannot_show_gets_no_certificate",
+        ),
+    ),
+    Mutant(
+        "assay/io/vnnlib.py",
+        "side, closer = (high, min) if factor > 0 else (low, max)",
+        "side, closer = (high, max) if factor > 0 else (low, min)",
+        ("tests/io/test_vnnlib.py::test_the_nearest_of_several_ends_counts",),
+    ),
+    Mutant(
+        "assay/io/vnnlib.py",
+        "boxes.setdefault(box, {})[unsafe] = None",
+        "boxes[box] = {unsafe: None}",
+        ("tests/io/test_vnnlib.py::test_constraints_are_exact_and_in_disjunctive_normal_form",),
+    ),
+    Mutant(
+        "assay/io/vnnlib.py",
+        "if any(_bits(x) > BITS for x in",
+        "if any(_bits(x) < 0 for x in",
+        ("tests/io/test_vnnlib.py::test_what_is_no_box_or_linear_constraint_is_refused",),
+    ),
+    Mutant(
+        "assay/io/onnx_files.py",
+        "    _require_valid(model, path)\n",
+        "",
+        ("tests/io/test_onnx.py::test_what_breaks_a_rule_or_the_memory_is_refused_before_it_runs",),
+    ),
+    Mutant(
+        "assay/io/onnx_files.py",
+        "if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:",
+        "if False:",
+        (
+            "tests/io/test_onnx.py::test_files_that_are_not_what_they_should_be_are_refused_in_one_line",
+        ),
+    ),
+    Mutant(
+        "assay/io/onnx_files.py",
+        "if len(versions) != 1 or not",
+        "if not",
+        (
+            "tests/io/test_onnx.py::test_files_that_are_not_what_they_should_be_are_refused_in_one_line",
+        ),
+    ),
+    Mutant(
+        "assay/targets/onnx_network.py",
+        "_single(0.01)",
+        "0.01",
+        ("tests/io/test_onnx.py::test_numbers_that_a_file_leaves_out_are_those_of_float32",),
+    ),
+    Mutant(
+        "assay/targets/onnx_network.py",
+        "    if step.version >= 13:\n",
+        "    if True:\n",
+        ("tests/io/test_onnx.py::test_an_old_softmax_is_over_all_axes_from_its_own_on",),
+    ),
+    Mutant(
+        "assay/targets/onnx_network.py",
+        "        self._measure()\n",
+        "",
+        ("tests/io/test_onnx.py::test_the_entries_of_all_steps_are_counted_before_they_are_made",),
+    ),
+    Mutant(
+        "assay/targets/onnx_network.py",
+        "if total.shape != found.shape:",
+        "if False:",
+        ("tests/io/test_onnx.py::test_what_breaks_a_rule_or_the_memory_is_refused_before_it_runs",),
+    ),
+    Mutant(
+        "assay/bounds/search/branch.py",
+        "if self.probe is None:",
+        "if True:",
+        (
+            "tests/proofs/test_unsafe.py::test_a_rare_unsafe_point_is_found_by_faces_and_in_the_worst_boxes",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/search/attack.py",
+        "at_end = draw(*self.low.shape) < ended",
+        "at_end = draw(*self.low.shape) < 0",
+        ("tests/proofs/test_unsafe.py::test_an_attack_draws_on_faces_of_every_dimension",),
+    ),
+    Mutant(
+        "assay/bounds/search/sweep.py",
+        "mine = asked.reshape(value.lo.shape)",
+        "mine = np.ones(value.lo.shape, bool)",
+        (
+            "tests/proofs/test_unsafe.py::test_a_box_is_bounded_alike_whatever_is_bounded_with_it",
+            "tests/proofs/test_unsafe.py::test_certificates_of_many_boxes_are_accepted",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/trace/arithmetic.py",
+        "lambda y: op(y, w, None, *args), x, zero",
+        "lambda y: op(y, w, b, *args) - zero, x, zero",
+        (
+            "tests/bounds/test_traces.py::test_a_large_bias_does_not_round_the_weights_of_a_convolution",
+        ),
+    ),
+    Mutant(
+        "assay/bounds/trace/lower.py",
+        "if value.ref in lowering.never:",
+        "if False:",
+        ("tests/bounds/test_traces.py::test_values_that_are_no_bound_are_refused",),
+    ),
+    Mutant(
+        "assay_check/gates/claims.py",
+        "and set(places) == set(range(size))",
+        "and places",
         (
             "tests/proofs/test_unsafe.py::test_every_box_and_every_conjunction_counts_in_a_certificate",
         ),

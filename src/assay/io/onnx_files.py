@@ -81,15 +81,19 @@ def read_onnx(path: Path | str) -> OnnxFile:
     graph = model.graph
     if not graph.node:
         raise InputError(f"{path} is damaged, or no ONNX file: it has no operations")
-    version = max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    versions = {o.version for o in model.opset_import if o.domain in ("", "ai.onnx")}
     newest = onnx.defs.onnx_opset_version()
-    if not OLDEST <= version <= newest:
+    if len(versions) != 1 or not OLDEST <= min(versions) <= newest:
+        listed = " and ".join(map(str, sorted(versions))) or "none"
         raise InputError(
-            f"{path}: operator set {version} is not read, only {OLDEST} to {newest}; export it"
-            " again"
+            f"{path}: operator set {listed} is not read, only one of {OLDEST} to {newest};"
+            " export it again"
         )
+    (version,) = versions
     if graph.sparse_initializer:
         raise InputError(f"{path}: sparse weights are not read; export it with dense ones")
+    if model.functions:
+        raise InputError(f"{path}: functions of its own are not read; export it with them inlined")
     constants = dict[str, np.ndarray]()
     for tensor in graph.initializer:
         if tensor.name in constants:
@@ -104,6 +108,7 @@ def read_onnx(path: Path | str) -> OnnxFile:
     shape, dtype = _input(given[0], path)
     steps = tuple(_step(node, version, path) for node in graph.node)
     _require_order(steps, {*constants, given[0].name}, graph.output[0].name, path)
+    _require_valid(model, path)
     return OnnxFile(path, steps, constants, given[0].name, shape, dtype, graph.output[0].name)
 
 
@@ -111,7 +116,8 @@ def _input(entry: Any, path: Path) -> tuple[tuple[int, ...], np.dtype]:
     from onnx import TensorProto
 
     kind = entry.type.tensor_type
-    name = TensorProto.DataType.Name(kind.elem_type)
+    names = {value: name for name, value in TensorProto.DataType.items()}
+    name = names.get(kind.elem_type, str(kind.elem_type))
     if name not in ("FLOAT", "DOUBLE"):
         raise InputError(f"{path}: the input must be of type FLOAT or DOUBLE, it is {name}")
     sizes = [d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim]
@@ -176,6 +182,20 @@ def _array(tensor: Any, what: str) -> np.ndarray:
     if found.shape != tuple(tensor.dims) or not np.isfinite(found).all():
         raise InputError(f"{what} hold NaN or infinite values")
     return found
+
+
+def _require_valid(model: Any, path: Path) -> None:
+    """Refuse what breaks the rules of the operations: attributes, types and shapes."""
+    import onnx
+
+    try:
+        # The output may be declared without its shape, which the checker asks for.
+        known = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+        onnx.checker.check_model(known)
+    except Exception as error:  # of several libraries
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = shown(lines[0] if lines else type(error).__name__, 240)
+        raise InputError(f"{path} is no valid ONNX network: {reason}") from error
 
 
 def _require_order(steps: tuple[Step, ...], known: set[str], output: str, path: Path) -> None:

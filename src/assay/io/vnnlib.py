@@ -27,6 +27,9 @@ DEPTH = 60
 CASES = 20_000
 """Conjunctions that a property may come to."""
 
+BITS = 10_000
+"""Binary digits that a product of constants may have."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -41,6 +44,9 @@ class Linear:
             terms[name] = terms.get(name, Fraction(0)) + factor * value
         kept = {name: value for name, value in terms.items() if value}
         return Linear(kept, self.constant + factor * other.constant)
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.terms.items()), self.constant))
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,7 @@ class _Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.declared: dict[tuple[str, int], int] = {}
+        self.always = list[_Bound]()
         self.clauses: Clauses = [()]
 
     def wrong(self, line: int, what: str) -> InputError:
@@ -123,7 +130,11 @@ class _Reader:
             case "declare-const" if len(rest) == 2 and all(isinstance(x, _Word) for x in rest):
                 self.declare(*rest)
             case "assert" if len(rest) == 1:
-                self.clauses = self.both(self.clauses, self.formula(rest[0]), entry.line)
+                found = self.formula(rest[0])
+                if len(found) == 1:
+                    self.always += found[0]
+                else:
+                    self.clauses = self.both(self.clauses, found, entry.line)
             case "declare-const" | "assert":
                 raise self.wrong(entry.line, f"{entry.head} has the wrong number of arguments")
             case _:
@@ -188,6 +199,8 @@ class _Reader:
                     raise self.wrong(x.line, "a product of two variables is not linear")
                 factor, kept = (other, total) if total.terms else (total, other)
                 total = Linear().plus(kept, factor.constant)
+                if any(_bits(x) > BITS for x in (total.constant, *total.terms.values())):
+                    raise self.wrong(x.line, f"a product of more than {BITS} binary digits")
             return total
         raise self.wrong(x.line, f"{shown(x.head, 60)} is not known here; known: +, -, *")
 
@@ -209,10 +222,10 @@ class _Reader:
                     f"{self.path}: {kind}_0, {kind}_1 .. must be declared without gaps"
                 )
             counts[kind] = len(numbers)
-        boxes: dict[Any, list[tuple[Linear, ...]]] = {}
+        boxes: dict[Any, dict[tuple[Linear, ...], None]] = {}
         for clause in self.clauses:
-            box, unsafe = self.split(clause, counts["X"])
-            boxes.setdefault(box, []).append(unsafe)
+            box, unsafe = self.split((*self.always, *clause), counts["X"])
+            boxes.setdefault(box, {})[unsafe] = None  # what stands twice says nothing new
         cases = tuple(Case(low, high, tuple(unsafe)) for (low, high), unsafe in boxes.items())
         return Property(self.path, counts["X"], counts["Y"], cases)
 
@@ -220,12 +233,12 @@ class _Reader:
         """Return the box of a conjunction, and its constraints of the outputs."""
         ends: list[Fraction | None] = [None] * count
         low, high = ends.copy(), ends.copy()
-        unsafe = list[Linear]()
+        unsafe = dict[Linear, None]()
         for bound in clause:
             terms, constant = bound.linear.terms, bound.linear.constant
             kinds = {kind for kind, _ in terms}
             if kinds == {"Y"}:
-                unsafe.append(bound.linear)
+                unsafe[bound.linear] = None
             elif kinds == {"X"} and len(terms) == 1:
                 (((_, place), factor),) = terms.items()
                 end = -constant / factor
@@ -243,11 +256,16 @@ class _Reader:
                 )
             if a > b:
                 raise InputError(
-                    f"{self.path}: the box is empty: X_{place} in [{float(a)}, {float(b)}]"
+                    f"{self.path}: the box is empty: the lower end of X_{place} exceeds its upper"
+                    " end"
                 )
         if not unsafe:
             raise InputError(f"{self.path}: a case has no constraint of the outputs")
         return (tuple(low), tuple(high)), tuple(unsafe)
+
+
+def _bits(x: Fraction) -> int:
+    return max(x.numerator.bit_length(), x.denominator.bit_length())
 
 
 def _brackets(text: str, path: Path) -> Iterator[_List]:

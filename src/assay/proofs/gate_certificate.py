@@ -49,11 +49,18 @@ from assay.bounds.search.leaves import Found, Leaf, slopes_of
 from assay.bounds.search.pins import Pinned
 from assay.bounds.search.twin import Twin
 from assay.bounds.trace import Traced
-from assay.errors import InputError
+from assay.errors import AssayError, InputError
 from assay.proofs.certificate import Certificate, check_destination, write
 from assay.proofs.problem import Problem
 from assay_check.gates import RULE, constants_digest, graphs_digest
-from assay_check.gates.claims import LOWER, read_example, recompute, rounded, unknown_operations
+from assay_check.gates.claims import (
+    LOWER,
+    UNSAFE,
+    read_example,
+    recompute,
+    rounded,
+    unknown_operations,
+)
 
 MANY = 16  # leaves whose slopes are worked out at once
 
@@ -137,7 +144,13 @@ def _claimed(one: Evidence, entry: Any, held: Mapping[str, np.ndarray], claim: s
     if unknown_operations([example]):
         return one.proved
     with np.errstate(all="ignore"):
-        found = rounded(claim, recompute(example, claim))
+        found = recompute(example, claim)
+    if claim == UNSAFE and not found > 0:
+        raise AssayError(
+            "certificate: the property holds, but the checker's rules are too weak to show it; no"
+            " certificate was written"
+        )
+    found = rounded(claim, found)
     weaker = min if claim in LOWER else max
     found = weaker(found, one.proved)
     return found if np.isfinite(found) else one.proved

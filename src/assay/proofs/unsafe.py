@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from assay.bounds.rounding import Array, Interval
-from assay.bounds.search.attack import attack
+from assay.bounds.search.attack import DRAWN, Attack
 from assay.bounds.search.branch import least
 from assay.bounds.search.goal import Goal
 from assay.bounds.search.leaves import Budget, Found, Leaf
@@ -29,6 +29,7 @@ from assay.bounds.trace import Traced, trace
 from assay.bounds.trace.traced import evaluate
 from assay.errors import InputError
 from assay.io.vnnlib import Case, Linear, Property
+from assay.memory import require_memory, rows_within
 from assay.proofs.unsafe_certificate import write_unsafe
 from assay.targets.onnx_network import OnnxNetwork
 
@@ -103,14 +104,13 @@ class Posed:
     """One case as a function of tensors: the constraints of its unsafe set, and the box, rounded
     so that both grow.
 
-    rows: coefficients of the outputs, exact; constants: rounded down; exact: not rounded."""
+    at_once: points whose gradients fit the memory together."""
 
     function: Callable[[Tensor], Tensor]
     goal: Goal
     low: Tensor
     high: Tensor
-    exact: tuple[Fraction, ...]
-    constants: Array
+    at_once: int
 
     def traced(self) -> Traced:
         """Return the graph of the constraints' values, (1, constraints)."""
@@ -118,27 +118,35 @@ class Posed:
 
 
 def pose(network: OnnxNetwork, case: Case) -> Posed:
-    """Return one case of a property of a network."""
+    """Return one case of a property of a network; constraints that several conjunctions share
+    stand once.
+    """
     shape = network.shape
     low = torch.tensor([_rounded(x, -1) for x in case.low], dtype=torch.float64).reshape(shape)
     high = torch.tensor([_rounded(x, 1) for x in case.high], dtype=torch.float64).reshape(shape)
-    constraints = [_scaled(one) for group in case.unsafe for one in group]
-    rows = torch.zeros(len(constraints), network.outputs, dtype=torch.float64)
-    for place, one in enumerate(constraints):
+    numbers = dict[Linear, int]()
+    groups = tuple(
+        tuple(numbers.setdefault(one, len(numbers)) for one in group) for group in case.unsafe
+    )
+    count = len(numbers)
+    require_memory(16 * count * max(count, network.outputs), f"a property of {count} constraints")
+    rows = torch.zeros(count, network.outputs, dtype=torch.float64)
+    divisors = torch.ones(count, dtype=torch.float64)
+    for place, one in enumerate(numbers):
+        divisor = _divisor(one)
+        divisors[place] = divisor
         for (_, output), factor in one.terms.items():
-            rows[place, output] = float(factor)
-    exact = tuple(one.constant for one in constraints)
-    constants = torch.tensor([_rounded(x, -1) for x in exact], dtype=torch.float64)
-    turned = rows.T.contiguous()
+            rows[place, output] = float(factor * divisor)
+    constants = torch.tensor([_rounded(one.constant, -1) for one in numbers], dtype=torch.float64)
+    turned, whole = rows.T.contiguous(), bool((divisors == 1).all())
 
     def function(x: Tensor) -> Tensor:
-        return network(x).reshape(1, -1) @ turned + constants
+        found = network(x).reshape(1, -1) @ turned
+        return (found if whole else found / divisors) + constants
 
-    count = len(constraints)
-    numbers = iter(range(count))
-    groups = tuple(tuple(next(numbers) for _ in group) for group in case.unsafe)
     goal = Goal(np.eye(count).reshape(count, 1, count), groups)
-    return Posed(function, goal, low, high, exact, constants.numpy())
+    at_once = rows_within(32 * (network.entries + 4 * count), most=DRAWN // 4)
+    return Posed(function, goal, low, high, at_once)
 
 
 def verify(
@@ -166,17 +174,15 @@ def verify(
     found, graphs = list[Found](), list[Traced]()
     posed = [pose(network, case) for case in claim.cases]
     for index, (case, mine) in enumerate(zip(claim.cases, posed, strict=True)):
-        left = max(seconds - (time.process_time() - began), 0.0) / (len(posed) - index)
-        point, _ = attack(mine.function, mine.goal, mine.low, mine.high)
-        traced = mine.traced()
-        budget = replace(PLAIN, seconds=left)
-        one = least(
-            traced, [mine.low], [mine.high], mine.goal, above=0.0, start=[[point]], budget=budget
-        )
+        left = seconds - (time.process_time() - began)
+        if found and left <= 0:
+            break
+        attack = Attack(mine.function, mine.goal, mine.low, mine.high, mine.at_once)
+        one, traced = _searched(mine, attack, max(left, 0.0) / (len(posed) - index))
         found.append(one)
         graphs.append(traced)
         if one.value <= 0:
-            broken = counterexample(network, case, mine, traced, one.point[0], index)
+            broken = counterexample(network, case, one.point[0], index)
             if broken is not None:
                 return _summed("violated", found, len(posed), began, broken)
     holds = len(found) == len(posed) and all(one.bound > 0 for one in found)
@@ -192,27 +198,57 @@ def verify(
     return replace(_summed("holds", found, len(posed), began), certificate=written)
 
 
+def _searched(posed: Posed, attack: Attack, seconds: float) -> tuple[Found, Traced]:
+    """Bound one case and attack it, a tenth of the time before anything else."""
+    until = time.process_time() + seconds / 10
+    point, _ = attack.whole(late=lambda: time.process_time() > until)
+    traced = posed.traced()
+
+    def probe(points: Sequence[Tensor], widths: Sequence[Tensor]) -> list[Tensor]:
+        return [attack.near(points[0], widths[0])]
+
+    found = least(
+        traced,
+        [posed.low],
+        [posed.high],
+        posed.goal,
+        above=0.0,
+        start=[[point]],
+        budget=replace(PLAIN, seconds=seconds),
+        probe=probe,
+    )
+    return found, traced
+
+
 def counterexample(
-    network: OnnxNetwork, case: Case, posed: Posed, traced: Traced, point: Tensor, index: int
+    network: OnnxNetwork, case: Case, point: Tensor, index: int
 ) -> Counterexample | None:
     """Return a point of the box as a counterexample if its output is surely unsafe, in real
-    arithmetic: first as it is in the network's own precision.
+    arithmetic: first as it is in the network's own precision. The outputs are enclosed, and the
+    constraints of the enclosure exact.
     """
+    at = trace(network, point).at(LEVEL)
     for x in (point.to(network.dtype).double(), point):
         box, inputs = _inside(case, x)
-        value = evaluate(traced.at(LEVEL), [Interval(*(e.reshape(1, *x.shape) for e in box))])
-        above = value.hi.reshape(-1)
-        sure = [
-            np.isfinite(high) and Fraction(float(high)) + exact - Fraction(float(used)) <= 0
-            for high, exact, used in zip(above, posed.exact, posed.constants, strict=True)
-        ]
-        for number, group in enumerate(posed.goal.groups):
-            if all(sure[place] for place in group):
+        value = evaluate(at, [Interval(*(e.reshape(1, *x.shape) for e in box))])
+        ends = value.lo.reshape(-1), value.hi.reshape(-1)
+        if not all(np.isfinite(end).all() for end in ends):
+            continue
+        for number, group in enumerate(case.unsafe):
+            if all(_most(one, *ends) <= 0 for one in group):
                 given = torch.tensor(inputs, dtype=torch.float64).reshape(network.shape)
                 with torch.no_grad():
                     outputs = network(given.to(network.dtype)).reshape(-1).double().tolist()
                 return Counterexample(tuple(inputs), tuple(outputs), index, number)
     return None
+
+
+def _most(one: Linear, low: Array, high: Array) -> Fraction:
+    """Return the largest value of a constraint where the outputs lie in intervals."""
+    return one.constant + sum(
+        factor * Fraction(float((high if factor > 0 else low)[output]))
+        for (_, output), factor in one.terms.items()
+    )
 
 
 def _inside(case: Case, x: Tensor) -> tuple[tuple[Array, Array], list[float]]:
@@ -272,18 +308,16 @@ def _rounded(x: Fraction, side: int) -> float:
     return near
 
 
-def _scaled(one: Linear) -> Linear:
-    """Return a constraint with coefficients that float64 holds exactly: times their common
-    denominator, if need be.
-    """
+def _divisor(one: Linear) -> int:
+    """Return the least number, 1 or odd, times which float64 holds all coefficients exactly."""
 
     def fits(x: Fraction) -> bool:
         return abs(x) < 2**1000 and Fraction(float(x)) == x
 
-    factor = Fraction(1)
-    if not all(map(fits, one.terms.values())):
-        factor = Fraction(math.lcm(*(x.denominator for x in one.terms.values())))
-    found = Linear().plus(one, factor)
-    if not all(map(fits, found.terms.values())):
+    found, terms = 1, one.terms.values()
+    if not all(map(fits, terms)):
+        found = math.lcm(*(x.denominator for x in terms))
+        found //= found & -found  # a power of two costs no digits
+    if not (fits(Fraction(found)) and all(fits(found * x) for x in terms)):
         raise InputError("a coefficient of the property has more digits than float64 holds")
     return found

@@ -10,12 +10,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as f
 
 from assay.errors import InputError, shown, unknown
 from assay.io.onnx_files import MOST, OnnxFile, Step, read_onnx
+from assay.memory import require_memory
+
+AXES = 8
+"""Axes that a tensor may have."""
 
 Rule = Callable[[Step, list[Any]], Tensor]
 OPERATIONS: dict[str, Rule] = {}
@@ -25,9 +30,9 @@ class OnnxNetwork:
     """The function of an ONNX file, in the precision of its argument: float32 weights are exact in
     float64.
 
-    shape: of the input; outputs: entries of the value; dtype: in which the file computes. Raises
-    InputError for an operation that is not known, one that reads what does not fit, and a value
-    that is NaN or infinite at an input of zeros."""
+    shape: of the input; outputs: entries of the value; entries: of all steps together; dtype: in
+    which the file computes. Raises InputError for an operation that is not known, one that reads
+    what does not fit, and a value that is NaN or infinite at an input of zeros."""
 
     def __init__(self, file: OnnxFile) -> None:
         self.file = file
@@ -46,20 +51,39 @@ class OnnxNetwork:
         if kinds - {self.dtype}:
             raise InputError(f"{file.path}: input and weights have different precisions")
         self.shape = file.shape
+        self.entries = math.prod(self.shape)
+        self._measure()
         value = self(torch.zeros(self.shape, dtype=self.dtype))
+        if not value.is_floating_point():
+            raise InputError(f"{file.path}: the output is of type {value.dtype}, no float")
         if not value.isfinite().all():
             raise InputError(f"{file.path}: the output is NaN or infinite at an input of zeros")
         self.outputs = value.numel()
 
+    def _measure(self) -> None:
+        """Count the entries of all steps, on tensors without contents; refuse what is too large."""
+        sizes = list[int]()
+        self._run(torch.zeros(self.shape, dtype=self.dtype, device="meta"), sizes)
+        self.entries += sum(sizes)
+        require_memory(8 * self.entries, f"a run of {self.file.path}")
+
     def __call__(self, x: Tensor) -> Tensor:
+        return self._run(x, [])
+
+    def _run(self, x: Tensor, sizes: list[int]) -> Tensor:
         values: dict[str, Any] = {self.file.input: x}
+
+        def like(found: Tensor) -> Tensor:
+            if not found.is_floating_point():
+                return found
+            return found.to(x.device, x.dtype) if x.is_meta else found.to(x.dtype)
 
         def read(name: str) -> Tensor | None:
             if not name:
                 return None
             if name not in values:
                 held = self._held[name]
-                values[name] = held.to(x.dtype) if held.is_floating_point() else held
+                values[name] = like(held)
             return values[name]
 
         for step in self.file.steps:
@@ -75,9 +99,12 @@ class OnnxNetwork:
                 raise InputError(
                     f"{self.file.path}: {step.words} does not fit what it reads ({reason})"
                 ) from error
-            if found.numel() > MOST:
-                raise InputError(f"{self.file.path}: {step.words} makes more than {MOST} entries")
-            values[step.outputs[0]] = found.to(x.dtype) if found.is_floating_point() else found
+            if found.numel() > MOST or found.ndim > AXES:
+                raise InputError(
+                    f"{self.file.path}: {step.words} makes more than {MOST} entries or {AXES} axes"
+                )
+            sizes.append(found.numel())
+            values[step.outputs[0]] = like(found)
         return read(self.file.output)  # type: ignore[return-value]
 
 
@@ -96,6 +123,11 @@ def _rule(*names: str) -> Callable[[Rule], Rule]:
 
 def _plain(function: Callable[..., Tensor]) -> Rule:
     return lambda step, xs: function(*xs)
+
+
+def _single(x: float) -> float:
+    """Return a default as the files hold such numbers: in float32."""
+    return float(np.float32(x))
 
 
 _NAMED: dict[str, Callable[..., Any]] = {
@@ -135,7 +167,7 @@ def _constant(step: Step, xs: list[Any]) -> Tensor:
 
 @_rule("LeakyRelu")
 def _leaky_relu(step: Step, xs: list[Any]) -> Tensor:
-    return f.leaky_relu(xs[0], step.attributes.get("alpha", 0.01))
+    return f.leaky_relu(xs[0], step.attributes.get("alpha", _single(0.01)))
 
 
 @_rule("Flatten")
@@ -200,11 +232,16 @@ def _gemm(step: Step, xs: list[Any]) -> Tensor:
     alpha, beta = given.get("alpha", 1.0), given.get("beta", 1.0)
     if a.ndim != 2 or b.ndim != 2:
         raise InputError("needs matrices")
-    if c is not None and c.ndim == 1 and alpha == beta == 1:
+    if c is not None and c.shape == b.shape[1:] and alpha == beta == 1:
         return torch.addmm(c, a, b)
     found = a @ b
     found = found if alpha == 1 else found * alpha
-    return found if c is None else found + (c if beta == 1 else c * beta)
+    if c is None:
+        return found
+    total = found + (c if beta == 1 else c * beta)
+    if total.shape != found.shape:
+        raise InputError(f"adds the shape {list(c.shape)} to {list(found.shape)}")
+    return total
 
 
 @_rule("Conv")
@@ -215,6 +252,9 @@ def _conv(step: Step, xs: list[Any]) -> Tensor:
         raise InputError(f"pads by {shown(given['auto_pad'], 60)}; export it with explicit pads")
     if axes not in (1, 2, 3) or xs[0].ndim != weight.ndim:
         raise InputError(f"has {axes} axes; 1, 2 and 3 are known")
+    sizes = list(weight.shape[2:])
+    if given.get("kernel_shape", sizes) != sizes:
+        raise InputError(f"has a kernel of {sizes}, said to be {given['kernel_shape']}")
     pads = given.get("pads", [0] * (2 * axes))
     if given.get("auto_pad") == "VALID":
         pads = [0] * (2 * axes)
@@ -222,6 +262,9 @@ def _conv(step: Step, xs: list[Any]) -> Tensor:
         raise InputError(f"has no possible pads: {pads}")
     x = xs[0]
     begin, end = pads[:axes], pads[axes:]
+    padded = [size + a + b for size, a, b in zip(x.shape[2:], begin, end, strict=True)]
+    if math.prod((*x.shape[:2], *padded)) > MOST:
+        raise InputError(f"pads to more than {MOST} entries")
     if begin != end:  # torch pads both sides alike; from the last axis on
         x = f.pad(x, [p for pair in zip(begin[::-1], end[::-1], strict=True) for p in pair])
         begin = [0] * axes
@@ -244,7 +287,8 @@ def _batch_norm(step: Step, xs: list[Any]) -> Tensor:
     if given.get("training_mode", 0) or given.get("spatial", 1) != 1:
         raise InputError("is in training mode, or not spatial; export the network in evaluation")
     x, scale, bias, mean, variance = xs
-    return f.batch_norm(x, mean, variance, scale, bias, False, 0.0, given.get("epsilon", 1e-5))
+    epsilon = given.get("epsilon", _single(1e-5))
+    return f.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
 
 
 @_rule("Softmax")

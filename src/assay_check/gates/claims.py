@@ -98,13 +98,13 @@ def read_example(name: str, entry: Any, held: Held, kind: str) -> Example:
 
 
 def _groups(name: str, entry: Any, graph: Graph) -> tuple[tuple[int, ...], ...]:
-    """Read the conjunctions of an unsafe set: every number of the value is in one of them."""
+    """Read the conjunctions of an unsafe set: every number of the value is in one or more."""
     good = isinstance(entry, list) and entry and all(isinstance(g, list) and g for g in entry)
     places = [place for group in entry for place in group] if good else []
     size = int(np.prod(graph.nodes[-1].shape))
     need(
-        good and all(type(p) is int for p in places) and sorted(places) == list(range(size)),
-        f"example {name!r}: groups must hold each of {size} numbers once",
+        good and all(type(p) is int for p in places) and set(places) == set(range(size)),
+        f"example {name!r}: groups must hold each of {size} numbers",
     )
     return tuple(tuple(group) for group in entry)
 

@@ -59,6 +59,10 @@ FEW, MANY = 16, 64
 TRIED = 8
 """Boxes whose worst corner is evaluated, of those that are bounded at once without a descent."""
 
+Probe = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
+"""A search for a small value from points of boxes and their widths, (n, *shape) by input: it
+returns a point."""
+
 HELD = 2048
 """Bytes that a leaf takes beside its numbers."""
 
@@ -78,6 +82,7 @@ def least(
     start: Sequence[Sequence[Tensor]] = (),
     budget: Budget | None = None,
     store: Store | None = None,
+    probe: Probe | None = None,
 ) -> Found:
     """Bound the least value of `row . function` over a box from below, and search it from above.
 
@@ -85,10 +90,12 @@ def least(
     search stops once it is proved or broken. reference: the gap is relative to the distance from
     it. start: points to evaluate first, such as a worst case that was found before. Anytime: at the
     end of the budget the bound reached so far is returned, which is sound at the level. store:
-    where the open boxes are kept, so that a search that was stopped goes on."""
+    where the open boxes are kept, so that a search that was stopped goes on. probe: what looks for
+    small values in the worst boxes, where no descent on slopes does."""
     spent = budget or Budget()
     goal = goal_of(row)
-    return _Search(traced, lows, highs, goal, level, above, reference, spent, store).run(start)
+    search = _Search(traced, lows, highs, goal, level, above, reference, spent, store, probe)
+    return search.run(start)
 
 
 class _Search:
@@ -103,9 +110,11 @@ class _Search:
         reference: float | None,
         budget: Budget,
         store: Store | None,
+        probe: Probe | None,
     ) -> None:
         self.traced, self.level, self.above, self.budget = traced, level, above, budget
         self.reference, self.store, self.every = reference, store, EVERY
+        self.probe = probe
         self.dtypes = [example.dtype for example in traced.program.examples]
         self.lows = [low.detach().double().numpy() for low in lows]
         self.highs = [high.detach().double().numpy() for high in highs]
@@ -317,10 +326,7 @@ class _Search:
     def evaluate(self, leaves: list[Leaf], *, root: bool = False) -> list[Leaf]:
         """Bound boxes, all at once, after a descent on the slopes of the last rows."""
         if self.plain:
-            corners = bound_plainly(self.twin, leaves, self.goal)
-            worst = sorted(range(len(leaves)), key=lambda index: leaves[index].bound)
-            for index in worst[:TRIED]:
-                self.offer([corner[index] for corner in corners])
+            self.look(leaves, bound_plainly(self.twin, leaves, self.goal))
             return leaves
         boxes = ends_of(leaves)
         ends = [*(low for low, _ in boxes), *(high for _, high in boxes)]
@@ -409,6 +415,23 @@ class _Search:
             found.append(leaf)
         return found
 
+    def look(self, leaves: list[Leaf], corners: list[Array]) -> None:
+        """Evaluate the function in the worst of some boxes: at the corners where their lines are
+        least, or where a probe gets from there and from the middles.
+        """
+        worst = sorted(range(len(leaves)), key=lambda index: leaves[index].bound)[:TRIED]
+        if self.probe is None:
+            for index in worst:
+                self.offer([corner[index] for corner in corners])
+            return
+        boxes = ends_of([leaves[index] for index in worst])
+        points = [
+            torch.cat([torch.from_numpy(corner[worst]), (low + high) / 2])
+            for corner, (low, high) in zip(corners, boxes, strict=True)
+        ]
+        widths = [torch.cat([high - low, high - low]) for low, high in boxes]
+        self.offer([x.numpy() for x in self.probe(points, widths)])
+
     def explore(self, leaf: Leaf) -> None:
         """Evaluate the function where the linear bound of a box is least."""
         boxes = [
@@ -430,7 +453,7 @@ class _Search:
     def offer(self, point: Sequence[Array]) -> None:
         """Evaluate the function itself at a point of the region, and keep it where it is least."""
         inputs = tuple(
-            torch.from_numpy(np.clip(x, lo, hi)).to(dtype)
+            torch.from_numpy(np.asarray(np.clip(x, lo, hi))).to(dtype)
             for x, lo, hi, dtype in zip(point, self.lows, self.highs, self.dtypes, strict=True)
         )
         value = self.goal.at(self.traced(*inputs).double().numpy())

@@ -4,6 +4,7 @@ from an unsafe set of linear constraints."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -18,14 +19,21 @@ class Goal:
     """`min over groups of max over rows of (row . value)`; rows (n, *shape of the value).
 
     With the constraints `row . value <= 0` of a conjunction as a group, and the conjunctions of an
-    unsafe set as the groups, it is positive exactly where the value is not in the set."""
+    unsafe set as the groups, it is positive exactly where the value is not in the set. Groups may
+    share rows."""
 
     rows: Array
     groups: tuple[tuple[int, ...], ...] = ((0,),)
 
     def __post_init__(self) -> None:
-        if sorted(i for group in self.groups for i in group) != list(range(len(self.rows))):
-            raise AssayError("every row belongs to one group")
+        if {i for group in self.groups for i in group} != set(range(len(self.rows))):
+            raise AssayError("every row belongs to a group")
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """The rows of every group, the first repeated where others have more: (groups, most)."""
+        most = max(map(len, self.groups))
+        return torch.tensor([[*g, *g[:1] * (most - len(g))] for g in self.groups])
 
     @property
     def single(self) -> bool:
@@ -36,8 +44,7 @@ class Goal:
         """Return the goal's number from those of its rows, (..., n): where these are bounds from
         below, so is it.
         """
-        each = [bounds[..., list(group)].amax(-1) for group in self.groups]
-        return torch.stack(each, -1).amin(-1)
+        return bounds[..., self._places].amax(-1).amin(-1)
 
     def least(self, low: Tensor, high: Tensor) -> Tensor:
         """Return the least of every row over boxes of the value: (samples, n)."""
@@ -52,12 +59,9 @@ class Goal:
 
     def decisive(self, bounds: Tensor) -> Tensor:
         """Return which row decides, from the bounds of all (samples, n): (samples,)."""
-        best = [bounds[:, list(group)].max(-1) for group in self.groups]
-        chosen = torch.stack([value for value, _ in best], -1).argmin(-1)
-        rows = [
-            torch.tensor(group)[place] for group, (_, place) in zip(self.groups, best, strict=True)
-        ]
-        return torch.stack(rows, -1).gather(-1, chosen[:, None])[:, 0]
+        best, place = bounds[:, self._places].max(-1)
+        chosen = best.argmin(-1)
+        return self._places[chosen, place.gather(-1, chosen[:, None])[:, 0]]
 
 
 def goal_of(row: Array | Goal) -> Goal:

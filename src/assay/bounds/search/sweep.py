@@ -81,10 +81,13 @@ def sweep(
         known.values.append(value)
         known.errors.append(error)
         if ref in wanted and not late():
-            units = worth(value, *wanted[ref])
+            asked = worth(value, *wanted[ref])
+            units = np.flatnonzero(asked.any(0))
             if len(units):
-                tight = tighten(graph, known, ref, units, ar, late)
-                known.values[ref] = ordered(tight, ar)
+                tight = ordered(tighten(graph, known, ref, units, ar, late), ar)
+                mine = asked.reshape(value.lo.shape)
+                lo, hi = np.where(mine, tight.lo, value.lo), np.where(mine, tight.hi, value.hi)
+                known.values[ref] = Interval(lo, hi)
     return known
 
 
@@ -189,11 +192,14 @@ def _exact(graph: Graph, ref: Ref) -> bool:
     )
 
 
-def worth(value: Interval, asking: Sequence[Reader], mask: Mask) -> np.ndarray:
-    """Return the units whose interval a linear bound may usefully narrow."""
+def worth(value: Interval, asking: Sequence[Reader], mask: Mask) -> Mask:
+    """Return where a linear bound may usefully narrow the interval of a unit, (samples, units).
+
+    Other samples must not decide for a sample: a box is then bounded alike whatever boxes are
+    bounded with it, as where a certificate of it is checked."""
     wide = (value.hi - value.lo > NARROW * (1 + value.magnitude())).reshape(len(value.lo), -1)
     asked = np.logical_or.reduce([reader.asks(value) for reader in asking])
-    return np.flatnonzero((wide & asked).any(0) & mask.reshape(-1))
+    return np.asarray(wide & asked & mask.reshape(-1))
 
 
 def _meet(value: Interval, other: Interval) -> Interval:

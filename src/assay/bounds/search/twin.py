@@ -104,9 +104,13 @@ class Twin:
                 raise AssayError("a value overflows in float64")
             state.values.append(value)
             if refine and ref in self.wanted and not late():
-                units = torch.from_numpy(worth(as_interval(value), *self.wanted[ref]))
+                asked = torch.from_numpy(worth(as_interval(value), *self.wanted[ref]))
+                units = asked.any(0).nonzero()[:, 0]
                 if len(units):
-                    state.values[ref] = self._tightened(state, parameters, ref, units, late)
+                    tight = self._tightened(state, parameters, ref, units, late)
+                    mine = asked.reshape(value[0].shape)
+                    lo, hi = (torch.where(mine, *ends) for ends in zip(tight, value, strict=True))
+                    state.values[ref] = lo, hi
         return state
 
     def bound(self, state: State, parameters: Parameters, rows: Tensor) -> Tensor:

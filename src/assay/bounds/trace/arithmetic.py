@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 
 from assay.bounds import nonlinear
 from assay.bounds import operations as ops
@@ -244,4 +245,6 @@ def _baddbmm(
 @rule("convolution")
 def _convolution(low: Lowering, op: Any, x: Node, weight: Value, bias: Any, *args: Any) -> Node:
     w, b = plain(weight).double(), None if bias is None else plain(bias).double()
-    return low.matrix(lambda y: op(y, w, b, *args), x)
+    zero = op(torch.zeros(low.shape(x), dtype=torch.float64), w, b, *args)
+    # Without the bias, beside which the weights would be rounded.
+    return low.matrix(lambda y: op(y, w, None, *args), x, zero)

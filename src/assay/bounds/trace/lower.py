@@ -164,19 +164,22 @@ class Lowering:
             self.origin[ref] = self.origin[parents[0].ref]
         return Node(ref, parents[0].dtype)
 
-    def matrix(self, function: Callable[[Tensor], Tensor], x: Node) -> Node:
-        """Apply a function that is affine in x with exact coefficients, found by probing it with
-        unit vectors in float64.
+    def matrix(self, linear: Callable[[Tensor], Tensor], x: Node, zero: Tensor) -> Node:
+        """Apply a function that is linear in x, and add its value at zero: its exact coefficients
+        are found by probing it with unit vectors in float64.
         """
         shape = self.shape(x)
         size = int(np.prod(shape, dtype=int))
-        zero = function(torch.zeros(shape, dtype=torch.float64))
         if size * zero.numel() > 1 << 26:
             raise UnsupportedError(
                 f"is a matrix of {zero.numel()} x {size} numbers, more than bounds can hold"
             )
-        eye = torch.eye(size, dtype=torch.float64).reshape(size, *shape)
-        columns = torch.stack([function(unit) - zero for unit in eye]).reshape(size, -1)
+        columns = torch.empty(size, zero.numel(), dtype=torch.float64)
+        unit = torch.zeros(size, dtype=torch.float64)
+        for place in range(size):
+            unit[place] = 1.0
+            columns[place] = linear(unit.reshape(shape)).reshape(-1)
+            unit[place] = 0.0
         flat = self.move(lambda y: y.reshape(-1), x)
         done = self.add(ops.Affine(columns.T.numpy(), zero.reshape(-1).numpy()), flat)
         return self.move(lambda y: y.reshape(zero.shape), done)
@@ -222,9 +225,13 @@ def lower(
                 values[node] = Constant(getattr(module, node.target))
             case "output":
                 (found,) = node.args
-                if not isinstance(values[found], Node):
+                value = values[found]
+                if not isinstance(value, Node) or value.ref in lowering.fixed:
                     raise InputError("trace: the function depends on none of its inputs")
-                return lowering, values[found]
+                if value.ref in lowering.never:
+                    reason = f"gives masked scores (at or below {NEVER:.0e}) as the value"
+                    raise RefusedError(found.target, reason)
+                return lowering, value
             case _:
                 args = [argument(entry) for entry in node.args]
                 kwargs = {key: argument(entry) for key, entry in node.kwargs.items()}

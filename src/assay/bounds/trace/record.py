@@ -95,6 +95,8 @@ def check(program: Program, regions: Sequence[tuple[Tensor, Tensor]], points: in
             inputs.append(torch.clamp(low + share * (high - low), low, high))
         with torch.no_grad():
             wanted = program.function(*inputs)
+        if wanted.isnan().any():
+            raise InputError("trace: the function's value is NaN at a point of the region")
         if not torch.equal(program(*inputs), wanted):
             raise InputError(
                 "trace: the function takes another path at other points of the region, from"
