@@ -478,7 +478,7 @@ MUTANTS = [
         ("tests/io/test_onnx.py::test_what_breaks_a_rule_or_the_memory_is_refused_before_it_runs",),
     ),
     Mutant(
-        "assay/bounds/search/branch.py",
+        "assay/bounds/search/points.py",
         "if self.probe is None:",
         "if True:",
         (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from assay.bounds.engine import Late, never
-from assay.bounds.rounding import Array, Interval
+from assay.bounds.rounding import Array
 from assay.bounds.search.descent import descend, improve
 from assay.bounds.search.goal import Goal, goal_of
 from assay.bounds.search.leaves import (
@@ -27,12 +27,12 @@ from assay.bounds.search.leaves import (
     choose,
     ends_of,
     halves,
-    slopes_of,
     stacked,
 )
+from assay.bounds.search.level import LevelBounds
 from assay.bounds.search.pins import Derivatives, pinned
 from assay.bounds.search.plain import bound_plainly
-from assay.bounds.search.sweep import bound_rows, sweep
+from assay.bounds.search.points import Least, Probe
 from assay.bounds.search.twin import State, Twin
 from assay.bounds.search.unfinished import (
     Store,
@@ -55,13 +55,6 @@ FIRST = 1.0
 
 FEW, MANY = 16, 64
 """Boxes that are bounded at once, with a descent on their slopes and without."""
-
-TRIED = 8
-"""Boxes whose worst corner is evaluated, of those that are bounded at once without a descent."""
-
-Probe = Callable[[Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor]]
-"""A search for a small value from points of boxes and their widths, (n, *shape) by input: it
-returns a point."""
 
 HELD = 2048
 """Bytes that a leaf takes beside its numbers."""
@@ -114,18 +107,18 @@ class _Search:
     ) -> None:
         self.traced, self.level, self.above, self.budget = traced, level, above, budget
         self.reference, self.store, self.every = reference, store, EVERY
-        self.probe = probe
-        self.dtypes = [example.dtype for example in traced.program.examples]
         self.lows = [low.detach().double().numpy() for low in lows]
         self.highs = [high.detach().double().numpy() for high in highs]
         self.goal, self.rows = goal, torch.from_numpy(goal.rows[None])
+        self.best = Least(traced, goal, self.lows, self.highs, probe)
         self.twin = Twin(traced.at("float64"), budget.memory)
+        self.plain = not any((*budget.steps, budget.whole))
+        self.width = self.boxes_at_once()
+        self.bounds = LevelBounds(traced, self.twin, goal, level, self.width)
         self.began = time.process_time()
         self.derivatives = Derivatives(traced, goal.rows[0], level)
         self.pins = budget.pins if goal.single else 0
-        self.plain = not any((*budget.steps, budget.whole))
         self.idle, self.round = 0, 0.0
-        self.value, self.point = np.inf, tuple(traced.program.examples)
         self.tie = itertools.count()
 
     @property
@@ -144,17 +137,25 @@ class _Search:
 
     def begin(self, start: Sequence[Sequence[Tensor]]) -> Work | Found:
         """Bound the whole region."""
-        self.offer(self.highs)
+        self.best.offer(self.highs)
         for point in start:
-            self.offer([entry.detach().double().numpy() for entry in point])
+            self.best.offer([entry.detach().double().numpy() for entry in point])
         root = Leaf(self.lows, self.highs, -np.inf, {}, {})
-        if self.above is not None and self.value <= self.above:
+        if self.above is not None and self.best.value <= self.above:
             return self.broken(root)
         root, whole = self.face(root)
         if self.done(whole):
-            bound = min(whole, self.value)
+            bound = min(whole, self.best.value)
             return Found(
-                bound, self.value, self.point, self.level, 1, True, self.spent, bound, [root]
+                bound,
+                self.best.value,
+                self.best.point,
+                self.level,
+                1,
+                True,
+                self.spent,
+                bound,
+                [root],
             )
         if self.spent + self.round <= max(self.budget.seconds, FIRST):
             try:
@@ -165,7 +166,7 @@ class _Search:
         if self.level != "float64" and (root.after or self.plain):
             # The final recomputation costs about this much a box, and must fit the budget.
             before = time.process_time()
-            whole = max(self.sound([root], self.late), whole)
+            whole = max(self.bounds.least([root], self.late), whole)
             rigorous = time.process_time() - before
         return Work([root], 1, whole, first, rigorous)
 
@@ -173,17 +174,18 @@ class _Search:
         """Halve the worst boxes until the claim is decided, or the budget is spent."""
         heap = [(leaf.bound, next(self.tie), leaf) for leaf in work.leaves]
         heapq.heapify(heap)
-        width, most = self.width(), self.most(work.leaves[0])
-        saved = time.process_time()
+        most, each, saved = self.most(work.leaves[0]), 0.0, time.process_time()
         with counted(None, "boxes") as bar:
             while heap and not self.done(heap[0][0]) and heap[0][0] > -np.inf:
                 after = self.spent + (0.0 if self.plain else work.rigorous * len(heap))
-                if after > self.budget.seconds or work.boxes >= self.budget.boxes:
+                room = self.budget.seconds - after
+                if room < 2 * each or work.boxes >= self.budget.boxes:
                     break
                 if len(heap) + len(work.proved) > most:  # the leaves fill the memory
                     break
                 saved = self.save(work, heap, saved)
-                taken: list[Leaf] = []
+                began, taken = self.spent, list[Leaf]()
+                width = self.width if not each else min(self.width, int(room / (2 * each)))
                 while heap and len(taken) < width and not self.done(heap[0][0]):
                     taken.append(heapq.heappop(heap)[2])
                 children, kept = list[Leaf](), list[Leaf]()
@@ -205,7 +207,9 @@ class _Search:
                 work.boxes += len(children)
                 bar.update(len(children))
                 if not self.plain:
-                    self.explore(taken[0])
+                    self.best.explore(self.twin, taken[0])
+                each = (self.spent - began) / len(children)
+                each += 0.0 if self.plain else work.rigorous  # to be bounded at the level later
         work.leaves = [entry[2] for entry in sorted(heap, key=lambda entry: entry[:2])]
         return work
 
@@ -215,10 +219,10 @@ class _Search:
         """
         shut = [leaf for leaf in leaves if self.done(leaf.bound)]
         rest = [leaf for leaf in leaves if not self.done(leaf.bound)]
-        if not shut or self.value <= (self.above or 0.0):
+        if not shut or self.best.value <= (self.above or 0.0):
             return leaves
         began = time.process_time()
-        for leaf, bound in zip(shut, self.sound_each(shut), strict=True):
+        for leaf, bound in zip(shut, self.bounds.each(shut), strict=True):
             leaf.bound = bound
             (work.proved if self.done(bound) else rest).append(leaf)
         work.rigorous = (time.process_time() - began) / len(shut)
@@ -234,19 +238,19 @@ class _Search:
             # What is open stays open at the level, and may be many boxes.
             late = work.rigorous * len(work.leaves) > self.budget.seconds / 10
             if work.boxes > 1 and not (late and self.plain):
-                for leaf, mine in zip(work.leaves, self.sound_each(work.leaves), strict=True):
+                for leaf, mine in zip(work.leaves, self.bounds.each(work.leaves), strict=True):
                     leaf.bound = mine
                 leaves = [*work.proved, *work.leaves]
                 bound = max(min(leaf.bound for leaf in leaves), work.whole)
         return Found(
-            min(bound, self.value),
-            self.value,
-            self.point,
+            min(bound, self.best.value),
+            self.best.value,
+            self.best.point,
             self.level,
             work.boxes,
             self.done(searched),
             self.spent,
-            min(work.first, self.value),
+            min(work.first, self.best.value),
             [*work.proved, *work.leaves],
         )
 
@@ -261,8 +265,8 @@ class _Search:
             {
                 "finished": False,
                 "leaves": packed(leaves),
-                "value": self.value,
-                "point": list(self.point),
+                "value": self.best.value,
+                "point": list(self.best.point),
                 "seconds": self.spent,
                 "idle": self.idle,
                 **numbers,
@@ -275,38 +279,22 @@ class _Search:
     def go_on(self, held: Mapping[str, Any]) -> Work:
         """Return the work that a search left when it was stopped."""
         self.began -= held["seconds"]
-        self.value, self.point, self.idle = held["value"], tuple(held["point"]), held["idle"]
+        self.best.value, self.best.point = held["value"], tuple(held["point"])
+        self.idle = held["idle"]
         numbers = [held[name] for name in ("boxes", "whole", "first", "rigorous")]
         return Work(unpacked(held["leaves"], self.lows, self.highs), *numbers)
 
     def broken(self, leaf: Leaf) -> Found:
         """Return that a claim is false, with a bound of intervals alone."""
-        at = self.traced.at(self.level)
-        boxes = [
-            Interval(low[None], high[None]) for low, high in zip(leaf.lows, leaf.highs, strict=True)
-        ]
-        with np.errstate(all="ignore"):
-            try:
-                known = sweep(at, boxes, refine=False)
-                bound = self.goal_at(bound_rows(at, known, self.goal.rows[None]))[0]
-            except (AssayError, InputError):
-                bound = -np.inf
-        bound = min(bound if np.isfinite(bound) else -np.inf, self.value)
-        return Found(bound, self.value, self.point, self.level, 1, True, self.spent, bound, [leaf])
+        best, bound = self.best, min(self.bounds.by_intervals(leaf), self.best.value)
+        return Found(bound, best.value, best.point, self.level, 1, True, self.spent, bound, [leaf])
 
     def done(self, bound: float) -> bool:
         """Return whether the claim is decided, or the ends are as close as asked."""
-        if self.above is not None and (bound > self.above or self.value <= self.above):
+        if self.above is not None and (bound > self.above or self.best.value <= self.above):
             return True
-        scale = abs(self.value if self.reference is None else self.reference - self.value)
-        return bool(self.value - bound <= self.budget.gap * max(scale, 1e-12))
-
-    def width(self) -> int:
-        """Return how many boxes are worked on at once within the memory."""
-        sizes = [int(np.prod(node.shape)) for node in self.twin.graph.nodes]
-        rows = max((2 * sizes[ref] for ref in self.twin.wanted), default=1)
-        most = MANY if self.plain else FEW
-        return rows_within(8 * 6 * rows * max(sizes), self.budget.memory, most=most)
+        scale = abs(self.best.value if self.reference is None else self.reference - self.best.value)
+        return bool(self.best.value - bound <= self.budget.gap * max(scale, 1e-12))
 
     def late(self) -> bool:
         """Return whether the whole region has had the budget."""
@@ -317,6 +305,13 @@ class _Search:
         until = self.spent + self.budget.seconds / 6
         return lambda: self.spent > until
 
+    def boxes_at_once(self) -> int:
+        """Return how many boxes are worked on at once within the memory."""
+        sizes = [int(np.prod(node.shape)) for node in self.twin.graph.nodes]
+        rows = max((2 * sizes[ref] for ref in self.twin.wanted), default=1)
+        most = MANY if self.plain else FEW
+        return rows_within(8 * 6 * rows * max(sizes), self.budget.memory, most=most)
+
     def most(self, leaf: Leaf) -> int:
         """Return how many leaves like this one the memory holds."""
         slopes = sum(p.numel() for ps in leaf.after.values() for p in ps)
@@ -326,7 +321,7 @@ class _Search:
     def evaluate(self, leaves: list[Leaf], *, root: bool = False) -> list[Leaf]:
         """Bound boxes, all at once, after a descent on the slopes of the last rows."""
         if self.plain:
-            self.look(leaves, bound_plainly(self.twin, leaves, self.goal))
+            self.best.look(leaves, bound_plainly(self.twin, leaves, self.goal))
             return leaves
         boxes = ends_of(leaves)
         ends = [*(low for low, _ in boxes), *(high for _, high in boxes)]
@@ -370,7 +365,7 @@ class _Search:
         rounds as pin something: until the bound decides, within a quarter of the budget.
         """
         began = self.spent
-        plain, round_ = self.sound([leaf], self.late), 0.0
+        plain, round_ = self.bounds.least([leaf], self.late), 0.0
         self.round = self.spent - began
         for _ in range(self.pins):
             began = self.spent
@@ -380,14 +375,14 @@ class _Search:
             leaf = self.faces([leaf], self.late)[0]
             if len(leaf.path) == before:
                 break
-            self.offer(leaf.lows)
-            self.offer(
+            self.best.offer(leaf.lows)
+            self.best.offer(
                 [
                     np.clip(x.double().numpy(), low, high)
-                    for x, low, high in zip(self.point, leaf.lows, leaf.highs, strict=True)
+                    for x, low, high in zip(self.best.point, leaf.lows, leaf.highs, strict=True)
                 ]
             )
-            plain = max(plain, self.sound([leaf], self.late))
+            plain = max(plain, self.bounds.least([leaf], self.late))
             round_ = self.spent - began
         return leaf, plain
 
@@ -414,90 +409,3 @@ class _Search:
                 leaf = Leaf(lows, highs, leaf.bound, leaf.before, leaf.after, None, path)
             found.append(leaf)
         return found
-
-    def look(self, leaves: list[Leaf], corners: list[Array]) -> None:
-        """Evaluate the function in the worst of some boxes: at the corners where their lines are
-        least, or where a probe gets from there and from the middles.
-        """
-        worst = sorted(range(len(leaves)), key=lambda index: leaves[index].bound)[:TRIED]
-        if self.probe is None:
-            for index in worst:
-                self.offer([corner[index] for corner in corners])
-            return
-        boxes = ends_of([leaves[index] for index in worst])
-        points = [
-            torch.cat([torch.from_numpy(corner[worst]), (low + high) / 2])
-            for corner, (low, high) in zip(corners, boxes, strict=True)
-        ]
-        widths = [torch.cat([high - low, high - low]) for low, high in boxes]
-        self.offer([x.numpy() for x in self.probe(points, widths)])
-
-    def explore(self, leaf: Leaf) -> None:
-        """Evaluate the function where the linear bound of a box is least."""
-        boxes = [
-            (torch.from_numpy(lo)[None], torch.from_numpy(hi)[None])
-            for lo, hi in zip(leaf.lows, leaf.highs, strict=True)
-        ]
-        after = {ref: tuple(p[None] for p in ps) for ref, ps in leaf.after.items()}
-        with torch.no_grad():
-            after = after or self.twin.rules.parameters(1)
-            state = self.twin.sweep(boxes, after, refine=False)
-            each, passed = self.twin.carry(state, after, {self.twin.last: self.rows})
-        row = int(self.goal.decisive(each)[0])
-        point = [
-            np.where(passed[ref][0, row].numpy() > 0, lo, hi) if ref in passed else lo
-            for ref, lo, hi in zip(self.twin.graph.inputs, leaf.lows, leaf.highs, strict=True)
-        ]
-        self.offer(point)
-
-    def offer(self, point: Sequence[Array]) -> None:
-        """Evaluate the function itself at a point of the region, and keep it where it is least."""
-        inputs = tuple(
-            torch.from_numpy(np.asarray(np.clip(x, lo, hi))).to(dtype)
-            for x, lo, hi, dtype in zip(point, self.lows, self.highs, self.dtypes, strict=True)
-        )
-        value = self.goal.at(self.traced(*inputs).double().numpy())
-        if value < self.value:
-            self.value, self.point = value, inputs
-
-    def sound(self, leaves: list[Leaf], late: Late = never) -> float:
-        """Return the least bound of boxes at the level, with the slopes that were found; once it is
-        late, no interval is tightened for it any more.
-        """
-        return min(self.sound_each(leaves, late))
-
-    def sound_each(self, leaves: list[Leaf], late: Late = never) -> list[float]:
-        """Return what `sound` is the least of."""
-        at, found, width = self.traced.at(self.level), list[float](), self.width()
-        for start in range(0, len(leaves), width):
-            part = leaves[start : start + width]
-            boxes = [
-                Interval(np.stack(lo), np.stack(hi))
-                for lo, hi in zip(
-                    zip(*(leaf.lows for leaf in part), strict=True),
-                    zip(*(leaf.highs for leaf in part), strict=True),
-                    strict=True,
-                )
-            ]
-            try:
-                with np.errstate(all="ignore"):
-                    found += self.bounds_at(at, part, boxes, late)
-            except (AssayError, InputError):
-                found += [-np.inf] * len(part)
-        return found
-
-    def bounds_at(
-        self, at: Any, part: list[Leaf], boxes: list[Interval], late: Late
-    ) -> list[float]:
-        if not part[0].after:
-            known = sweep(at, boxes, late=late)
-            return self.goal_at(bound_rows(at, known, self.goal.rows[None]))
-        of_sweep, of_rows = slopes_of(self.twin, part, late)
-        known = sweep(at, boxes, slopes=of_sweep, late=late)
-        last = type(known)(known.values, known.errors, {}, of_rows)
-        return self.goal_at(bound_rows(at, last, self.goal.rows[None]))
-
-    def goal_at(self, bounds: Array) -> list[float]:
-        """Return the goal's bounds from those of its rows, (samples, n); none is minus infinity."""
-        known = torch.from_numpy(np.where(np.isnan(bounds), -np.inf, bounds))
-        return [float(bound) for bound in self.goal.of(known)]
