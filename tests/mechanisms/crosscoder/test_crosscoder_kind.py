@@ -250,10 +250,19 @@ def test_bad_files_are_refused(tmp_path):
         write_json(config, read_json(config) | {"size": size})
         with pytest.raises(InputError, match="does not fit its config: W_dec must be"):
             load(other)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "crosscoder.json").write_text("{}")
-    with pytest.raises(InputError, match="no crosscoder's config"):
-        save(tmp_path / "mine", coder())
+
+
+def test_nothing_that_assay_did_not_write_is_overwritten(tmp_path):
+    """Neither file of a folder: both stay as they were, whichever of them is foreign."""
+    for name, data in (("crosscoder.json", b"{}"), ("crosscoder.safetensors", b"mine")):
+        folder = save(tmp_path / name, coder())
+        save(folder, coder(generator=torch.Generator().manual_seed(9)))
+        assert load(folder).W_dec.equal(coder(generator=torch.Generator().manual_seed(9)).W_dec)
+        (folder / name).write_bytes(data)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(InputError, match=f"{name} exists and is not a file that Assay"):
+            save(folder, coder())
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-30])
