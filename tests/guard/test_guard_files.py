@@ -119,6 +119,8 @@ def test_what_is_not_a_guard_is_left_alone(guard, tmp_path):
     folder = save(tmp_path / "guard", guard)
     save_file({"mine": torch.zeros(3)}, folder / TENSORS)
     kept = (folder / TENSORS).read_bytes()
-    with pytest.raises(InputError, match="guard.safetensors exists and is not a file that Assay would"):
+    with pytest.raises(
+        InputError, match="guard.safetensors exists and is not a file that Assay would"
+    ):
         save(folder, guard)
     assert (folder / TENSORS).read_bytes() == kept

@@ -252,4 +252,3 @@ def _checksum(entry: Mapping[str, Any]) -> str:
     """Return the SHA-256 of everything that a guard's JSON says. It tells damage, not a forger."""
     said = {key: value for key, value in entry.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-

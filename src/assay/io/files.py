@@ -63,9 +63,7 @@ def cannot_write(path: Path, error: Exception) -> AssayError:
     return AssayError(f"cannot write {path}: {reason}; what was there before is unchanged")
 
 
-def write_text(
-    path: Path | str, text: str, marks: Mapping[str, str | None] | None = None
-) -> Path:
+def write_text(path: Path | str, text: str, marks: Mapping[str, str | None] | None = None) -> Path:
     """Write UTF-8 text atomically; InputError for text that UTF-8 cannot hold (lone surrogates), and
     where a file would be overwritten that does not carry the marks (see `require_ours`).
     """

@@ -14,6 +14,7 @@ from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Whole
 from assay.core.sites import Seen, read_sites
 from assay.core.target import Batch, Target
+from assay.core.versions import Held
 from assay.errors import InputError
 from assay.mechanisms.components.decomposition import Decomposition
 from assay.mechanisms.components.sites import Use, WeightSite, bias_of, matrix_of, read_inner
@@ -36,6 +37,9 @@ class ComponentMechanisms(Mechanisms):
     routed: Bool[Tensor, "examples ..."] | None = None
 
     kind = "components"
+
+    def held(self) -> Mapping[str, Held]:
+        return {"the decomposition": self.found}
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:

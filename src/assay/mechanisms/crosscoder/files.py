@@ -175,4 +175,3 @@ def _require_types(path: Path, entry: dict[str, Any]) -> None:
             f"{path}: sites must be names, width, size and k whole numbers above 0, activation one"
             f" of {', '.join(get_args(Activation))}"
         )
-
