@@ -120,7 +120,7 @@ def test_what_is_not_a_guard_is_left_alone(guard, tmp_path):
     save_file({"mine": torch.zeros(3)}, folder / TENSORS)
     kept = (folder / TENSORS).read_bytes()
     with pytest.raises(
-        InputError, match="guard.safetensors exists and is not a file that Assay would"
+        InputError, match=r"guard\.safetensors exists and is not a file that Assay would"
     ):
         save(folder, guard)
     assert (folder / TENSORS).read_bytes() == kept

@@ -225,7 +225,7 @@ def test_damaged_and_foreign_files_are_refused(guard, tmp_path):
     refused("does not describe its tensors: 'cuts'")
     (folder / CONFIG).write_text(files.to_json({**entry, "format": "other"}))
     refused("is no guard of this version")
-    with pytest.raises(InputError, match="guard.json exists and is not a file"):
+    with pytest.raises(InputError, match=r"guard\.json exists and is not a file"):
         save(folder, guard)
     (folder / CONFIG).unlink()
     refused("no file")

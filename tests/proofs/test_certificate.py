@@ -15,7 +15,6 @@ from small_models import draw, planted
 
 import assay_check
 from assay.errors import InputError
-from assay.io import files
 from assay.proofs.certificate import ADVICE, advice_path, check_destination
 from assay.proofs.max_of_k.certificate import model_entry
 from assay.proofs.max_of_k.prove import prove, prove_cross_entropy

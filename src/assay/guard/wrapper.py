@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from assay.core.target import evaluating
 from assay.core.versions import versions
 from assay.errors import AssayError, InputError
 from assay.guard.guard import REASONS, Guard
@@ -83,13 +84,8 @@ class Guarded:
 
     def _serve(self, inputs: Any) -> Served:
         self._require_same()
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             data, output = self.reading.run(self.model, inputs)
-        finally:
-            for module in training:  # each as it was: some may have been in evaluation mode
-                module.training = True
         verdicts = self.guard(data)
         accepted = verdicts.accepted.tolist()
         events = tuple(

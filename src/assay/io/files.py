@@ -64,9 +64,10 @@ def cannot_write(path: Path, error: Exception) -> AssayError:
 
 
 def write_text(path: Path | str, text: str, marks: Mapping[str, str | None] | None = None) -> Path:
-    """Write UTF-8 text atomically; InputError for text that UTF-8 cannot hold (lone surrogates), and
-    where a file would be overwritten that does not carry the marks (see `require_ours`).
-    """
+    """Write UTF-8 text atomically.
+
+    Raises InputError for text that UTF-8 cannot hold (lone surrogates), and where a file would be
+    overwritten that does not carry the marks (see `require_ours`)."""
     require_ours(path, marks or {})
     try:
         data = text.encode()

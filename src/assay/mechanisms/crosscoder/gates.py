@@ -147,7 +147,7 @@ class EverywhereGates(CrosscoderMechanisms):
         return self.found.W_dec.detach().transpose(0, 1).to(self.codes)
 
     def error(self, layer: int, seen: Seen) -> Tensor:
-        return seen.value - self.rebuilt(layer).to(seen.value)
+        return seen.value - self.rebuilt(layer)
 
 
 @dataclass(frozen=True)
