@@ -152,7 +152,9 @@ def test_a_module_that_is_no_product_with_its_matrix_is_refused():
         lambda: Problem(model, found, Objective(), seeded())(Rows(TOKENS), 0.5),
     )
     for call in calls:
-        with pytest.raises(InputError, match=r"'0' writes something else than the product .*Scaled"):
+        with pytest.raises(
+            InputError, match=r"'0' writes something else than the product .*Scaled"
+        ):
             call()
     plain = decomposition(model, "1", 2)
     open_scene(model, plain, TOKENS, "mse", seeded())

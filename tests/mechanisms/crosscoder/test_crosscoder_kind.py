@@ -276,6 +276,38 @@ def test_states_whose_squares_leave_float32_are_scaled_and_measured(size):
     assert unexplained(found, states * size).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
 
 
+@pytest.mark.parametrize("rule", ["first", "everywhere", "clamp"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codes_of_narrow_networks_keep_the_range_and_precision_of_float32(dtype, rule):
+    """Features in units a thousand times smaller, whose codes are beyond float16, change nothing
+    but their own size."""
+    target, batch = tiny_target(dtype=dtype), tiny_batch(dtype=dtype)
+    found = coder("batch_topk").train()
+    plain = assay.crosscoder(target, batch, found, rule)
+    with torch.no_grad():
+        found.W_enc.mul_(2.0**17)
+        found.b_enc.mul_(2.0**17)
+        found.W_dec.div_(2.0**17)
+    scaled = assay.crosscoder(target, batch, found, rule)
+    assert found.training
+    assert float(scaled.codes.max()) > torch.finfo(torch.float16).max
+    assert torch.equal(scaled.codes, plain.codes * 2.0**17)
+    again = coder("batch_topk")
+    plain = assay.crosscoder(target, batch, again, rule)
+    gates = {name: gate * 0.3 for name, gate in plain.ones().items()}
+    assert torch.equal(scaled.values(gates), plain.values(gates))
+    assert torch.equal(scaled.values(scaled.ones()), target.values(batch))
+
+
+def test_a_network_in_training_mode_is_read_in_evaluation_mode():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5)).train()
+    x = torch.ones(5, 3)
+    first, again = (residual_states(model, x, ["1"]) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(first[:, 0], model[0](x))
+    assert model[1].training
+
+
 def test_bad_arguments_are_refused():
     target, batch = tiny_target(), tiny_batch()
     found = coder()
@@ -290,6 +322,13 @@ def test_bad_arguments_are_refused():
         assay.crosscoder(target, batch, Crosscoder(SITES, 3, 5))
     with pytest.raises(InputError, match="states of one shape"):
         residual_states(target.model, batch.inputs, ("embed", "blocks.0.up"))
+    with pytest.raises(InputError, match=r"reaches the sites in the order embed, blocks\.0; a"):
+        residual_states(target.model, batch.inputs, ("blocks.0", "embed"))
+    damaged = coder()
+    with torch.no_grad():
+        damaged.W_dec[0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match="W_dec of the crosscoder holds 1 NaN"):
+        assay.crosscoder(target, batch, damaged)
     with pytest.raises(InputError, match="take no reference"):
         found.bind(target, batch, assay.Reference("zero"))
     with pytest.raises(InputError, match="did you mean"):
