@@ -18,6 +18,7 @@ from assay.io.files import require_finite
 from assay.mechanisms.components.importance import Importance, make_importance
 from assay.mechanisms.components.sites import WeightSite, match_sites, read_inner
 from assay.mechanisms.components.squash import lower
+from assay.memory import require_memory
 
 if TYPE_CHECKING:
     from assay.mechanisms.components.kind import ComponentMechanisms
@@ -155,9 +156,14 @@ def decomposition(
     """Return an untrained decomposition of the matrices whose module paths match the patterns.
 
     `importance` is "scalar", "vector", "shared", "relative" or "transformer", and `options` are its
-    sizes; see `match_sites` for the other arguments and the errors."""
+    sizes; see `match_sites` for the other arguments and the errors. Raises InputError too for more
+    components than fit the memory."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     sites = match_sites(model, patterns, components)
+    factors = sum(site.components * (site.inputs + site.outputs) for site in sites)
+    require_memory(
+        4 * factors, f"a decomposition into {sum(site.components for site in sites):,} components"
+    )
     found = make_importance(importance, sites, generator, **options)
     return Decomposition(sites, found, generator)
 

@@ -128,10 +128,6 @@ def components(
     require_importances(found.sites, importance, {name: seen[name].input for name in importance})
     for site in found.sites:
         shape = importance[site.name].shape[:-1]
-        if len(shape) == 0 or shape[0] != len(batch):
-            raise InputError(
-                f"what {site.name!r} reads has no example axis of {len(batch)} in front"
-            )
         for use in site.uses:
             other = seen[use.path].written.shape[:-1]
             if other != shape:

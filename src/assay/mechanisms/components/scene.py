@@ -206,6 +206,12 @@ class Scene:
         else:
             first = self.importance[names[0]]
             shape = first.shape[:-1]
+            shapes = {tuple(g.shape[:-1]) for g in self.importance.values()}
+            if len(shapes) > 1:
+                raise InputError(
+                    "a subset of sites at every position needs sites that all see the same"
+                    f" positions, got {sorted(shapes)}; choose other sites or another routing"
+                )
             order = self._draw((*shape, len(names)), first).argsort(-1).argsort(-1)
             many = 1 + (self._draw(tuple(shape), first) * len(names)).floor()
             routed = order < many.unsqueeze(-1)

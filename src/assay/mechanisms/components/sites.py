@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers.pytorch_utils import Conv1D
 
 from assay.core.sites import Seen, read_sites
@@ -88,10 +89,18 @@ def written_by(module: nn.Module, seen: Seen) -> Float[Tensor, "*positions outpu
 def read_uses(model: nn.Module, inputs: Any, sites: Sequence[WeightSite]) -> dict[str, Seen]:
     """Return what every use of the sites sees on the untouched network.
 
-    Raises InputError for a module that writes something else than `x W` and its bias, such as an
-    embedding that scales its rows: on the first example, in the precision of the network."""
+    Raises InputError for a use without an example axis in front, such as an embedding of positions,
+    and for a module that writes something else than `x W` and its bias, such as an embedding that
+    scales its rows: on the first example, in the precision of the network."""
     with evaluating(model):
         seen = read_sites(model, inputs, [use.path for site in sites for use in site.uses])
+    examples = len(next(leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)))
+    for path, one in seen.items():
+        if one.written.ndim < 2 or len(one.written) != examples:
+            raise InputError(
+                f"what {path!r} reads has no example axis of {examples} in front; leave it out of"
+                " the sites"
+            )
     for use in (use for site in sites for use in site.uses):
         module = model.get_submodule(use.path)
         one = replace(
