@@ -285,4 +285,93 @@ MUTANTS = [
         ),
         slow=True,
     ),
+    Mutant(
+        "assay/io/ours.py",
+        "    plain = path.is_file() and not path.is_symlink()",
+        "    plain = path.is_file()",
+        ("tests/proofs/test_certificate.py::test_links_of_others_are_never_replaced",),
+    ),
+    Mutant(
+        "assay/io/ours.py",
+        "name not in found or value not in (None, found[name]) for",
+        "name not in found for",
+        ("tests/io/test_ours.py::test_files_of_others_stay",),
+    ),
+    Mutant(
+        "assay/io/files.py",
+        "    require_ours(path, metadata or {DIGEST: None})\n",
+        "",
+        ("tests/io/test_ours.py::test_files_of_others_stay",),
+    ),
+    Mutant(
+        "assay/core/versions.py",
+        "None if tensor.is_inference() else tensor._version,",
+        "None,",
+        ("tests/core/test_versions.py::test_training_after_binding_is_refused",),
+    ),
+    Mutant(
+        "assay/core/versions.py",
+        "            if buffer is not None and name not in module._non_persistent_buffers_set:",
+        "            if buffer is not None:",
+        (
+            "tests/core/test_versions.py::test_every_way_to_change_weights_is_seen_and_reading_is_not",
+        ),
+    ),
+    Mutant(
+        "assay/core/mechanisms.py",
+        "        if self.bound is None:  # else",
+        "        if True:  # else",
+        ("tests/core/test_versions.py::test_training_after_binding_is_refused",),
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "gradients = tuple(reduce(gradient) for gradient in gradients)",
+        "gradients = tuple(gradients)",
+        (f"{COMPONENTS}/test_component_processes.py::test_several_processes_agree_with_one",),
+        slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "    output, clean = widened(output), widened(clean)\n",
+        "",
+        (
+            f"{COMPONENTS}/test_component_inputs.py::test_sums_over_many_positions_and_large_weights_stay_in_range",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/sites.py",
+        "        owners.setdefault(id(weight), []).append(path)",
+        "        owners.setdefault(id(layers[path].weight), []).append(path)",
+        (
+            f"{COMPONENTS}/test_component_inputs.py::test_weights_that_are_computed_at_every_look_are_not_taken_for_shared_ones",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/decomposition.py",
+        "        if found is None or found.shape != shape or",
+        "        if found is None or found.ndim != len(shape) or",
+        (f"{COMPONENTS}/test_component_inputs.py::test_damaged_importances_are_refused",),
+    ),
+    Mutant(
+        "assay/mechanisms/components/minimality.py",
+        "-torch.expm1(-self.rate * steps)",
+        "(1 - torch.exp(-self.rate * steps))",
+        (
+            f"{COMPONENTS}/test_component_inputs.py::test_a_long_half_life_is_debiased_from_the_first_step_on",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/crosscoder/states.py",
+        "    return codes.to(torch.promote_types(states.dtype, torch.float32))",
+        "    return codes.to(states.dtype)",
+        (
+            "tests/mechanisms/crosscoder/test_crosscoder_kind.py::test_codes_of_narrow_networks_keep_the_range_and_precision_of_float32",
+        ),
+    ),
+    Mutant(
+        "assay/learn/loop.py",
+        "            if isinstance(entry, Tensor) and not bool(entry.isfinite().all()):",
+        "            if isinstance(entry, Tensor) and bool(entry.isnan().any()):",
+        ("tests/learn/test_loop.py::test_a_moment_that_overflows_stops_the_training",),
+    ),
 ]

@@ -112,7 +112,7 @@ def features_of(found: Crosscoder, model: BilinearNetwork, points: Points) -> Fe
             f" {', '.join(map(repr, found.sites))}"
         )
     found.require_network(model)
-    inputs = torch.from_numpy(np.asarray(points.inputs, dtype=np.float32))
+    inputs = torch.from_numpy(np.asarray(points.inputs)).to(next(model.parameters()))
     codes = read_codes(found, residual_states(model, inputs, found.sites))
     entries = (found.W_dec, found.b_dec, codes)
     return Features(*(entry.detach().double().numpy() for entry in entries))

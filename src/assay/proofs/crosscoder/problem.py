@@ -212,7 +212,7 @@ def features_of(found: Crosscoder, model: ResidualReLU, points: Points) -> Featu
             f" {', '.join(map(repr, found.sites))}"
         )
     found.require_network(model)
-    inputs = torch.from_numpy(np.asarray(points.inputs, dtype=np.float32))
+    inputs = torch.from_numpy(np.asarray(points.inputs)).to(next(model.parameters()))
     codes = read_codes(found, residual_states(model, inputs, found.sites))
     entries = (found.W_dec, found.b_dec, codes)
     return Features(*(entry.detach().float().numpy().astype(np.float64) for entry in entries))
