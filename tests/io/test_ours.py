@@ -11,7 +11,7 @@ from test_graphml import GRAPH
 
 from assay import charts
 from assay.errors import InputError
-from assay.io import circuits, files, graphml, prompts, supernodes
+from assay.io import circuits, files, graphml, pair_files, supernodes
 from assay.io.attribution_graphs import write_graph
 from assay.targets import max_of_k, residual_relu
 
@@ -34,7 +34,7 @@ UNMARKED = {
     "graph.json": lambda path: write_graph(path, GRAPH),
     "graph.graphml": lambda path: graphml.write_graphml(path, GRAPH),
     "circuit.graphml": lambda path: circuits.write_graphml(path, CIRCUIT),
-    "pairs.jsonl": lambda path: prompts.write_pairs(path, []),
+    "pairs.jsonl": lambda path: pair_files.write_pairs(path, []),
     "picture.png": lambda path: charts.png(None, path),  # refused before it is drawn
 }
 FOREIGN = (b"", b"mine", b"[1]", json.dumps({"format": "assay-other/1"}).encode(), b"[" * 10**5)
@@ -63,6 +63,18 @@ def test_files_of_others_stay(name, tmp_path):
         assert path.is_symlink()
         path.unlink()
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["mine"]
+
+
+@pytest.mark.parametrize("name", MARKED)
+def test_a_link_to_a_file_of_our_own_stays(name, tmp_path):
+    aim, path = tmp_path / f"own-{name}", tmp_path / name
+    MARKED[name](aim)
+    path.symlink_to(aim)
+    before = aim.read_bytes()
+    with pytest.raises(InputError, match="is not a file that Assay would write there"):
+        MARKED[name](path)
+    assert path.is_symlink()
+    assert aim.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", MARKED)
