@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -49,7 +50,7 @@ def draw_map(rows: pl.DataFrame) -> Path:
         x_title="answer",
         y_title="the least important nodes",
     )
-    return charts.png(picture, IMAGES / "certify-map.png", scale=1.0)
+    return redraw(picture, "certify-map.png", 1.0)
 
 
 def draw_growth(run: Run) -> Path:
@@ -57,7 +58,7 @@ def draw_growth(run: Run) -> Path:
     picture = charts.line(
         table, "points", "operations", colour="what", log_x=True, log_y=True, points=True
     )
-    return charts.png(picture, IMAGES / "crosscoder-growth.png", scale=1.0)
+    return redraw(picture, "crosscoder-growth.png", 1.0)
 
 
 def draw_channels(run: Run) -> Path:
@@ -78,7 +79,12 @@ def draw_channels(run: Run) -> Path:
         x_title="log10 of the true error (each channel switched off exactly)",
         y_title="log10 of the certified bound",
     )
-    return charts.png(picture, IMAGES / "digits.png")
+    return redraw(picture, "digits.png", 2.0)
+
+
+def redraw(picture: Any, name: str, scale: float) -> Path:
+    (IMAGES / name).unlink(missing_ok=True)
+    return charts.png(picture, IMAGES / name, scale=scale)
 
 
 if __name__ == "__main__":

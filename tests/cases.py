@@ -99,6 +99,7 @@ class Dictionary(Mechanisms):
     reference = "counterfactual"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self._weights  # bound to the batch before any gated run
 
     @cached_property

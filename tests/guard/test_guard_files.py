@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from laboratories import three
+from safetensors.torch import save_file
 
 from assay.errors import InputError
 from assay.guard import Settings, fit
@@ -111,13 +112,15 @@ def test_what_is_not_a_guard_is_left_alone(guard, tmp_path):
             if there:
                 target.write_text("mine")
             (other / place).symlink_to(target)
-            with pytest.raises(InputError, match="choose another folder"):
+            with pytest.raises(InputError, match="choose another name"):
                 save(other, guard)
             assert (other / place).is_symlink()
             (other / place).unlink()
     folder = save(tmp_path / "guard", guard)
-    files.save_tensors(folder / TENSORS, {"mine": torch.zeros(3)})
+    save_file({"mine": torch.zeros(3)}, folder / TENSORS)
     kept = (folder / TENSORS).read_bytes()
-    with pytest.raises(InputError, match="is no guard's"):
+    with pytest.raises(
+        InputError, match=r"guard\.safetensors exists and is not a file that Assay would"
+    ):
         save(folder, guard)
     assert (folder / TENSORS).read_bytes() == kept

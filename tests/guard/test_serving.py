@@ -223,14 +223,12 @@ def test_damaged_and_foreign_files_are_refused(guard, tmp_path):
     entry["sha256"] = files.sha256(folder / TENSORS)
     files.write_json(folder / CONFIG, {**entry, "checksum": _checksum(entry)})
     refused("does not describe its tensors: 'cuts'")
-    files.write_json(folder / CONFIG, {**entry, "format": "other"})
+    (folder / CONFIG).write_text(files.to_json({**entry, "format": "other"}))
     refused("is no guard of this version")
-    with pytest.raises(InputError, match="exists and is no guard"):
+    with pytest.raises(InputError, match=r"guard\.json exists and is not a file"):
         save(folder, guard)
     (folder / CONFIG).unlink()
     refused("no file")
-    with pytest.raises(InputError, match="exists without its"):
-        save(folder, guard)
 
 
 def test_keys_tell_inputs_apart():

@@ -88,10 +88,10 @@ def test_resume_after_kill_is_bit_identical(script, tmp_path):
     assert first["losses/total"][-1] < first["losses/total"][0]
 
 
-def simple(run=None, *, width=2, rate=0.1, steps=5):
+def simple(run=None, *, width=2, rate=0.1, steps=5, momentum=0.0):
     model = nn.Linear(width, 1)
     generator = torch.Generator().manual_seed(0)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=momentum)
 
     def objective(step):
         return (
@@ -136,6 +136,33 @@ def test_a_checkpoint_of_something_else_is_refused(state, tmp_path):
     run.save_state("training.pt", {**run.state("training.pt"), **state} if state else {})
     with pytest.raises(InputError, match=r"training\.pt is "):
         simple(run)
+
+
+def test_a_checkpoint_with_a_damaged_moment_or_weight_is_refused(tmp_path):
+    for what, words in (("optimizer", "the optimizer's momentum_buffer"), ("model", "weight")):
+        run = runs.Run(tmp_path / what)
+        simple(run, momentum=0.9)
+        state = run.state("training.pt")
+        held = state[what]["state"][0] if what == "optimizer" else state[what]
+        next(entry for key, entry in held.items() if words.endswith(key)).fill_(torch.nan)
+        run.save_state("training.pt", state)
+        with pytest.raises(InputError, match=f"is damaged: {words} is not finite"):
+            simple(run, momentum=0.9)
+
+
+def test_a_moment_that_overflows_stops_the_training():
+    """Adam divides by it: the parameter would stay where it is, finite and untrained."""
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with pytest.raises(AssayError, match="the optimizer's exp_avg_sq is not finite after step 2"):
+        fit(
+            model,
+            lambda step: (1e25 * model.weight.sum(), {}),
+            optimizer,
+            steps=3,
+            generator=torch.Generator(),
+        )
+    assert bool(model.weight.isfinite().all())
 
 
 def test_metrics_before_the_first_checkpoint_resume_exactly(script, tmp_path):

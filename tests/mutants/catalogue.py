@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import catalogue_bound
 import catalogue_bounds
 import catalogue_checker
 import catalogue_components
@@ -36,6 +37,7 @@ EFFECTS = ("tests/audit/test_effects.py",)
 OPERATIONS = ("tests/audit/test_audit_operations.py",)
 
 CATALOGUE = [
+    *catalogue_bound.MUTANTS,
     *catalogue_bounds.MUTANTS,
     *catalogue_proofs.MUTANTS,
     *catalogue_checker.MUTANTS,

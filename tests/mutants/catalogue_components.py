@@ -224,32 +224,6 @@ MUTANTS = [
         slow=True,
     ),
     Mutant(
-        "assay/io/texts.py",
-        "if place >= start and",
-        "if place > start and",
-        ("tests/io/test_texts.py::test_pieces_have_the_tokens_of_the_whole",),
-    ),
-    Mutant(
-        "assay/io/texts.py",
-        "before = whole[_cut(whole) :]",
-        "before = whole[:0]",
-        ("tests/io/test_texts.py::test_pieces_have_the_tokens_of_the_whole",),
-    ),
-    Mutant(
-        "assay/learn/processes.py",
-        "                dist.all_reduce(parameter.grad)",
-        "                dist.all_reduce(parameter.grad.clone())",
-        (f"{COMPONENTS}/test_component_processes.py::test_several_processes_agree_with_one",),
-        slow=True,
-    ),
-    Mutant(
-        "assay/learn/processes.py",
-        "            dist.all_reduce(total)",
-        "            dist.broadcast(total, 0)",
-        (f"{COMPONENTS}/test_component_processes.py::test_several_processes_agree_with_one",),
-        slow=True,
-    ),
-    Mutant(
         "assay/mechanisms/components/jax/step.py",
         "source + g[site] * (1 - source) - delta",
         "source + g[site] - delta",
@@ -284,5 +258,50 @@ MUTANTS = [
             f"{COMPONENTS}/test_component_jax.py::test_the_jax_step_is_the_torch_step_on_any_number_of_devices",
         ),
         slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "gradients = tuple(reduce(gradient) for gradient in gradients)",
+        "gradients = tuple(gradients)",
+        (f"{COMPONENTS}/test_component_processes.py::test_several_processes_agree_with_one",),
+        slow=True,
+    ),
+    Mutant(
+        "assay/mechanisms/components/scene.py",
+        "    output, clean = widened(output), widened(clean)\n",
+        "",
+        (
+            f"{COMPONENTS}/test_component_inputs.py::test_sums_over_many_positions_and_large_weights_stay_in_range",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/sites.py",
+        "        owners.setdefault(id(weight), []).append(path)",
+        "        owners.setdefault(id(layers[path].weight), []).append(path)",
+        (
+            f"{COMPONENTS}/test_component_inputs.py::test_weights_that_are_computed_at_every_look_are_not_taken_for_shared_ones",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/components/decomposition.py",
+        "        if found is None or found.shape != shape or",
+        "        if found is None or found.ndim != len(shape) or",
+        (f"{COMPONENTS}/test_component_inputs.py::test_damaged_importances_are_refused",),
+    ),
+    Mutant(
+        "assay/mechanisms/components/minimality.py",
+        "-torch.expm1(-self.rate * steps)",
+        "(1 - torch.exp(-self.rate * steps))",
+        (
+            f"{COMPONENTS}/test_component_inputs.py::test_a_long_half_life_is_debiased_from_the_first_step_on",
+        ),
+    ),
+    Mutant(
+        "assay/mechanisms/crosscoder/states.py",
+        "    return codes.to(torch.promote_types(states.dtype, torch.float32))",
+        "    return codes.to(states.dtype)",
+        (
+            "tests/mechanisms/crosscoder/test_crosscoder_kind.py::test_codes_of_narrow_networks_keep_the_range_and_precision_of_float32",
+        ),
     ),
 ]

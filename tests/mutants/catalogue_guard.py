@@ -24,15 +24,9 @@ MUTANTS = [
     ),
     Mutant(
         "assay/guard/files.py",
-        "        if not _tensors_are_ours(folder / TENSORS):",
-        "        if not (folder / TENSORS):",
-        (f"{FILES}::test_what_is_not_a_guard_is_left_alone",),
-    ),
-    Mutant(
-        "assay/guard/files.py",
-        "    if os.path.lexists(config) and (config.is_symlink() or not _is_ours(config)):",
-        "    if config.exists() and not _is_ours(config):",
-        (f"{FILES}::test_what_is_not_a_guard_is_left_alone",),
+        'require_ours(folder / CONFIG, {"format": FORMAT})',
+        "folder / CONFIG",
+        ("tests/guard/test_guard_files.py::test_what_is_not_a_guard_is_left_alone",),
     ),
     Mutant(
         "assay/guard/wrapper.py",
@@ -47,10 +41,10 @@ MUTANTS = [
         (f"{WRAPPER}::test_inputs_by_position_and_by_keyword_are_not_mixed",),
     ),
     Mutant(
-        "assay/guard/wrapper.py",
-        "                module.training = True",
-        "                self.model.train()",
-        (f"{WRAPPER}::test_every_module_keeps_its_mode",),
+        "assay/core/target.py",
+        "            module.training = True",
+        "            model.train()",
+        ("tests/guard/test_guard_wrapper.py::test_every_module_keeps_its_mode",),
     ),
     Mutant(
         "assay/guard/conformal.py",

@@ -127,8 +127,8 @@ MUTANTS = [
     ),
     Mutant(
         "assay/proofs/certificate.py",
-        "    if os.path.lexists(advice) and not _is_advice(advice):",
-        "    if os.path.exists(advice) and not _is_advice(advice):",
+        "    require_ours(advice_path(path), MARK)\n",
+        "",
         ("tests/proofs/test_certificate.py::test_links_of_others_are_never_replaced",),
     ),
 ]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_models import draw, planted
 
 import assay_check
 from assay.errors import InputError
-from assay.io import files
 from assay.proofs.certificate import ADVICE, advice_path, check_destination
 from assay.proofs.max_of_k.certificate import model_entry
 from assay.proofs.max_of_k.prove import prove, prove_cross_entropy
@@ -87,7 +87,7 @@ def test_files_of_others_are_never_overwritten(what: str, suffix: str, weights: 
 def test_tensors_of_others_are_never_overwritten(weights: Path) -> None:
     path = weights.with_name("claim.json")
     for metadata in ({}, {"format": "pt"}, {"advice": "mine"}):
-        files.save_tensors(advice_path(path), {"a": torch.ones(2)}, metadata)
+        save_file({"a": torch.ones(2)}, advice_path(path), metadata)
         with pytest.raises(InputError, match="choose another name"):
             prove(weights, certificate_path=path)
 

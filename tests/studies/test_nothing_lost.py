@@ -215,7 +215,7 @@ def test_a_proof_leaves_the_weights_alone(weights: Path) -> None:
     before = state(weights.parent)
     code, said = assay(*prove, certificate)
     assert code == 2
-    assert "mynet.advice.safetensors exists and is no certificate's advice" in said
+    assert "mynet.advice.safetensors exists and is not a file that Assay would" in said
     assert state(weights.parent) == before
 
 

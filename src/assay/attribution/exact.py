@@ -74,6 +74,7 @@ def ablate(
 
     Raises InputError when an index is out of range.
     """
+    mechanisms.require_unchanged()
     group = mechanisms.group(name)
     index = index.to(mechanisms.target.device)
     limits = torch.tensor(group.axes, device=index.device)

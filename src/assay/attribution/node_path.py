@@ -73,6 +73,7 @@ def node_path(
     than one point."""
     if points < 1:
         raise InputError(f"points must be at least 1, got {points}")
+    mechanisms.require_unchanged()
     group = mechanisms.group(name)
     index = index.to(mechanisms.target.device)
     if group.per_example and index.ndim == 2:

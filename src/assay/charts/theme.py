@@ -12,6 +12,7 @@ import altair as alt
 import vl_convert
 
 from assay.io.files import write_atomic
+from assay.io.ours import require_ours
 
 # role: (light scheme, dark scheme). Categorical colours follow Okabe and Ito (safe for colour-blind
 # readers), moved until each has at least 3:1 contrast on its own background. The light values are
@@ -180,7 +181,10 @@ def spec(chart: Any) -> dict[str, Any]:
 
 
 def png(chart: Any, path: Path | str, *, scale: float = 2.0) -> Path:
-    """Write a chart as PNG, `scale` pixels per unit, without a browser or network."""
+    """Write a chart as PNG, `scale` pixels per unit, without a browser or network; InputError where
+    a file is there already.
+    """
+    require_ours(path, {})
     picture = vl_convert.vegalite_to_png(spec(chart), scale=scale)
     return write_atomic(path, lambda temporary: _put(temporary, picture))
 

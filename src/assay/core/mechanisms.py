@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any, Literal, NamedTuple, Self
 
@@ -16,6 +16,7 @@ from assay.core.parts import Gates, Group, Parts, mix
 from assay.core.sites import Edit, Record, Seen, read_sites, record_outputs
 from assay.core.target import Batch, Target
 from assay.core.values import add, compact
+from assay.core.versions import Held, Unchanged
 from assay.errors import AssayError, InputError, unknown
 
 Change = Callable[[str, Seen], Tensor]
@@ -38,14 +39,38 @@ class Mechanisms(ABC):
 
     A kind sets `groups` and implements `parts`, computed from the *current* value so that gates at
     several sites compose. It may override `second_rule`, `ablate_rule` and
-    `slope_rule` where it knows an exact rule that is cheaper than the general one."""
+    `slope_rule` where it knows an exact rule that is cheaper than the general one.
+
+    What is bound holds for the weights of the time: where the network, or what the parts are made
+    of, was trained on since, every operation raises InputError."""
 
     target: Target
     batch: Batch
+    bound: Unchanged | None = field(default=None, kw_only=True, repr=False, compare=False)
 
     kind = "mechanisms"
     reference = "zero"
     convention = "pass_through"
+
+    def __post_init__(self) -> None:
+        if self.bound is None:  # else what this one was cut or made from was bound
+            held = {"the network": self.target.model, **self.held()}
+            object.__setattr__(self, "bound", Unchanged(held))
+
+    def held(self) -> Mapping[str, Held]:
+        """Return the weights that the parts are computed from beside the network's, by the words
+        for them; none by default.
+        """
+        return {}
+
+    def require_unchanged(self) -> None:
+        """Raise InputError when weights changed since the parts were bound, or the network is in
+        training mode.
+        """
+        assert self.bound is not None
+        self.bound.require(self.kind)
+        if self.target.model.training:
+            raise InputError("the network is in training mode; call eval() on it")
 
     @property
     @abstractmethod
@@ -226,6 +251,7 @@ class Mechanisms(ABC):
         """Return edits, for one forward pass, that put `change(site, seen)` at every site where one
         of the groups acts; what the groups read earlier in the pass is in `seen.earlier`.
         """
+        self.require_unchanged()
         acting = self._acting(names)
         read = self._read(acting)
         memory: dict[str, Seen] = {}
@@ -253,6 +279,7 @@ class Mechanisms(ABC):
         """Yield every site with the parts of its groups on the untouched network, so that the parts
         of one site exist at a time.
         """
+        self.require_unchanged()
         seen = read_sites(self.target.model, self.batch.inputs, self.touched(self.groups))
         for site in self.sites:
             yield site, self.parts(site, replace(seen[site], earlier=seen))
@@ -270,6 +297,7 @@ class Mechanisms(ABC):
 
     def record(self) -> Record:
         """Run the target once on the batch and keep every module's output."""
+        self.require_unchanged()
         return record_outputs(self.target.model, self.batch.inputs)
 
     @torch.no_grad()

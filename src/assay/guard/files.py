@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from assay.guard.quantise import Quantiser
 from assay.guard.scores import TWO_SIDED, Mahalanobis
 from assay.guard.settings import Settings
 from assay.io import files
+from assay.io.ours import require_ours
 
 TENSORS = "guard.safetensors"
 CONFIG = "guard.json"
@@ -39,16 +39,7 @@ def save(folder: Path | str, guard: Guard) -> Path:
 
     Raises InputError where the folder holds another file, or a link, under one of the names."""
     folder = Path(folder)
-    config = folder / CONFIG
-    if os.path.lexists(config) and (config.is_symlink() or not _is_ours(config)):
-        raise InputError(f"{config} exists and is no guard; choose another folder")
-    if os.path.lexists(folder / TENSORS):
-        if not config.exists():
-            raise InputError(
-                f"{folder / TENSORS} exists without its {CONFIG}; choose another folder"
-            )
-        if not _tensors_are_ours(folder / TENSORS):
-            raise InputError(f"{folder / TENSORS} exists and is no guard's; choose another folder")
+    config = require_ours(folder / CONFIG, {"format": FORMAT})
     files.save_tensors(folder / TENSORS, _tensors(guard))
     entry: dict[str, Any] = {
         "format": FORMAT,
@@ -261,20 +252,3 @@ def _checksum(entry: Mapping[str, Any]) -> str:
     """Return the SHA-256 of everything that a guard's JSON says. It tells damage, not a forger."""
     said = {key: value for key, value in entry.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _tensors_are_ours(path: Path) -> bool:
-    try:
-        return not path.is_symlink() and {"cuts", "statistic"} <= set(
-            files.load_tensors(path, finite=False)
-        )
-    except InputError:
-        return False
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        entry = files.read_json(path)
-    except InputError:
-        return False
-    return isinstance(entry, dict) and entry.get("format") == FORMAT

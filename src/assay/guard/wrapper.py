@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from assay.core.target import evaluating
+from assay.core.versions import versions
 from assay.errors import AssayError, InputError
 from assay.guard.guard import REASONS, Guard
 from assay.guard.reading import reading_of
@@ -64,7 +65,7 @@ class Guarded:
                 " one for this network"
             )
         self.model, self.guard, self.raises = model, guard, raises
-        self._seen, self._kinds = _versions(model), _kinds(model)
+        self._seen, self._kinds = versions(model), _kinds(model)
         self.reading = reading_of(dict(guard.reading), "this guard")
         if self.reading.names != guard.names:
             raise InputError("the guard's reading names other features than the guard")
@@ -83,13 +84,8 @@ class Guarded:
 
     def _serve(self, inputs: Any) -> Served:
         self._require_same()
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             data, output = self.reading.run(self.model, inputs)
-        finally:
-            for module in training:  # each as it was: some may have been in evaluation mode
-                module.training = True
         verdicts = self.guard(data)
         accepted = verdicts.accepted.tolist()
         events = tuple(
@@ -103,23 +99,12 @@ class Guarded:
         """Raise InputError when the network is no longer the one that the guard was fitted on."""
         if _kinds(self.model) != self._kinds:
             raise InputError("the network was changed: its modules are not those that were guarded")
-        now = _versions(self.model)
+        now = versions(self.model)
         if now == self._seen:
             return
         if self.guard.model_hash and hash_of(self.model) != self.guard.model_hash:
             raise InputError("the network was changed after the guard was put around it")
         self._seen = now
-
-
-def _versions(model: nn.Module) -> dict[str, tuple[object, ...]]:
-    """Return what changes when a tensor of a network is replaced or written to."""
-    return {
-        name: (
-            *(id(entry), entry.data_ptr(), entry.dtype, entry.shape),
-            None if entry.is_inference() else entry._version,
-        )
-        for name, entry in itertools.chain(model.named_parameters(), model.named_buffers())
-    }
 
 
 def _kinds(model: nn.Module) -> list[tuple[str, type]]:

@@ -14,11 +14,11 @@ from typing import Any
 from xml.etree import ElementTree
 
 from assay.errors import InputError, unknown
-from assay.io.files import is_finite, plain, read_json, write_atomic, write_json
+from assay.io.files import is_finite, plain, read_json, write_json, write_text
+from assay.io.ours import DIGEST
 
 _SETTINGS = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 _PARTS = ("cfg", "nodes", "edges")
-_DIGEST = "assay-sha256"
 _MOST = 1_000_000
 _NODE = re.compile(r"input|logits|m\d+|a\d+\.h\d+")
 _EDGE = re.compile(
@@ -63,8 +63,8 @@ def parse_circuit(path: Path | str, data: Any) -> Circuit:
     for key in _PARTS:
         if not isinstance(data.get(key), dict):
             raise InputError(f"{path}: no {key!r} object; a circuit file has cfg, nodes and edges")
-    if others := [key for key in data if key not in (*_PARTS, _DIGEST)]:
-        raise unknown(f"entry of the circuit file {path}", others[0], (*_PARTS, _DIGEST))
+    if others := [key for key in data if key not in (*_PARTS, DIGEST)]:
+        raise unknown(f"entry of the circuit file {path}", others[0], (*_PARTS, DIGEST))
     settings: dict[str, int | bool] = {key: data["cfg"].get(key) for key in _SETTINGS}
     for key, kind in _SETTINGS.items():
         if type(settings[key]) is not kind or int(settings[key]) < 0:
@@ -86,10 +86,10 @@ def parse_circuit(path: Path | str, data: Any) -> Circuit:
             raise InputError(
                 f"{path}: edge {name!r} ends at {lost.pop()!r}, which is not among the nodes"
             )
-    if data.get(_DIGEST, _digest(data)) != _digest(data):
+    if data.get(DIGEST, _digest(data)) != _digest(data):
         raise InputError(
             f"{path} is damaged: its content is not what Assay wrote (the SHA-256 differs). Restore"
-            f" it from a copy, or remove its entry {_DIGEST!r} if you changed it yourself"
+            f" it from a copy, or remove its entry {DIGEST!r} if you changed it yourself"
         )
     return Circuit(settings, nodes, edges)
 
@@ -107,12 +107,12 @@ def write_circuit(path: Path | str, circuit: Circuit) -> Path:
     nodes = {name: entry(scored) for name, scored in circuit.nodes.items()}
     edges = {name: entry(scored) for name, scored in circuit.edges.items()}
     whole = plain({"cfg": dict(circuit.settings), "nodes": nodes, "edges": edges})
-    return write_json(path, {**whole, _DIGEST: _digest(whole)})
+    return write_json(path, {**whole, DIGEST: _digest(whole)})
 
 
 def write_graphml(path: Path | str, circuit: Circuit, *, whole: bool = False) -> Path:
     """Write the circuit as GraphML, for Gephi, yEd or networkx; with `whole`, nodes and edges
-    outside the circuit as well.
+    outside the circuit as well. InputError where a file is there already.
     """
     root = ElementTree.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
     keys = (
@@ -139,12 +139,8 @@ def write_graphml(path: Path | str, circuit: Circuit, *, whole: bool = False) ->
             edge = ElementTree.SubElement(graph, "edge", id=name, source=source, target=receiver)
             _attributes(edge, "edge", scored, **({"slot": slot} if slot else {}))
     ElementTree.indent(root)
-    return write_atomic(
-        path,
-        lambda temporary: ElementTree.ElementTree(root).write(
-            temporary, encoding="utf-8", xml_declaration=True
-        ),
-    )
+    text = ElementTree.tostring(root, encoding="unicode")
+    return write_text(path, f"<?xml version='1.0' encoding='utf-8'?>\n{text}")
 
 
 def edge_ends(name: str) -> tuple[str, str, str]:

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from assay.errors import AssayError, InputError, shown
+from assay.io.ours import DIGEST, marks_of, require_ours
 from assay.memory import require_memory
 
 if TYPE_CHECKING:
     import torch
-
-_DIGEST = "assay-sha256"  # the entry of a safetensors file's metadata
 
 
 def write_atomic(
@@ -42,6 +41,7 @@ def write_atomic(
         else:
             handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         os.close(handle)
+        temporary.unlink()  # the name was free, and what is there may not be written over
         try:
             call(write, temporary)
             _sync(temporary)
@@ -63,8 +63,12 @@ def cannot_write(path: Path, error: Exception) -> AssayError:
     return AssayError(f"cannot write {path}: {reason}; what was there before is unchanged")
 
 
-def write_text(path: Path | str, text: str) -> Path:
-    """Write UTF-8 text atomically; InputError for text that UTF-8 cannot hold (lone surrogates)."""
+def write_text(path: Path | str, text: str, marks: Mapping[str, str | None] | None = None) -> Path:
+    """Write UTF-8 text atomically.
+
+    Raises InputError for text that UTF-8 cannot hold (lone surrogates), and where a file would be
+    overwritten that does not carry the marks (see `require_ours`)."""
+    require_ours(path, marks or {})
     try:
         data = text.encode()
     except UnicodeEncodeError as error:
@@ -76,8 +80,10 @@ def write_text(path: Path | str, text: str) -> Path:
 
 
 def write_json(path: Path | str, value: Any) -> Path:
-    """Write JSON atomically; infinities and NaN become null, so that the file is standard JSON."""
-    return write_text(path, to_json(value))
+    """Write JSON atomically; infinities and NaN become null, so that the file is standard JSON.
+
+    It replaces an object of the same format, and nothing else: InputError."""
+    return write_text(path, to_json(value), marks_of(value if isinstance(value, Mapping) else {}))
 
 
 def to_json(value: Any) -> str:
@@ -117,7 +123,10 @@ def parse_json(text: str, what: str) -> Any:
 def save_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
-    """Write a safetensors file atomically."""
+    """Write a safetensors file atomically; InputError where it would replace one that Assay did not
+    write.
+    """
+    require_ours(path, metadata or {DIGEST: None})
     return write_atomic(path, lambda temporary: put_tensors(temporary, tensors, metadata))
 
 
@@ -131,7 +140,7 @@ def put_tensors(
 
     kept = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # One entry only: safetensors writes several in an order that differs from file to file.
-    save_file(kept, path, metadata=dict(metadata or {_DIGEST: digest_of_tensors(kept)}))
+    save_file(kept, path, metadata=dict(metadata or {DIGEST: digest_of_tensors(kept)}))
 
 
 def load_tensors(path: Path | str, *, finite: bool = True) -> dict[str, torch.Tensor]:
@@ -188,7 +197,7 @@ def _require_digest(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as opened:
-        written = (opened.metadata() or {}).get(_DIGEST)
+        written = (opened.metadata() or {}).get(DIGEST)
     if written is not None and written != digest_of_tensors(tensors):
         raise InputError(
             f"{path} is damaged: its tensors are not those that Assay wrote (the SHA-256 differs)."

@@ -47,9 +47,9 @@ def fit(
     `together` (`assay.learn.processes`) all begin with the state of the first, which alone has a
     run.
 
-    Raises AssayError, with the terms, when the loss or a parameter is not finite (the last
-    checkpoint stays: no other is written), InputError when the checkpoint is damaged or of another
-    training, or when another process trains in the folder."""
+    Raises AssayError, with the terms, when the loss, a parameter or a moment of the optimizer is
+    not finite (the last checkpoint stays: no other is written), InputError when the checkpoint is
+    damaged or of another training, or when another process trains in the folder."""
     for what, count in (("steps", steps), ("log_every", log_every), ("save_every", save_every)):
         if count < 1:
             raise InputError(f"{what} must be at least 1, got {count}")
@@ -81,7 +81,8 @@ def fit(
             last = step + 1 == steps
             saves = run is not None and ((step + 1) % save_every == 0 or last)
             if saves or step % log_every == 0 or last:
-                _require_finite(name, unread, model if saves or last else None)
+                whole = (model, optimizer) if saves or last else None
+                _require_finite(name, unread, whole)
                 unread.clear()
             if run is not None and (step % log_every == 0 or last):
                 _log(run, name, step, loss, metrics)
@@ -112,7 +113,7 @@ def _log(run: Run, name: str, step: int, loss: Tensor, metrics: Mapping[str, Ten
 def _require_finite(
     name: str,
     steps: Sequence[tuple[int, Tensor, Mapping[str, Tensor]]],
-    model: nn.Module | None,
+    whole: tuple[nn.Module, torch.optim.Optimizer] | None,
 ) -> None:
     """Look at the last step and, where its loss is not finite, for the first such step since the
     last look: it names the cause, and spoils the terms of all later ones.
@@ -121,23 +122,36 @@ def _require_finite(
         value = float(loss)
         if math.isfinite(value):
             continue
-        wrong = [
+        terms_not_finite = [
             f"{key} is {float(entry)}"
             for key, entry in metrics.items()
             if not bool(entry.isfinite().all())
         ]
-        terms = f" ({', '.join(wrong)})" if wrong else ""
+        terms = f" ({', '.join(terms_not_finite)})" if terms_not_finite else ""
         raise AssayError(
             f"{name}: the loss is {value} at step {step}{terms}; lower the learning rate or look at"
             " the data"
         )
-    step = steps[-1][0]
-    for key, parameter in () if model is None else model.named_parameters():
+    wrong = None if whole is None else _find_not_finite(*whole)
+    if wrong is not None:
+        raise AssayError(
+            f"{name}: {wrong} is not finite after step {steps[-1][0]}; lower the learning rate or"
+            " look at the data"
+        )
+
+
+def _find_not_finite(model: nn.Module, optimizer: torch.optim.Optimizer) -> str | None:
+    """Return the first parameter, or moment of the optimizer, with NaN or infinity.
+
+    An infinite second moment leaves its parameter finite, and where it is for ever."""
+    for key, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
-            raise AssayError(
-                f"{name}: {key} is not finite after step {step}; lower the learning rate or look at"
-                " the data"
-            )
+            return key
+    for state in optimizer.state.values():
+        for key, entry in state.items():
+            if isinstance(entry, Tensor) and not bool(entry.isfinite().all()):
+                return f"the optimizer's {key}"
+    return None
 
 
 def _save(
@@ -191,6 +205,9 @@ def _restore(
     except Exception as error:  # the entries may be anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is not a checkpoint of this training: {reason[:300]}") from error
+    wrong = _find_not_finite(model, optimizer)
+    if wrong is not None:
+        raise InputError(f"{path} is damaged: {wrong} is not finite in it")
     if not 0 < done <= steps:
         raise InputError(f"{path} is at step {done}, and this training has {steps} steps")
     return done

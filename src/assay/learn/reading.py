@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
+from assay.core.target import evaluating
 from assay.errors import InputError
 from assay.progress import progress
 from assay.targets.names import SiteRef, resolve
@@ -139,7 +140,7 @@ class Reader:
             return edit
 
         sites = dict.fromkeys(ref.site for ref in self.refs.values())
-        with suppress(_ReadAll):
+        with suppress(_ReadAll), evaluating(self.model):
             run_edited(self.model, rows.inputs(self.device), {site: keep(site) for site in sites})
         missing = [name for name in self.refs if name not in found]
         if missing:

@@ -90,4 +90,4 @@ def boxed(mechanisms: Mechanisms, low: Low | None) -> Boxed:
                 f"low: the gates of {name!r} go down to {floor} at least, got {float(wanted.min())}"
             )
         lows[name] = torch.maximum(least, wanted)
-    return Boxed(mechanisms.target, mechanisms.batch, mechanisms, lows)
+    return Boxed(mechanisms.target, mechanisms.batch, mechanisms, lows, bound=mechanisms.bound)

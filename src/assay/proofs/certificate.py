@@ -32,10 +32,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
-from assay.errors import AssayError, InputError
+from assay.errors import InputError
 from assay.io import files
+from assay.io.ours import require_ours
 
 FORMAT = "assay-certificate/1"
 ADVICE = ".advice.safetensors"
@@ -109,12 +109,8 @@ def check_destination(path: Path | str, inputs: Iterable[Path | str] = ()) -> Pa
     for target in (path, advice_path(path)):
         if any(_same(target, Path(given)) for given in inputs):
             raise InputError(f"{target} is an input and would be overwritten; choose another name")
-    if os.path.lexists(path) and not _is_certificate(path):
-        raise InputError(f"{path} exists and is no certificate; choose another name")
-    advice = advice_path(path)
-    if os.path.lexists(advice) and not _is_advice(advice):
-        raise InputError(f"{advice} exists and is no certificate's advice; choose another name")
-    return path
+    require_ours(advice_path(path), MARK)
+    return require_ours(path, {"format": FORMAT})
 
 
 def write(path: Path | str, certificate: Certificate, inputs: Iterable[Path | str] = ()) -> Path:
@@ -133,22 +129,6 @@ def write(path: Path | str, certificate: Certificate, inputs: Iterable[Path | st
         digest = hashlib.sha256(advice.read_bytes()).hexdigest()
         stored = {"file": advice.name, "sha256": digest}
     return files.write_json(path, certificate.entry(stored))
-
-
-def _is_certificate(path: Path) -> bool:
-    try:
-        entry = files.read_json(path)
-    except (AssayError, OSError, RecursionError):
-        return False
-    return isinstance(entry, dict) and entry.get("format") == FORMAT
-
-
-def _is_advice(path: Path) -> bool:
-    try:
-        with safe_open(path, "numpy") as held:
-            return (held.metadata() or {}).items() >= MARK.items()
-    except (SafetensorError, OSError):
-        return False
 
 
 def _same(target: Path, given: Path) -> bool:

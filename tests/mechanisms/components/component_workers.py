@@ -18,6 +18,7 @@ from assay.io.runs import Run
 from assay.learn.processes import join, sum_gradients, sum_over_processes
 from assay.mechanisms.components import (
     Faithfulness,
+    Fresh,
     LpMinimality,
     Merged,
     Objective,
@@ -49,7 +50,7 @@ def compute_losses(file: Path) -> None:
         problem = Problem(
             model,
             found,
-            Objective((Recon(Persistent(warm=1)),), form, Faithfulness(0.2)),
+            Objective((Recon(Persistent(warm=1)), Recon(Fresh(2, 0.3))), form, Faithfulness(0.2)),
             torch.Generator().manual_seed(1),
             reduce=sum_over_processes,
             world=world,

@@ -250,10 +250,19 @@ def test_bad_files_are_refused(tmp_path):
         write_json(config, read_json(config) | {"size": size})
         with pytest.raises(InputError, match="does not fit its config: W_dec must be"):
             load(other)
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "crosscoder.json").write_text("{}")
-    with pytest.raises(InputError, match="no crosscoder's config"):
-        save(tmp_path / "mine", coder())
+
+
+def test_nothing_that_assay_did_not_write_is_overwritten(tmp_path):
+    """Neither file of a folder: both stay as they were, whichever of them is foreign."""
+    for name, data in (("crosscoder.json", b"{}"), ("crosscoder.safetensors", b"mine")):
+        folder = save(tmp_path / name, coder())
+        save(folder, coder(generator=torch.Generator().manual_seed(9)))
+        assert load(folder).W_dec.equal(coder(generator=torch.Generator().manual_seed(9)).W_dec)
+        (folder / name).write_bytes(data)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        with pytest.raises(InputError, match=f"{name} exists and is not a file that Assay"):
+            save(folder, coder())
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("size", [1e30, 1e-30])
@@ -265,6 +274,38 @@ def test_states_whose_squares_leave_float32_are_scaled_and_measured(size):
         found.W_dec.zero_()
         found.b_dec.copy_(states.mean(0) * size)
     assert unexplained(found, states * size).tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+
+
+@pytest.mark.parametrize("rule", ["first", "everywhere", "clamp"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_codes_of_narrow_networks_keep_the_range_and_precision_of_float32(dtype, rule):
+    """Features in units a thousand times smaller, whose codes are beyond float16, change nothing
+    but their own size."""
+    target, batch = tiny_target(dtype=dtype), tiny_batch(dtype=dtype)
+    found = coder("batch_topk").train()
+    plain = assay.crosscoder(target, batch, found, rule)
+    with torch.no_grad():
+        found.W_enc.mul_(2.0**17)
+        found.b_enc.mul_(2.0**17)
+        found.W_dec.div_(2.0**17)
+    scaled = assay.crosscoder(target, batch, found, rule)
+    assert found.training
+    assert float(scaled.codes.max()) > torch.finfo(torch.float16).max
+    assert torch.equal(scaled.codes, plain.codes * 2.0**17)
+    again = coder("batch_topk")
+    plain = assay.crosscoder(target, batch, again, rule)
+    gates = {name: gate * 0.3 for name, gate in plain.ones().items()}
+    assert torch.equal(scaled.values(gates), plain.values(gates))
+    assert torch.equal(scaled.values(scaled.ones()), target.values(batch))
+
+
+def test_a_network_in_training_mode_is_read_in_evaluation_mode():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5)).train()
+    x = torch.ones(5, 3)
+    first, again = (residual_states(model, x, ["1"]) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(first[:, 0], model[0](x))
+    assert model[1].training
 
 
 def test_bad_arguments_are_refused():
@@ -281,6 +322,13 @@ def test_bad_arguments_are_refused():
         assay.crosscoder(target, batch, Crosscoder(SITES, 3, 5))
     with pytest.raises(InputError, match="states of one shape"):
         residual_states(target.model, batch.inputs, ("embed", "blocks.0.up"))
+    with pytest.raises(InputError, match=r"reaches the sites in the order embed, blocks\.0; a"):
+        residual_states(target.model, batch.inputs, ("blocks.0", "embed"))
+    damaged = coder()
+    with torch.no_grad():
+        damaged.W_dec[0, 0, 0] = torch.nan
+    with pytest.raises(InputError, match="W_dec of the crosscoder holds 1 NaN"):
+        assay.crosscoder(target, batch, damaged)
     with pytest.raises(InputError, match="take no reference"):
         found.bind(target, batch, assay.Reference("zero"))
     with pytest.raises(InputError, match="did you mean"):

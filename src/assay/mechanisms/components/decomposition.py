@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 from assay.core.kind import Kind, Reference
 from assay.core.sites import Edit, Seen, run_edited
-from assay.core.target import Batch, Target
+from assay.core.target import Batch, Target, evaluating
 from assay.errors import InputError
+from assay.io.files import require_finite
 from assay.mechanisms.components.importance import Importance, make_importance
 from assay.mechanisms.components.sites import WeightSite, match_sites, read_inner
 from assay.mechanisms.components.squash import lower
+from assay.memory import require_memory
 
 if TYPE_CHECKING:
     from assay.mechanisms.components.kind import ComponentMechanisms
@@ -93,8 +95,9 @@ class Decomposition(nn.Module, Kind):
             name: entry.to(wide) if entry.is_floating_point() else entry
             for name, entry in reading.inputs.items()
         }
+        narrow = Reading(reading.output, inputs)
         inner = {
-            site.name: self._inner(reading, site, factor)
+            site.name: self._inner(narrow, site, factor)
             for site, factor in zip(self.sites, self.V, strict=True)
             if self.importance.reads_inner or site.lookup
         }
@@ -111,8 +114,15 @@ class Decomposition(nn.Module, Kind):
         self, model: nn.Module, inputs: Any
     ) -> dict[str, Float[Tensor, "*positions components"]]:
         """Return the causal importances in [0, 1] of every site on a batch."""
-        reading = read_clean(model, inputs, self.sites)
-        return {name: lower(z) for name, z in self.logits(reading).items()}
+        return self.importances_of(read_clean(model, inputs, self.sites))
+
+    def importances_of(self, reading: Reading) -> dict[str, Float[Tensor, "*positions components"]]:
+        """Return the causal importances in [0, 1] of every site on a clean run; InputError where
+        the importance function gives NaN, or another shape than one number per component.
+        """
+        found = {name: lower(z) for name, z in self.logits(reading).items()}
+        require_importances(self.sites, found, reading.inputs)
+        return found
 
     def deltas(self, model: nn.Module) -> dict[str, Float[Tensor, "inputs outputs"]]:
         """Return `W - V U` of every site."""
@@ -146,9 +156,14 @@ def decomposition(
     """Return an untrained decomposition of the matrices whose module paths match the patterns.
 
     `importance` is "scalar", "vector", "shared", "relative" or "transformer", and `options` are its
-    sizes; see `match_sites` for the other arguments and the errors."""
+    sizes; see `match_sites` for the other arguments and the errors. Raises InputError too for more
+    components than fit the memory."""
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     sites = match_sites(model, patterns, components)
+    factors = sum(site.components * (site.inputs + site.outputs) for site in sites)
+    require_memory(
+        4 * factors, f"a decomposition into {sum(site.components for site in sites):,} components"
+    )
     found = make_importance(importance, sites, generator, **options)
     return Decomposition(sites, found, generator)
 
@@ -165,11 +180,36 @@ def read_clean(model: nn.Module, inputs: Any, sites: Sequence[WeightSite]) -> Re
 
         return edit
 
-    output = run_edited(model, inputs, {site.name: keep(site.name) for site in sites})
+    with evaluating(model):
+        output = run_edited(model, inputs, {site.name: keep(site.name) for site in sites})
     missing = [site.name for site in sites if site.name not in found]
     if missing:
         raise InputError(f"site {missing[0]!r} was not reached in the forward pass")
     return Reading(plain_output(output), found)
+
+
+def require_importances(
+    sites: Sequence[WeightSite], importance: Mapping[str, Tensor], read: Mapping[str, Tensor]
+) -> None:
+    """Raise InputError unless there is one importance in [0, 1] for every component of every site
+    at every position that the site reads.
+    """
+    for site in sites:
+        inputs, found = read[site.name], importance.get(site.name)
+        shape = (*(inputs.shape if site.lookup else inputs.shape[:-1]), site.components)
+        if found is None or found.shape != shape or not found.is_floating_point():
+            came = "none" if found is None else f"{tuple(found.shape)} of {found.dtype}"
+            raise InputError(
+                f"the importances of {site.name!r} must be real numbers of shape {shape}, got"
+                f" {came}"
+            )
+        require_finite(found, f"the importances of {site.name!r}")
+        low, high = found.detach().aminmax()
+        if float(low) < 0 or float(high) > 1:
+            raise InputError(
+                f"the importances of {site.name!r} must lie in [0, 1], got {float(low):.3g} to"
+                f" {float(high):.3g}"
+            )
 
 
 def plain_output(output: Any) -> Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from assay.errors import InputError
 from assay.mechanisms.components.decomposition import Decomposition
 from assay.mechanisms.components.importance import Importance, Named
 
@@ -48,11 +49,13 @@ def split_component(found: Decomposition, site: str, component: int) -> Decompos
     """Return a decomposition in which a component is two halves, `V_c (U_c / 2)` twice, with the
     importance of the whole each.
 
-    Raises InputError for a site that is not there."""
+    Raises InputError for a site or a component that is not there."""
     v, u = found.factors(site)
+    if not 0 <= component < len(u):
+        raise InputError(f"{site!r} has components 0 to {len(u) - 1}, got {component}")
     half = u[component : component + 1] / 2
     doubled = Doubled(found.importance, site, component)
-    halves = Decomposition(doubled.sites, doubled, torch.Generator().manual_seed(0)).to(v.dtype)
+    halves = Decomposition(doubled.sites, doubled, torch.Generator().manual_seed(0)).to(v)
     for own, new_v, new_u, old_v, old_u in zip(
         found.sites, halves.V, halves.U, found.V, found.U, strict=True
     ):

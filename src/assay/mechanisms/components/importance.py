@@ -15,6 +15,7 @@ from assay.errors import InputError, unknown
 from assay.mechanisms.components.scalar import SLICE, scalar_nets
 from assay.mechanisms.components.sites import WeightSite
 from assay.mechanisms.components.transformer import Bidirectional
+from assay.memory import require_memory
 
 Named = Mapping[str, Tensor]
 
@@ -223,6 +224,12 @@ class TransformerOverSites(Importance):
             f.rms_norm(vectors[site.name], vectors[site.name].shape[-1:]) @ read
             for site, read in zip(self.sites, self.read, strict=True)
         ]
+        if len({entry.shape for entry in streams}) > 1:
+            raise InputError(
+                "a transformer over sites needs sites that all see the same positions, got"
+                f" {sorted({tuple(entry.shape[:-1]) for entry in streams})}; choose other sites or"
+                " another importance function"
+            )
         stream = torch.stack(streams).sum(0)
         alone = stream.ndim == 2
         stream = self.body(stream.unsqueeze(1) if alone else stream)
@@ -296,6 +303,9 @@ def make_importance(
     for key, value in options.items():
         if value < 1:
             raise InputError(f"{key} of the importance function must be at least 1, got {value}")
+    if name == "vector":
+        entries = sum(site.components * _width(site) for site in sites) * options.get("hidden", 16)
+        require_memory(4 * entries, "one net per component that reads the whole input of its site")
     return IMPORTANCES[name](sites, generator, **options)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
+from assay.core.target import evaluating
 from assay.errors import InputError
 from assay.mechanisms.components.decomposition import Decomposition, plain_output, read_clean
 from assay.mechanisms.components.sites import WeightSite
@@ -79,7 +80,9 @@ def copy_singular(model: nn.Module, found: Decomposition) -> None:
                 f"{site.name!r} has {site.components} components and its matrix {rank} singular"
                 f" parts; give at most {rank}, or start at the data"
             )
-        left, sizes, right = torch.linalg.svd(site.matrix(model).detach(), full_matrices=False)
+        matrix = site.matrix(model).detach()
+        wide = torch.promote_types(matrix.dtype, v.dtype)
+        left, sizes, right = torch.linalg.svd(matrix.to(wide), full_matrices=False)
         roots = sizes[: site.components].sqrt()
         v.copy_(left[:, : site.components] * roots)
         u.copy_(roots.unsqueeze(1) * right[: site.components])
@@ -91,7 +94,7 @@ def _spread(
 ) -> None:
     if found.importance.reads_inner:
         reading = read_clean(model, inputs, found.sites)
-        inner = found.inner(reading)
+        inner = {name: h.to(found.V[0]) for name, h in found.inner(reading).items()}
         shares = found.shares(inner) if found.importance.reads_shares else None
         found.importance.spread(inner, generator, shares)
 
@@ -148,7 +151,7 @@ def _sides(
 
         return edit
 
-    with torch.enable_grad():
+    with torch.enable_grad(), evaluating(model):
         output = plain_output(
             run_edited(model, inputs, {site.name: keep(site) for site in found.sites})
         )

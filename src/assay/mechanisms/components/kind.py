@@ -12,11 +12,20 @@ from torch import Tensor
 
 from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Whole
-from assay.core.sites import Seen, read_sites
+from assay.core.sites import Seen
 from assay.core.target import Batch, Target
+from assay.core.versions import Held
 from assay.errors import InputError
-from assay.mechanisms.components.decomposition import Decomposition
-from assay.mechanisms.components.sites import Use, WeightSite, bias_of, matrix_of, read_inner
+from assay.io.files import require_finite
+from assay.mechanisms.components.decomposition import Decomposition, require_importances
+from assay.mechanisms.components.sites import (
+    Use,
+    WeightSite,
+    matrix_of,
+    read_inner,
+    read_uses,
+    written_by,
+)
 
 DELTA = ".delta"
 
@@ -37,6 +46,9 @@ class ComponentMechanisms(Mechanisms):
 
     kind = "components"
 
+    def held(self) -> Mapping[str, Held]:
+        return {"the decomposition": self.found}
+
     @cached_property
     def groups(self) -> Mapping[str, Group]:
         groups = {}
@@ -53,9 +65,7 @@ class ComponentMechanisms(Mechanisms):
         v, u = (entry.detach() for entry in self.found.factors(owner.name))
         v, u = (u.T, v.T) if use.transposed else (v, u)
         inner = read_inner(use, seen, v)
-        bias = bias_of(module)
-        whole = seen.written if bias is None else seen.written - bias
-        rest = whole - inner @ u.to(inner.dtype)
+        rest = written_by(module, seen) - inner @ u.to(inner.dtype)
         if self.routed is not None:
             inner, rest = inner * self.routed.unsqueeze(-1), rest * self.routed.unsqueeze(-1)
         gates, delta = self.groups[owner.name], self.groups[owner.name + DELTA]
@@ -108,17 +118,16 @@ def components(
 
     `routed` says at which positions the components are gated, by default at all that the batch's
     attention mask keeps. Raises InputError when a matrix has another shape than its factors, when
-    uses of a tied matrix see different positions, and for a mask of another shape."""
+    uses of a tied matrix see different positions, for importances or factors that are NaN or have
+    another shape, and for a mask of another shape."""
     _check_shapes(target, found)
-    uses = [use.path for site in found.sites for use in site.uses]
-    seen = read_sites(target.model, batch.inputs, uses)
+    for name, entry in found.state_dict().items():
+        require_finite(entry, f"{name} of the decomposition")
+    seen = read_uses(target.model, batch.inputs, found.sites)
     importance = found.importances(target.model, batch.inputs)
+    require_importances(found.sites, importance, {name: seen[name].input for name in importance})
     for site in found.sites:
         shape = importance[site.name].shape[:-1]
-        if len(shape) == 0 or shape[0] != len(batch):
-            raise InputError(
-                f"what {site.name!r} reads has no example axis of {len(batch)} in front"
-            )
         for use in site.uses:
             other = seen[use.path].written.shape[:-1]
             if other != shape:
@@ -126,10 +135,10 @@ def components(
                     f"{site.name!r} and {use.path!r} share one matrix but see positions"
                     f" {tuple(shape)} and {tuple(other)}; gates could not act at both"
                 )
-        if routed is not None and routed.shape != shape:
+        if routed is not None and (routed.shape != shape or routed.dtype != torch.bool):
             raise InputError(
-                f"routed has shape {tuple(routed.shape)}; {site.name!r} has positions"
-                f" {tuple(shape)}"
+                f"routed has shape {tuple(routed.shape)} and type {routed.dtype}; {site.name!r} has"
+                f" positions {tuple(shape)}, each of which is routed or not (torch.bool)"
             )
     if routed is None:
         routed = _kept(batch, [entry.shape[:-1] for entry in importance.values()])

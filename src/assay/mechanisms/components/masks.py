@@ -12,8 +12,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from assay.core.sites import Edit, Seen, run_edited
+from assay.core.target import evaluating
 from assay.mechanisms.components.decomposition import Decomposition, plain_output
-from assay.mechanisms.components.sites import Use, bias_of, read_inner
+from assay.mechanisms.components.sites import Use, read_inner, written_by
 
 
 @dataclass(frozen=True)
@@ -52,21 +53,21 @@ def run_masked(
             v, u = found.factors(site.name)
             for use in site.uses:
                 pair = (u.T, v.T) if use.transposed else (v, u)
-                bias = bias_of(model.get_submodule(use.path))
-                edits[use.path] = _edit(use, bias, *pair, masks[site.name])
-    return plain_output(run_edited(model, inputs, edits))
+                module = model.get_submodule(use.path)
+                edits[use.path] = _edit(use, module, *pair, masks[site.name])
+    with evaluating(model):
+        return plain_output(run_edited(model, inputs, edits))
 
 
-def _edit(use: Use, bias: Tensor | None, v: Tensor, u: Tensor, mask: Mask) -> Edit:
+def _edit(use: Use, module: nn.Module, v: Tensor, u: Tensor, mask: Mask) -> Edit:
     def edit(seen: Seen) -> Tensor:
         delta = mask.delta.unsqueeze(-1)
         rest, shrink = mask.components - delta, delta - 1
         if mask.routed is not None:
             routed = mask.routed.unsqueeze(-1)
             rest, shrink = rest * routed, shrink * routed
-        whole = seen.written if bias is None else seen.written - bias
         inner = read_inner(use, seen, v) * rest
-        moved = shrink * whole + inner @ u.to(inner.dtype)
+        moved = shrink * written_by(module, seen) + inner @ u.to(inner.dtype)
         return (seen.written + moved).to(seen.written.dtype)
 
     return edit

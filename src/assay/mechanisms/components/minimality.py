@@ -6,6 +6,7 @@ large."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ class RunningMeans(nn.Module):
 
     def __init__(self, sites: Sequence[WeightSite], half_life: float):
         super().__init__()
-        self.decay = 2.0 ** (-1.0 / half_life)
+        self.rate = math.log(2) / half_life
         self.names = [site.name for site in sites]
         for index, site in enumerate(sites):
             self.register_buffer(f"mean_{index}", torch.zeros(site.components))
@@ -37,8 +38,10 @@ class RunningMeans(nn.Module):
         steps = self.get_buffer("steps").add_(1)
         found = {}
         for index, name in enumerate(self.names):
-            mean = self.get_buffer(f"mean_{index}").lerp_(means[name].detach(), 1 - self.decay)
-            found[name] = mean / (1 - self.decay**steps)
+            mean = self.get_buffer(f"mean_{index}").lerp_(
+                means[name].detach(), -math.expm1(-self.rate)
+            )
+            found[name] = mean / -torch.expm1(-self.rate * steps)
         return found
 
 
@@ -77,7 +80,7 @@ class Minimality(ABC):
         totals = {}
         for name, entry in upper.items():
             values = self.values(entry.flatten(0, -2), done)
-            total = values.sum(0) if weights is None else weights @ values
+            total = values.sum(0) if weights is None else weights.to(values) @ values
             totals[name] = total if reduce is None else reduce(total)
         smooth: Mapping[str, Tensor] = {}
         if state is not None:

@@ -63,7 +63,8 @@ class Faithfulness:
             numel = sum(site.inputs * site.outputs for site in found.sites)
             return torch.stack(list(squares.values())).sum() / numel
         shares = [
-            squares[site.name] / site.matrix(model).detach().square().sum() for site in found.sites
+            squares[site.name] / site.matrix(model).detach().to(squares[site.name]).square().sum()
+            for site in found.sites
         ]
         return torch.stack(shares).sum()
 

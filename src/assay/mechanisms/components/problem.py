@@ -13,6 +13,7 @@ from assay.mechanisms.components.decomposition import Decomposition, read_clean
 from assay.mechanisms.components.minimality import Reduce, RunningMeans
 from assay.mechanisms.components.objective import Objective, Recon
 from assay.mechanisms.components.scene import Routes, Rows, Scene
+from assay.mechanisms.components.sites import read_uses
 from assay.mechanisms.components.sources import Fresh, Merged, Persistent, Sources, Stochastic
 from assay.mechanisms.components.squash import lower, upper
 
@@ -53,6 +54,7 @@ class Problem(nn.Module):
         self.found, self.objective, self.generator = found, objective, generator
         self.reduce, self.world = reduce, world
         self._frozen = (model,)  # in a tuple: its parameters are neither trained nor saved
+        self._checked = False  # that the sites are products with their matrices
         self.adversaries = nn.ModuleDict()
         for name, term in zip(objective.names, objective.recon, strict=True):
             plan = term.source.adversary if isinstance(term.source, Merged) else term.source
@@ -74,6 +76,9 @@ class Problem(nn.Module):
         """Return the loss of a batch at a share `done` of training, and its terms without their
         coefficients (the minimality with its own).
         """
+        if not self._checked:
+            read_uses(self.model, rows.inputs, self.found.sites)
+            self._checked = True
         with frozen(self.model):
             return self._losses(rows, done)
 
@@ -123,7 +128,7 @@ class Problem(nn.Module):
             case Stochastic():
                 return scene.loss(scene.drawn(term.source.sampling), routes)
             case Fresh():
-                return scene.loss(scene.attacked(term.source, routes), routes)
+                return scene.loss(scene.attacked(term.source, routes, self.reduce), routes)
             case Persistent():
                 return scene.loss(self._persistent(scene, name), routes)
             case Merged():

@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from assay.mechanisms.components.decomposition import Decomposition, read_clean
 from assay.mechanisms.components.masks import Mask, make_mask, run_masked
 from assay.mechanisms.components.objective import Divergence
-from assay.mechanisms.components.scene import Rows, Scene
+from assay.mechanisms.components.scene import Rows, Scene, widened
+from assay.mechanisms.components.sites import read_uses
 from assay.mechanisms.components.sources import Fresh, Monitor, Watch
-from assay.mechanisms.components.squash import lower
 
 WATCHED: tuple[Watch, ...] = ("unmasked", "ci", "rounded", "zero")
 LADDER = (20, 40, 80, 160, 320)
@@ -33,9 +33,10 @@ def open_scene(
 ) -> Scene:
     """Return a batch as the terms of the objective see it, outside the autograd graph."""
     rows = inputs if isinstance(inputs, Rows) else Rows(inputs)
+    read_uses(model, rows.inputs, found.sites)
     with torch.no_grad():
         reading = read_clean(model, rows.inputs, found.sites)
-        importance = {name: lower(z) for name, z in found.logits(reading).items()}
+        importance = found.importances_of(reading)
     return Scene(model, found, rows, reading, importance, divergence, generator)
 
 
@@ -106,4 +107,4 @@ def climb_ladder(
 
 
 def _loss(output: Tensor, labels: Tensor) -> float:
-    return float(cross_entropy(output.flatten(0, -2), labels.flatten(), ignore_index=-100))
+    return float(cross_entropy(widened(output).flatten(0, -2), labels.flatten(), ignore_index=-100))

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from assay.errors import InputError
 from assay.mechanisms.components.decomposition import Decomposition, Reading, read_clean
 from assay.mechanisms.components.masks import Mask, make_mask, run_masked
+from assay.mechanisms.components.minimality import Reduce
 from assay.mechanisms.components.objective import Divergence, Routing
 from assay.mechanisms.components.sources import Fresh, Monitor, Sampling
 
@@ -99,14 +100,20 @@ def zeros_are_inert(model: nn.Module, found: Decomposition, features: int) -> bo
     )
 
 
+def widened(values: Tensor) -> Tensor:
+    """Return values in float32 or wider: sums over positions leave the range of float16."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def diverge(
     output: Float[Tensor, "*positions outputs"],
     clean: Float[Tensor, "*positions outputs"],
     kind: Divergence,
 ) -> Float[Tensor, "*positions"]:
-    """Return every position's divergence: the squared error, its mean over outputs, or
-    KL(clean || output).
+    """Return every position's divergence in float32 or wider: the squared error, its mean over
+    outputs, or KL(clean || output).
     """
+    output, clean = widened(output), widened(clean)
     if kind == "mse":
         return (output - clean).square().mean(-1)
     expected = clean.log_softmax(-1)
@@ -199,14 +206,22 @@ class Scene:
         else:
             first = self.importance[names[0]]
             shape = first.shape[:-1]
+            shapes = {tuple(g.shape[:-1]) for g in self.importance.values()}
+            if len(shapes) > 1:
+                raise InputError(
+                    "a subset of sites at every position needs sites that all see the same"
+                    f" positions, got {sorted(shapes)}; choose other sites or another routing"
+                )
             order = self._draw((*shape, len(names)), first).argsort(-1).argsort(-1)
             many = 1 + (self._draw(tuple(shape), first) * len(names)).floor()
             routed = order < many.unsqueeze(-1)
             yield {name: routed[..., index] for index, name in enumerate(names)}
 
-    def attacked(self, source: Fresh, routes: Routes) -> dict[str, Tensor]:
+    def attacked(
+        self, source: Fresh, routes: Routes, reduce: Reduce | None = None
+    ) -> dict[str, Tensor]:
         """Return the sources that projected gradient ascent finds from a uniform start, one per
-        component shared over the batch.
+        component shared over the batch; `reduce` sums gradients over processes.
         """
         scene = self.detached()
         sources = {name: entry for name, entry in self.shared().items() if name in routes}
@@ -215,6 +230,8 @@ class Scene:
                 entry.requires_grad_()
             with torch.enable_grad():
                 gradients = torch.autograd.grad(scene.loss(sources, routes), list(sources.values()))
+            if reduce is not None:
+                gradients = tuple(reduce(gradient) for gradient in gradients)
             sources = {
                 name: (entry.detach() + source.rate * gradient.sign()).clamp_(0, 1)
                 for (name, entry), gradient in zip(sources.items(), gradients, strict=True)

@@ -16,7 +16,7 @@ from assay.errors import unknown
 from assay.mechanisms.components.decomposition import Decomposition, Reading, decomposition
 from assay.mechanisms.components.initial import copy_singular
 from assay.mechanisms.components.masks import Mask, run_masked
-from assay.mechanisms.components.scene import Scene
+from assay.mechanisms.components.scene import Scene, widened
 
 Gate = Literal["size", "share", "gradient"]
 GATES: tuple[Gate, ...] = get_args(Gate)
@@ -102,6 +102,6 @@ def _gradients(
         gates = {name: torch.ones_like(h).requires_grad_() for name, h in inner.items()}
         masks = {name: Mask(gate, gate.new_zeros(())) for name, gate in gates.items()}
         output = run_masked(scene.model, scene.rows.inputs, parts, masks)
-        loss = cross_entropy(output.flatten(0, -2), labels.flatten(), ignore_index=-100)
+        loss = cross_entropy(widened(output).flatten(0, -2), labels.flatten(), ignore_index=-100)
         gradients = torch.autograd.grad(loss, list(gates.values()))
     return {name: entry.abs() for name, entry in zip(gates, gradients, strict=True)}

@@ -18,6 +18,7 @@ from assay.mechanisms.components.decomposition import Decomposition
 from assay.mechanisms.components.objective import Faithfulness, Objective
 from assay.mechanisms.components.problem import Problem
 from assay.mechanisms.components.scene import Rows
+from assay.memory import require_memory
 
 Draw = Callable[[torch.Generator], Rows]
 
@@ -72,8 +73,10 @@ def train(
     next.
 
     Raises AssayError, with the term, when the loss is not finite, and where another process stops:
-    the last good checkpoint stays. Raises InputError for a batch that cannot be split."""
+    the last good checkpoint stays. Raises InputError for a batch that cannot be split, and for
+    more parameters than can be trained in the memory there is."""
     rank, world = join()
+    optimizer = make_optimizer(found, training)
     warm_up(model, found, training, generator=generator, run=run, name=f"{name}-warmup")
     reduce = None if world == 1 else sum_over_processes
     problem = Problem(model, found, objective, generator, reduce=reduce, world=world)
@@ -87,7 +90,7 @@ def train(
     fit(
         problem,
         loss,
-        make_optimizer(found, training),
+        optimizer,
         steps=training.steps,
         generator=generator,
         schedule=partial(cosine, floor=training.floor),
@@ -132,6 +135,8 @@ def warm_up(
 
 def make_optimizer(found: Decomposition, training: Training) -> torch.optim.Optimizer:
     """Return AdamW without weight decay over the factors and the importance function."""
+    count = sum(entry.numel() for entry in found.parameters() if entry.requires_grad)
+    require_memory(12 * count, f"training {count:,} parameters")  # gradients and two moments
     rate = training.rate if training.importance_rate is None else training.importance_rate
     groups = [
         {"params": [*found.V, *found.U], "lr": training.rate},

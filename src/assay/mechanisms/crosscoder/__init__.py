@@ -14,7 +14,7 @@ from assay.mechanisms.crosscoder.gates import (
 )
 from assay.mechanisms.crosscoder.initial import start_at_codes
 from assay.mechanisms.crosscoder.objective import Block, Hinge, Interaction
-from assay.mechanisms.crosscoder.states import residual_states
+from assay.mechanisms.crosscoder.states import read_codes, residual_states
 from assay.mechanisms.crosscoder.training import Training, train, unexplained
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "crosscoder",
     "hash_of",
     "load",
+    "read_codes",
     "residual_states",
     "save",
     "start_at_codes",

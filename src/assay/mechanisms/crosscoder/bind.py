@@ -8,6 +8,7 @@ import torch
 
 from assay.core.target import Batch, Target
 from assay.errors import InputError, unknown
+from assay.io.files import require_finite
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.gates import (
     ClampedGates,
@@ -33,12 +34,14 @@ def crosscoder(
 
     `rule`: a gate acts at the first layer where the decoder's norm reaches `share` of its largest
     ("first"), at every layer ("everywhere"), or at every layer on clean states ("clamp"). Raises
-    InputError for an unknown rule, a share outside (0, 1], a crosscoder of another network, and
-    states of another shape."""
+    InputError for an unknown rule, a share outside (0, 1], a crosscoder of another network or with
+    NaN, and states of another shape."""
     if rule not in get_args(Rule):
         raise unknown("gate rule", rule, get_args(Rule))
     if not 0 < share <= 1:
         raise InputError(f"share must lie in (0, 1], got {share}")
+    for name, entry in found.state_dict().items():
+        require_finite(entry, f"{name} of the crosscoder")
     found.require_network(target.model)
     states = residual_states(target.model, batch.inputs, found.sites)
     if states.shape[-1] != found.width or len(states) != len(batch):

@@ -13,6 +13,7 @@ from assay.core.kind import Kind, Reference
 from assay.core.target import Batch, Target
 from assay.errors import InputError, unknown
 from assay.io.files import hash_of
+from assay.memory import require_memory
 
 if TYPE_CHECKING:
     from assay.mechanisms.crosscoder.gates import CrosscoderMechanisms
@@ -54,6 +55,8 @@ class Crosscoder(nn.Module, Kind):
             raise unknown("activation of a crosscoder", activation, get_args(Activation))
         if min(width, size, k) < 1:
             raise InputError(f"width, size and k must be at least 1, got {width}, {size} and {k}")
+        entries = size * len(sites) * width
+        require_memory(8 * entries, f"a crosscoder of {size:,} features")
         self.sites, self.activation, self.k = tuple(sites), activation, k
         self.model_hash = model_hash
         generator = torch.Generator().manual_seed(0) if generator is None else generator

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from assay.errors import InputError
 from assay.io import files
+from assay.io.ours import require_ours
 from assay.mechanisms.crosscoder.coder import Activation, Crosscoder
 
 WEIGHTS = "crosscoder.safetensors"
@@ -31,11 +32,7 @@ def save(folder: Path | str, found: Crosscoder) -> Path:
 
     Raises InputError where the folder holds another file under one of the names."""
     folder = Path(folder)
-    config = folder / CONFIG
-    if config.exists() and not _is_ours(config):
-        raise InputError(f"{config} exists and is no crosscoder's config; choose another folder")
-    if (folder / WEIGHTS).exists() and not config.exists():
-        raise InputError(f"{folder / WEIGHTS} exists without its config; choose another folder")
+    config = require_ours(folder / CONFIG, {"format": FORMAT})
     files.save_tensors(folder / WEIGHTS, found.state_dict())
     entry = {
         "format": FORMAT,
@@ -178,11 +175,3 @@ def _require_types(path: Path, entry: dict[str, Any]) -> None:
             f"{path}: sites must be names, width, size and k whole numbers above 0, activation one"
             f" of {', '.join(get_args(Activation))}"
         )
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        entry = files.read_json(path)
-    except InputError:
-        return False
-    return isinstance(entry, dict) and entry.get("format") == FORMAT

@@ -17,6 +17,7 @@ from assay.core.mechanisms import Change, Mechanisms
 from assay.core.parts import Atoms, Group, Parts, Whole
 from assay.core.sites import Edit, Seen
 from assay.core.target import Batch
+from assay.core.versions import Held
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.states import read_codes, residual_states
 
@@ -50,6 +51,9 @@ class CrosscoderMechanisms(Mechanisms):
         """Return the error part of a layer, given what is seen there now."""
 
     error_is_fixed: ClassVar[bool] = True
+
+    def held(self) -> Mapping[str, Held]:
+        return {"the crosscoder": self.found}
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:
@@ -143,7 +147,7 @@ class EverywhereGates(CrosscoderMechanisms):
         return self.found.W_dec.detach().transpose(0, 1).to(self.codes)
 
     def error(self, layer: int, seen: Seen) -> Tensor:
-        return seen.value - self.rebuilt(layer).to(seen.value)
+        return seen.value - self.rebuilt(layer)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from assay.core.sites import read_sites
+from assay.core.target import evaluating
 from assay.errors import InputError
 from assay.io.files import require_finite
 from assay.mechanisms.crosscoder.coder import Crosscoder
@@ -21,8 +22,15 @@ def residual_states(
 ) -> Float[Tensor, "*rows layers width"]:
     """Return the values at the sites side by side, one forward pass.
 
-    Raises InputError for unknown sites, values of different shapes, NaN and infinities."""
-    seen = read_sites(model, inputs, sites)
+    Raises InputError for unknown sites, sites in another order than that of the network, values of
+    different shapes, NaN and infinities."""
+    with evaluating(model):
+        seen = read_sites(model, inputs, sites)
+    if list(seen) != list(sites):
+        raise InputError(
+            f"the network reaches the sites in the order {', '.join(seen)}; a crosscoder has its"
+            f" layers in that order, not as {', '.join(sites)}"
+        )
     values = [seen[site].value for site in sites]
     for site, value in zip(sites, values, strict=True):
         require_finite(value, f"the activation at {site!r}")
@@ -36,8 +44,9 @@ def residual_states(
 
 @torch.no_grad()
 def read_codes(found: Crosscoder, states: Tensor) -> Tensor:
-    """Return the codes of residual states (examples, *positions, layers, width) in their dtype."""
-    training = found.training
-    codes = found.eval().encode(states.to(found.W_enc.dtype)).to(states.dtype)
-    found.train(training)
-    return codes
+    """Return the codes of residual states (examples, *positions, layers, width) after training, in
+    the states' type or float32, whichever is wider: codes may leave the range of float16.
+    """
+    with evaluating(found):
+        codes = found.encode(states.to(found.W_enc.dtype))
+    return codes.to(torch.promote_types(states.dtype, torch.float32))

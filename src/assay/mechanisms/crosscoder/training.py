@@ -15,6 +15,7 @@ from assay.io.runs import Run
 from assay.learn.loop import cosine, fit, ramp
 from assay.mechanisms.crosscoder.coder import Crosscoder
 from assay.mechanisms.crosscoder.objective import Folded, Term
+from assay.memory import require_memory
 
 Draw = Callable[[int, torch.Generator], tuple[Float[Tensor, "rows layers width"], Tensor | None]]
 """Draws the states of a step, with the indices of their points where terms need them."""
@@ -75,6 +76,8 @@ def train(
             f" {len(found.sites)}, {found.width})"
         )
     scales = equal_norm_scales(first) if scales is None else scales
+    count = sum(entry.numel() for entry in found.parameters())
+    require_memory(12 * count, f"training {count:,} parameters")  # gradients and two moments
     tracker = Threshold(found)
 
     def loss(step: int) -> tuple[Tensor, dict[str, Tensor]]:

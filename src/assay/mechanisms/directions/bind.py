@@ -18,6 +18,7 @@ from assay.core.parts import Group, Parts, Shifts
 from assay.core.sites import Seen
 from assay.core.target import Batch, Target
 from assay.errors import InputError
+from assay.io.files import require_finite
 from assay.mechanisms.directions.choice import Choice, compare_factors
 from assay.mechanisms.directions.decomposition import Decomposer, Decomposition, decompose
 from assay.mechanisms.directions.divergence import Divergence, divergence
@@ -161,6 +162,7 @@ def directions(
             f"found must hold directions (k, {local.space.size}) for {len(local.space.names)}"
             " chosen parameters"
         )
+    require_finite(rows, "found")
     if metric == "divergence":
         whole = around(target.model, batch.inputs, parameters)
         with torch.no_grad():

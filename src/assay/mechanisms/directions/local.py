@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vmap
 
+from assay.core.target import evaluating
 from assay.errors import InputError
 from assay.mechanisms.directions.space import Space, choose
 
@@ -62,7 +63,7 @@ class Local:
         args, kwargs = (
             ((self.inputs,), {}) if isinstance(self.inputs, Tensor) else ((), dict(self.inputs))
         )
-        with _evaluating(self.model):
+        with evaluating(self.model):
             output = functional_call(self.model, {**self._all(), **(weights or {})}, args, kwargs)
         output = logits_or_vector(output)
         if self.positions is None:
@@ -189,15 +190,3 @@ def _forward_mode() -> Iterator[None]:
             " usual one); load it with attn_implementation='eager' or write the attention out:"
             f" {str(error).splitlines()[0]}"
         ) from error
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -14,6 +14,7 @@ from assay.core.parts import Atoms, Group, Parts, Whole
 from assay.core.sites import Edit, Seen, read_sites
 from assay.core.target import Batch
 from assay.core.values import DENSE, compact, dense
+from assay.core.versions import Held
 from assay.dictionaries import Dictionary, DictionarySet
 from assay.mechanisms.features.codes import SparseAtoms, sparse_codes
 from assay.mechanisms.features.slopes import slopes_in_read
@@ -98,6 +99,12 @@ class FeatureParts(Mechanisms):
     chosen: tuple[str, ...] | None = None
 
     kind = "features"
+
+    def held(self) -> Mapping[str, Held]:
+        known = getattr(self.dictionaries, "inner", self.dictionaries)
+        if not isinstance(known, dict):
+            return {}  # read anew every time it is asked
+        return {f"the dictionary {name!r}": one.dictionary for name, one in known.items()}
 
     @cached_property
     def groups(self) -> Mapping[str, Group]:

@@ -145,7 +145,9 @@ class _Cast(Mapping[str, Placed]):
     """
 
     def __init__(self, inner: DictionarySet, dtype: torch.dtype, device: torch.device):
-        self.inner, self.dtype, self.device = inner, dtype, device
+        # A set in memory may get other dictionaries later; those that are bound stay.
+        self.inner = dict(inner) if isinstance(inner, dict) else inner
+        self.dtype, self.device = dtype, device
         self.copies: dict[str, Placed] = {}
 
     def __getitem__(self, name: str) -> Placed:

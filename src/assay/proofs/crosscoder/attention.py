@@ -33,7 +33,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from assay.errors import InputError, unknown
-from assay.mechanisms.crosscoder import Crosscoder
+from assay.mechanisms.crosscoder import Crosscoder, read_codes
 from assay.proofs.crosscoder.arithmetic import Arithmetic, Array, Number, arithmetic, pairs
 from assay.proofs.crosscoder.certificates import least, rivals
 from assay.proofs.crosscoder.problem import Features, margins_of
@@ -117,7 +117,7 @@ def features_of(
             f"the crosscoder must read {', '.join(map(repr, sites))}, got"
             f" {', '.join(map(repr, found.sites))}"
         )
-    codes = found.eval().encode(attention_states(weights, tokens))
+    codes = read_codes(found, attention_states(weights, tokens))
     entries = (found.W_dec, found.b_dec, codes)
     return Features(*(entry.detach().double().numpy() for entry in entries))
 

@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float
 
 from assay.errors import InputError, unknown
-from assay.mechanisms.crosscoder import Crosscoder, residual_states
+from assay.mechanisms.crosscoder import Crosscoder, read_codes, residual_states
 from assay.proofs.crosscoder.arithmetic import Arithmetic, Array, Number, arithmetic, pairs
 from assay.proofs.crosscoder.certificates import least
 from assay.proofs.crosscoder.problem import Features, Points, half, margins_of
@@ -112,8 +112,8 @@ def features_of(found: Crosscoder, model: BilinearNetwork, points: Points) -> Fe
             f" {', '.join(map(repr, found.sites))}"
         )
     found.require_network(model)
-    inputs = torch.from_numpy(np.asarray(points.inputs, dtype=np.float32))
-    codes = found.eval().encode(residual_states(model, inputs, found.sites))
+    inputs = torch.from_numpy(np.asarray(points.inputs)).to(next(model.parameters()))
+    codes = read_codes(found, residual_states(model, inputs, found.sites))
     entries = (found.W_dec, found.b_dec, codes)
     return Features(*(entry.detach().double().numpy() for entry in entries))
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 
 from assay.errors import InputError
-from assay.mechanisms.crosscoder import Crosscoder, residual_states
+from assay.mechanisms.crosscoder import Crosscoder, read_codes, residual_states
 from assay.proofs.crosscoder.arithmetic import Arithmetic, Array, Number, arithmetic
 from assay.targets.residual_relu import ResidualReLU
 
@@ -212,8 +212,8 @@ def features_of(found: Crosscoder, model: ResidualReLU, points: Points) -> Featu
             f" {', '.join(map(repr, found.sites))}"
         )
     found.require_network(model)
-    inputs = torch.from_numpy(np.asarray(points.inputs, dtype=np.float32))
-    codes = found.eval().encode(residual_states(model, inputs, found.sites))
+    inputs = torch.from_numpy(np.asarray(points.inputs)).to(next(model.parameters()))
+    codes = read_codes(found, residual_states(model, inputs, found.sites))
     entries = (found.W_dec, found.b_dec, codes)
     return Features(*(entry.detach().float().numpy().astype(np.float64) for entry in entries))
 
