@@ -5,8 +5,11 @@ a graph of something else is refused by name.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from dataclasses import replace
+from html import unescape
 
 import node_models
 import pytest
@@ -474,6 +477,12 @@ def test_the_verb_audits_a_file_and_writes_only_where_it_is_asked(tmp_path, monk
     html = (tmp_path / "report" / "report.html").read_text()
     for words_ in ("claims against exact effects", "What survives", "How this was made"):
         assert words_ in html
+    line = unescape(re.search(r"Run again with: (assay audit .*?)</p>", html)[1])
+    assert shlex.split(line)[1:] == [
+        *(str(word) for word in words),
+        *("--top", "10", "--exact", "2000", "--within", "0.25", "--alpha", "0.1", "--seed", "0"),
+        *("-o", "NEW_FOLDER"),
+    ]
     (tmp_path / "report" / "report.html").unlink()
     code, out, err = run(monkeypatch, capsys, "report", tmp_path / "report", "--json")
     assert code == 0, err
