@@ -12,16 +12,19 @@ from dataclasses import replace
 from html import unescape
 
 import node_models
+import polars as pl
 import pytest
 import torch
 from cases import random_dictionary
 
 from assay import cli
 from assay.attribution import ablate
+from assay.cli.printing import print_lines, print_table, print_tables
 from assay.core.target import Target
 from assay.dictionaries import Placed
 from assay.dictionaries.save import save_circuit_tracer
 from assay.edges import edges, exact_edges
+from assay.edges.wiring import wire
 from assay.errors import InputError
 from assay.io.attribution_graphs import (
     EMBEDDING,
@@ -494,7 +497,7 @@ def test_the_verb_audits_a_file_and_writes_only_where_it_is_asked(tmp_path, monk
     for more, message in (
         (["-o", tmp_path / "report"], "already exists"),
         (["--method", "exact"], "belong to the folder of a run"),
-        (["--within", "0"], "--within must be above 0, got 0.0"),
+        (["--within", "0"], "--within must be above 0 and finite, got 0.0"),
     ):
         code, _, err = run(monkeypatch, capsys, *words, *more)
         assert code == 2
@@ -504,3 +507,31 @@ def test_the_verb_audits_a_file_and_writes_only_where_it_is_asked(tmp_path, monk
     assert (code, "give the model with --target" in err) == (2, True)
     code, _, err = run(monkeypatch, capsys, "audit", tmp_path / "own", "--pairs", path)
     assert code == 2
+
+
+def test_text_of_a_file_moves_no_cursor(tmp_path, monkeypatch, capsys):
+    """Labels, prompts and names of files stand in the terminal as text, whatever they hold."""
+    evil = "\x1b[31m\x07\u202e a\nb"
+    print_tables({"prompt": evil, "rows": [{"label": evil}], evil: 1}, False)
+    print_table({"output": evil}, pl.DataFrame({"part": [evil], "n": [0.5]}), False)
+    print_lines([f"violated: {evil}", "two"])
+    out = capsys.readouterr().out
+    code, _, err = run(monkeypatch, capsys, "audit", tmp_path / f"{evil}.json", "--target", "m")
+    assert code == 2
+    assert err.count("\n") == 1
+    for letter in "\x1b\x07\u202e":
+        assert letter not in out + err
+    assert out.count("\\x1b[31m\\x07\\u202e a\\nb") == 6
+
+
+@pytest.mark.slow
+def test_what_belongs_to_another_kind_of_graph_is_refused(tmp_path):
+    dictionaries, pairs = transcoders(), node_models.batches()
+    path = write_graph(tmp_path / "graph.json", whole_graph(dictionaries))
+    with pytest.raises(InputError, match="takes no --pairs"):
+        audit_graph(path, network(), dictionaries, pairs)
+    graph = wire(network().model).graph
+    circuit = graph.to_circuit(torch.ones(graph.mask.shape), graph.mask)
+    path = write_circuit(tmp_path / "circuit.json", circuit)
+    with pytest.raises(InputError, match="takes no --dictionaries"):
+        audit_graph(path, network(), dictionaries, pairs)

@@ -182,11 +182,13 @@ def judge(
         sizes = np.abs(claimed)
         floor = np.median(sizes[inside]) or sizes[inside].max() or 1.0
         scale = np.maximum(sizes, floor)
-        factor = conformal_quantile((np.abs(claimed - exact) / scale)[inside & drawn], alpha)
-        bars[inside & ~known] = factor * scale[inside & ~known]
+        with np.errstate(over="ignore", invalid="ignore"):
+            residuals = (np.abs(claimed - exact) / scale)[inside & drawn]
+            bars[inside & ~known] = conformal_quantile(residuals, alpha) * scale[inside & ~known]
     largest = float(np.abs(exact[known]).max())
     right = np.sign(claimed) == np.sign(exact)
-    close = np.abs(claimed - exact) <= within * np.abs(exact)
+    with np.errstate(over="ignore"):
+        close = np.abs(claimed - exact) <= within * np.abs(exact)
     survives = np.abs(exact) >= threshold * largest if largest else np.zeros(len(exact), bool)
 
     def told(values: np.ndarray) -> list[bool | None]:

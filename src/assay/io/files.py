@@ -249,6 +249,8 @@ def require_folder(path: Path | str, *anyof: str) -> None:
     config.json) nor looks like a hub name.
     """
     anyof = anyof or ("config.json",)
+    if not str(path):
+        raise InputError(f"no folder ''; give the folder that holds {anyof[0]}")
     folder = Path(path)
     if folder.is_file():
         raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")

@@ -63,7 +63,13 @@ def audit_graph(
                 f"{path} is a circuit over heads and MLPs, found on pairs of prompts: give them"
                 " with --pairs"
             )
+        if dictionaries:
+            raise InputError(f"{path} is a circuit over heads and MLPs: it takes no --dictionaries")
         return audit_circuit(path, circuit, target, *pairs, exact=exact, seed=seed, **options)
+    if pairs is not None:
+        raise InputError(
+            f"{path} is a graph over features, of the prompt that it names: it takes no --pairs"
+        )
     graph = parse_graph(path, data)
     matched = match(str(path), graph, target, dictionaries or {})
     return _audit(path, graph, matched, target, exact=exact, seed=seed, **options)
