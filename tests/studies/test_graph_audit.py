@@ -231,6 +231,19 @@ def test_circuits_over_heads_are_patched(tmp_path):
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match="another model: it has 12 layers, and the model 3"):
         audit_graph(path, target, pairs=(clean, patch))
+    data["cfg"]["n_layers"] = 3
+    huge = {name: dict(entry, score=1e308) for name, entry in data["edges"].items()}
+    path.write_text(json.dumps({**data, "edges": huge}))
+    with pytest.raises(InputError, match="edges of 'input' add up to inf"):
+        audit_graph(path, target, pairs=(clean, patch))
+    for name in ("a0.h07", "a9.h0", "m3"):
+        more = {**data["nodes"], name: {"in_graph": True}}
+        path.write_text(json.dumps({**data, "nodes": more}))
+        with pytest.raises(InputError, match=f"unknown node '{name}'"):
+            audit_graph(path, target, pairs=(clean, patch))
+    path.write_text(json.dumps({**data, "nodes": {**more, "a\u0663.h0": {"in_graph": True}}}))
+    with pytest.raises(InputError, match="is not the name of a node"):
+        audit_graph(path, target, pairs=(clean, patch))
     data["edges"][next(iter(data["edges"]))]["score"] = float("nan")
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match="is nan, not a number"):

@@ -20,9 +20,10 @@ _SETTINGS = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_mode
 _PARTS = ("cfg", "nodes", "edges")
 _DIGEST = "assay-sha256"
 _MOST = 1_000_000
-_NODE = re.compile(r"input|logits|m\d+|a\d+\.h\d+")
+_NODE = re.compile(r"input|logits|m[0-9]+|a[0-9]+\.h[0-9]+")
 _EDGE = re.compile(
-    r"(?P<source>input|m\d+|a\d+\.h\d+)->(?:(?P<head>a\d+\.h\d+)<(?P<slot>[qkv])>|(?P<other>logits|m\d+))"
+    r"(?P<source>input|m[0-9]+|a[0-9]+\.h[0-9]+)->"
+    r"(?:(?P<head>a[0-9]+\.h[0-9]+)<(?P<slot>[qkv])>|(?P<other>logits|m[0-9]+))"
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,8 @@ def audit_circuit(
     The claim of a node is its own score, or else the sum over its edges. All nodes are patched,
     and of the edges the `top` largest scores and a random choice by strata of the score, `exact`
     together. Raises
-    InputError for a circuit of another model and for one without scores."""
+    InputError for a circuit of another model, for one without scores, and for scores whose sum is
+    not finite."""
     graph = wire(target.model).graph
     stated, scores, keep = from_circuit(circuit)
     _require_same(path, stated, graph)
@@ -123,6 +125,8 @@ def _nodes(circuit: Circuit, graph: EdgeGraph, scores: Tensor) -> list[tuple[str
     sums = (scores * graph.mask).sum(1).tolist()
     found = []
     for name, total in zip(graph.sources, sums, strict=True):
+        if not math.isfinite(total):
+            raise InputError(f"the scores of the edges of {name!r} add up to {total}")
         entry = circuit.nodes.get(name)
         found.append((name, total if entry is None or entry.score is None else entry.score))
     return sorted(found, key=lambda row: -abs(row[1]))
