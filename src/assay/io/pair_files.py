@@ -83,9 +83,6 @@ def _jsonl(path: Path, text: str) -> Iterable[TextPair]:
             raise InputError(
                 f"{path}, line {number}: 'case' must be a string, got {shown(row['case'])}"
             )
-        for name in (*_FIELDS, "case"):
-            if any("\ud800" <= letter <= "\udfff" for letter in row.get(name, "")):
-                raise InputError(f"{path}, line {number}: {name!r} holds a lone surrogate")
         yield TextPair(**{name: row[name] for name in (*_FIELDS, "case") if name in row})
 
 
