@@ -204,6 +204,8 @@ def test_the_low_end_of_cmd_leaves_out_what_may_be_one(exact):
         found = replace(curve, kept=kept).areas()
         held += found["cmd_low"] <= 0.05 + 1e-9 <= found["cmd"]
     assert held >= 90
+    clear, _, truth = drawn_curve(generator, 40)
+    assert 0.5 * truth["cmd"] < clear.areas()["cmd_low"] < truth["cmd"]
 
 
 def test_bad_input_is_refused(exact):

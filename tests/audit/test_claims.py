@@ -93,12 +93,16 @@ def test_rows_that_were_not_measured_have_the_bar_of_a_random_sample():
     assert found.table["holds"][200] is None
     # A bar is of a row's own stratum, and as wide as its claim is large.
     halves = [None] * 20 + [place % 2 for place in range(380)]
-    claimed[120:] *= 3.0
+    claimed[120:200] *= 3.0
     parts = judge(rows(claimed.tolist(), exact, sampled, halves)).table["bar"].to_list()
     floor = np.median(np.abs(claimed[20::2]))
     own = np.sort(np.abs(truth - claimed)[20:120:2]) / floor
-    assert parts[120] == pytest.approx(3 * own[45])  # the 46th of 50
-    assert len({round(bar, 9) for bar in parts[120:]}) == 2
+    assert [parts[300], parts[120]] == pytest.approx([own[45], 3 * own[45]])  # the 46th of 50
+    assert len({round(bar, 9) for bar in parts[120:]}) == 4
+    halves[300] = None  # drawn like none
+    alone = judge(rows(claimed.tolist(), exact, sampled, halves)).table["bar"]
+    assert alone[300] is None
+    assert alone[301] == pytest.approx(parts[301])
 
 
 def test_claims_of_zero_have_a_bar():
