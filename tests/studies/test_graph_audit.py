@@ -19,6 +19,7 @@ from cases import random_dictionary
 
 from assay import cli
 from assay.attribution import ablate
+from assay.audit.claims import judge
 from assay.cli.printing import print_lines, print_table, print_tables
 from assay.core.target import Target
 from assay.dictionaries import Placed
@@ -172,12 +173,25 @@ def test_node_effects_are_ablations_and_right_claims_hold(tmp_path, crossing):
     assert last.edges.summary()["agreement"]["pearson"] == pytest.approx(-1)
 
 
-def test_a_sample_gives_the_rest_their_bars(tmp_path):
+def test_a_sample_gives_the_rest_their_bars(tmp_path, monkeypatch):
+    judged = []
+
+    def kept(table, **options):
+        judged.append(table)
+        return judge(table, **options)
+
+    monkeypatch.setattr("assay.studies.graph_audit.audit.judge", kept)
     dictionaries = transcoders()
     path = write_graph(tmp_path / "graph.json", whole_graph(dictionaries))
     found = audit_graph(path, network(), dictionaries, top=5, exact=40)
     whole = audit_graph(path, network(), dictionaries, top=5)
     assert found.about["nodes_removed"] == 40
+    nodes, links = judged[:2]
+    for table in (nodes, links):
+        ranks = table.filter(pl.col("stratum").is_not_null())
+        assert ranks["stratum"].n_unique() > 1
+        assert set(ranks.filter(~pl.col("exact").is_null())["stratum"]) == set(ranks["stratum"])
+    assert nodes["stratum"].drop_nulls().is_sorted()
     for part, all_of_it in ((found.nodes, whole.nodes), (found.edges, whole.edges)):
         exact, bars = part.table["exact"], part.table["bar"]
         assert exact.head(5).null_count() == 0
