@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import re
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,7 +17,6 @@ from assay.memory import require_memory
 if TYPE_CHECKING:
     import torch
 
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _DIGEST = "assay-sha256"  # the entry of a safetensors file's metadata
 
 
@@ -108,18 +106,21 @@ def read_json(path: Path | str) -> Any:
 
 def parse_json(text: str, what: str) -> Any:
     """Parse JSON text; InputError when it is malformed, nested too deeply, or holds numbers of
-    thousands of digits, or text that no file can hold (lone surrogates).
+    thousands of digits.
     """
     try:
-        value = json.loads(text)
-        if _SURROGATE.search(text):
-            json.dumps(value, ensure_ascii=False).encode()
-        return value
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON: {_reason(error)}") from error
+
+
+def require_unicode(value: Any, what: str) -> None:
+    """Raise InputError where a JSON value holds text that no file can hold (lone surrogates)."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         part = error.object[max(0, error.start - 10) : error.end + 10]
         raise InputError(f"{what} holds a lone surrogate: {shown(part)}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not JSON: {_reason(error)}") from error
 
 
 def save_tensors(
