@@ -5,6 +5,7 @@ Run: assay run agreement-features -o RUN, then python benchmarks/circuits.py RUN
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 
 import polars as pl
 
@@ -29,12 +30,7 @@ def main() -> None:
     print("| kind of prompt | parts | " + " | ".join(WAYS) + " | all features |")
     print("|---" * (len(WAYS) + 3) + "|")
     for one in summary["circuits"]:
-        cells = [
-            f"{kept['faithfulness']:.2f} [{kept['low']:.2f}, {kept['high']:.2f}]"
-            if (kept := one["kept"][way])["faithfulness"] is not None
-            else "fewer parts"
-            for way in WAYS
-        ]
+        cells = [_cell(one["kept"][way]) for way in WAYS]
         whole = curves.filter(
             (pl.col("circuit") == one["circuit"])
             & (pl.col("kept") == WAYS[0])
@@ -42,6 +38,14 @@ def main() -> None:
         ).row(0, named=True)
         cells.append(f"{whole['faithfulness']:.2f} ({whole['nodes']})")
         print(f"| {one['circuit']} | {one['nodes']} | " + " | ".join(cells) + " |")
+
+
+def _cell(kept: Mapping[str, float | None]) -> str:
+    value, low, high = (kept[key] for key in ("faithfulness", "low", "high"))
+    if value is None:
+        return "fewer parts"
+    interval = "no interval" if low is None or high is None else f"[{low:.2f}, {high:.2f}]"
+    return f"{value:.2f} {interval}"
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
@@ -53,6 +54,23 @@ def test_planted_imports_are_found(case, tmp_path):
     assert done.returncode == 1, done.stdout + done.stderr
     found = "BROKEN" in done.stdout or "not defined" in done.stdout + done.stderr
     assert found, done.stdout + done.stderr
+
+
+def test_no_text_of_a_page_holds_the_marks_of_markdown():
+    """Pages show section texts as they are, so that backticks would stand in them."""
+    found = []
+    for path in (ROOT / "src" / "assay" / "studies").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        alone = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        found += [
+            f"{path.name}:{node.lineno}"
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and id(node) not in alone
+            and "`" in node.value
+        ]
+    assert found == []
 
 
 def test_the_command_does_not_import_torch_to_print_help():

@@ -186,7 +186,28 @@ def test_bars_hold_the_change_of_new_examples():
     assert summary["change_measured"] == pytest.approx(table["measured"].mean())
     few = steer(bound.take(slice(0, 4)), {(SITE, (None, feature)): 3.0 for feature in range(12)})
     assert few.table()["bar"].null_count() == 4
-    assert "needs at least 18 examples" in few.summary()["promise"]
+    assert "needs at least 18 distinct examples" in few.summary()["promise"]
+
+
+def test_copies_of_an_example_calibrate_no_bar():
+    """Copies are one observation: they give no bar that their originals do not give, and where
+    there is one no copy is calibrated by another."""
+    target = Target(node_models.build("gpt2"), loss)
+    ids = torch.randint(1, 31, (20, 4), generator=torch.Generator().manual_seed(0))
+    batch = Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, {})
+    dictionary = random_dictionary(16, 12, 3).double()
+    bound = features(target, {SITE: Placed(dictionary, SITE, (SITE,))}, batch, None, "zero")
+    gates = {(SITE, (None, feature)): 3.0 for feature in range(12)}
+    for distinct, bars in ((17, False), (20, True)):
+        copied = bound.take(torch.arange(distinct).repeat_interleave(3))
+        found = steer(copied, gates)
+        assert found.inputs == distinct
+        assert found.bar.isfinite().unique().tolist() == [bars]
+        assert ("no bar" in found.summary()["promise"]) != bars
+        each = found.bar.reshape(distinct, 3)
+        assert (each == each[:, :1]).all()
+        alone = steer(bound.take(torch.arange(distinct)), gates)
+        assert alone.bar.tolist() == pytest.approx(each[:, 0].tolist())
 
 
 def plainly_set(bound, dictionary, values, read=None):

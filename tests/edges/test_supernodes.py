@@ -109,6 +109,7 @@ def test_supernodes_come_back_from_their_file(tmp_path):
     ("change", "message"),
     [
         (lambda data: data.update(format="other"), "holds no supernodes"),
+        (lambda data: data.update(circuits={"\ud800": []}), "holds a lone surrogate"),
         (lambda data: data.update(circuits=[]), "must map circuits"),
         (lambda data: data["circuits"].update({"6": 3}), "must be a list of supernodes"),
         (lambda data: data["circuits"]["6"][0].update(name=" "), "needs a name"),

@@ -90,6 +90,19 @@ def test_malformed_json_is_one_line(text, tmp_path):
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_json_with_half_a_letter_is_refused_and_whole_ones_are_read(tmp_path):
+    path = files.write_text(tmp_path / "text.json", r'{"a": ["\ud83d\ude00", "\\ud800"]}')
+    assert files.read_json(path) == {"a": ["\U0001f600", "\\ud800"]}
+    files.require_unicode(files.read_json(path), str(path))
+    for text in (r'{"name": "half \ud800"}', r'{"\udfff": 1}', r'["\ude00\ud83d"]'):
+        files.write_text(path, text)
+        with pytest.raises(
+            InputError, match=r"text\.json holds a lone surrogate: '.*ud"
+        ) as refused:
+            files.require_unicode(files.read_json(path), str(path))
+        assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "folder", "folder/none"])
 def test_paths_that_are_no_files_are_refused(name, tmp_path):
     (tmp_path / "folder").mkdir()

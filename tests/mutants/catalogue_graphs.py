@@ -30,6 +30,7 @@ GATES = (f"{STEERING}::test_changes_are_those_of_gates_and_predictions_those_of_
 BARS = (f"{STEERING}::test_bars_hold_the_change_of_new_examples",)
 QUERY = ("tests/edges/test_query_key.py",)
 REFINED = ("tests/audit/test_refinement.py",)
+CURVES = ("tests/audit/test_circuits_of_parts.py",)
 ALIKE = ("tests/edges/test_supernodes.py",)
 
 MUTANTS = [
@@ -193,9 +194,58 @@ MUTANTS = [
     ),
     Mutant(
         "assay/audit/claims.py",
-        "[0.0 if here else unknown_bar for here in known]",
-        "[0.0 for here in known]",
+        "    bars = np.where(known, 0.0, np.inf)\n",
+        "    bars = np.zeros(len(known))\n",
+        CLAIMS,
+    ),
+    Mutant(
+        "assay/audit/claims.py",
+        "        scale = np.maximum(sizes, floor)\n",
+        "        scale = np.full(len(sizes), floor)\n",
+        CLAIMS,
+    ),
+    Mutant(
+        "assay/audit/strata.py",
+        "    number = max(1, min(_MOST, size // least_sample(alpha)))\n",
+        "    number = 1\n",
+        CLAIMS,
+    ),
+    Mutant(
+        "assay/audit/strata.py",
+        "            many.setdefault((source, found[place]), []).append(place)\n",
+        "            many.setdefault((source, place), []).append(place)\n",
+        CLAIMS,
+    ),
+    Mutant(
+        "assay/studies/graph_audit/audit.py",
+        '        "stratum": [of_others.get(name) for name in ranked],\n',
+        '        "stratum": [0 for name in ranked],\n',
         SAMPLE,
+    ),
+    # intervals of circuit curves
+    Mutant(
+        "assay/audit/intervals.py",
+        "    spread = n / (n - 1) / len(above) ** 2 * rest @ rest.T\n",
+        "    spread = 1 / len(above) ** 2 * rest @ rest.T\n",
+        CURVES,
+    ),
+    Mutant(
+        "assay/audit/intervals.py",
+        "    units = np.arange(len(above)) if unit is None else",
+        "    units = np.arange(len(above)) if True else",
+        CURVES,
+    ),
+    Mutant(
+        "assay/audit/circuits.py",
+        "        strict = [self._interval(each, len(kept)) for each in kept]\n",
+        "        strict = [None for each in kept]\n",
+        CURVES,
+    ),
+    Mutant(
+        "assay/audit/circuits.py",
+        "                (weights * signs * clear) @ missing,\n",
+        "                (weights * signs) @ missing,\n",
+        CURVES,
     ),
     Mutant(
         "assay/studies/graph_audit/nodes.py",
@@ -290,9 +340,15 @@ MUTANTS = [
     ),
     Mutant(
         "assay/audit/steering.py",
-        "    for own, other in (halves, halves[::-1]):\n",
-        "    for own, other in (halves, halves):\n",
+        "        for own, other in (halves, halves[::-1]):\n",
+        "        for own, other in (halves, halves):\n",
         BARS,
+    ),
+    Mutant(
+        "assay/audit/steering.py",
+        "    unit = distinct(mechanisms.batch)\n",
+        "    unit = np.arange(len(before))\n",
+        (f"{STEERING}::test_copies_of_an_example_calibrate_no_bar",),
     ),
     Mutant(
         "assay/mechanisms/features/bound.py",

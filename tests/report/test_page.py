@@ -77,6 +77,14 @@ def demo() -> str:
     )
 
 
+def test_a_picture_may_ask_for_the_whole_width():
+    nodes = pl.DataFrame({"name": ["a"], "x": [0], "y": [0], "value": [1.0]})
+    edges = pl.DataFrame({"source": ["a"], "receiver": ["a"], "score": [1.0]})
+    drawn = [charts.graph(nodes, edges), charts.graph(nodes, edges)]
+    html = render("Title", "", [], [Section("Wide", charts=drawn)])
+    assert html.count('<figure class="wide">') == 2
+
+
 def test_a_full_page_is_one_file_under_two_megabytes(demo):
     assert len(demo.encode()) < 2_000_000
     reader = Reader(demo)

@@ -5,20 +5,27 @@ a graph of something else is refused by name.
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
 from dataclasses import replace
+from html import unescape
 
 import node_models
+import polars as pl
 import pytest
 import torch
 from cases import random_dictionary
 
 from assay import cli
 from assay.attribution import ablate
+from assay.audit.claims import judge
+from assay.cli.printing import print_lines, print_table, print_tables
 from assay.core.target import Target
 from assay.dictionaries import Placed
 from assay.dictionaries.save import save_circuit_tracer
 from assay.edges import edges, exact_edges
+from assay.edges.wiring import wire
 from assay.errors import InputError
 from assay.io.attribution_graphs import (
     EMBEDDING,
@@ -166,12 +173,25 @@ def test_node_effects_are_ablations_and_right_claims_hold(tmp_path, crossing):
     assert last.edges.summary()["agreement"]["pearson"] == pytest.approx(-1)
 
 
-def test_a_sample_gives_the_rest_their_bars(tmp_path):
+def test_a_sample_gives_the_rest_their_bars(tmp_path, monkeypatch):
+    judged = []
+
+    def kept(table, **options):
+        judged.append(table)
+        return judge(table, **options)
+
+    monkeypatch.setattr("assay.studies.graph_audit.audit.judge", kept)
     dictionaries = transcoders()
     path = write_graph(tmp_path / "graph.json", whole_graph(dictionaries))
     found = audit_graph(path, network(), dictionaries, top=5, exact=40)
     whole = audit_graph(path, network(), dictionaries, top=5)
     assert found.about["nodes_removed"] == 40
+    nodes, links = judged[:2]
+    for table in (nodes, links):
+        ranks = table.filter(pl.col("stratum").is_not_null())
+        assert ranks["stratum"].n_unique() > 1
+        assert set(ranks.filter(~pl.col("exact").is_null())["stratum"]) == set(ranks["stratum"])
+    assert nodes["stratum"].drop_nulls().is_sorted()
     for part, all_of_it in ((found.nodes, whole.nodes), (found.edges, whole.edges)):
         exact, bars = part.table["exact"], part.table["bar"]
         assert exact.head(5).null_count() == 0
@@ -224,6 +244,19 @@ def test_circuits_over_heads_are_patched(tmp_path):
     data.pop("assay-sha256")
     path.write_text(json.dumps(data))
     with pytest.raises(InputError, match="another model: it has 12 layers, and the model 3"):
+        audit_graph(path, target, pairs=(clean, patch))
+    data["cfg"]["n_layers"] = 3
+    huge = {name: dict(entry, score=1e308) for name, entry in data["edges"].items()}
+    path.write_text(json.dumps({**data, "edges": huge}))
+    with pytest.raises(InputError, match="edges of 'input' add up to inf"):
+        audit_graph(path, target, pairs=(clean, patch))
+    for name in ("a0.h07", "a9.h0", "m3"):
+        more = {**data["nodes"], name: {"in_graph": True}}
+        path.write_text(json.dumps({**data, "nodes": more}))
+        with pytest.raises(InputError, match=f"unknown node '{name}'"):
+            audit_graph(path, target, pairs=(clean, patch))
+    path.write_text(json.dumps({**data, "nodes": {**more, "a\u0663.h0": {"in_graph": True}}}))
+    with pytest.raises(InputError, match="is not the name of a node"):
         audit_graph(path, target, pairs=(clean, patch))
     data["edges"][next(iter(data["edges"]))]["score"] = float("nan")
     path.write_text(json.dumps(data))
@@ -474,6 +507,12 @@ def test_the_verb_audits_a_file_and_writes_only_where_it_is_asked(tmp_path, monk
     html = (tmp_path / "report" / "report.html").read_text()
     for words_ in ("claims against exact effects", "What survives", "How this was made"):
         assert words_ in html
+    line = unescape(re.search(r"Run again with: (assay audit .*?)</p>", html)[1])
+    assert shlex.split(line)[1:] == [
+        *(str(word) for word in words),
+        *("--top", "10", "--exact", "2000", "--within", "0.25", "--alpha", "0.1", "--seed", "0"),
+        *("-o", "NEW_FOLDER"),
+    ]
     (tmp_path / "report" / "report.html").unlink()
     code, out, err = run(monkeypatch, capsys, "report", tmp_path / "report", "--json")
     assert code == 0, err
@@ -485,7 +524,7 @@ def test_the_verb_audits_a_file_and_writes_only_where_it_is_asked(tmp_path, monk
     for more, message in (
         (["-o", tmp_path / "report"], "already exists"),
         (["--method", "exact"], "belong to the folder of a run"),
-        (["--within", "0"], "--within must be above 0, got 0.0"),
+        (["--within", "0"], "--within must be above 0 and finite, got 0.0"),
     ):
         code, _, err = run(monkeypatch, capsys, *words, *more)
         assert code == 2
@@ -495,3 +534,31 @@ def test_the_verb_audits_a_file_and_writes_only_where_it_is_asked(tmp_path, monk
     assert (code, "give the model with --target" in err) == (2, True)
     code, _, err = run(monkeypatch, capsys, "audit", tmp_path / "own", "--pairs", path)
     assert code == 2
+
+
+def test_text_of_a_file_moves_no_cursor(tmp_path, monkeypatch, capsys):
+    """Labels, prompts and names of files stand in the terminal as text, whatever they hold."""
+    evil = "\x1b[31m\x07\u202e a\nb"
+    print_tables({"prompt": evil, "rows": [{"label": evil}], evil: 1}, False)
+    print_table({"output": evil}, pl.DataFrame({"part": [evil], "n": [0.5]}), False)
+    print_lines([f"violated: {evil}", "two"])
+    out = capsys.readouterr().out
+    code, _, err = run(monkeypatch, capsys, "audit", tmp_path / f"{evil}.json", "--target", "m")
+    assert code == 2
+    assert err.count("\n") == 1
+    for letter in "\x1b\x07\u202e":
+        assert letter not in out + err
+    assert out.count("\\x1b[31m\\x07\\u202e a\\nb") == 6
+
+
+@pytest.mark.slow
+def test_what_belongs_to_another_kind_of_graph_is_refused(tmp_path):
+    dictionaries, pairs = transcoders(), node_models.batches()
+    path = write_graph(tmp_path / "graph.json", whole_graph(dictionaries))
+    with pytest.raises(InputError, match="takes no --pairs"):
+        audit_graph(path, network(), dictionaries, pairs)
+    graph = wire(network().model).graph
+    circuit = graph.to_circuit(torch.ones(graph.mask.shape), graph.mask)
+    path = write_circuit(tmp_path / "circuit.json", circuit)
+    with pytest.raises(InputError, match="takes no --dictionaries"):
+        audit_graph(path, network(), dictionaries, pairs)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import sys
+from html import unescape
 
 import node_models
 import pytest
@@ -46,11 +49,23 @@ def command(monkeypatch, capsys, *words):
 
 def test_values_and_gates_make_rows_and_a_report(bound, tmp_path, monkeypatch, capsys):
     words = ["steer", tmp_path / "run", f"{SITE}[*, feature 4]=-2", "--set", f"{SITE}[pos 2, 3]=5"]
-    options = ["--continue", "3", "--examples", "2", "-o", tmp_path / "out", "--json"]
+    options = [
+        "--continue",
+        "3",
+        "--examples",
+        "2",
+        "--temperature",
+        "0.9",
+        "--seed",
+        "4",
+        "-o",
+        tmp_path / "out",
+        "--json",
+    ]
     code, out, err = command(monkeypatch, capsys, *words, *options)
     assert code == 0, err
     found = json.loads(out)
-    expected = steer(bound, {(SITE, (None, 4)): -2.0}, to={(SITE, (2, 3)): 5.0})
+    expected = steer(bound, {(SITE, (None, 4)): -2.0}, to={(SITE, (2, 3)): 5.0}, seed=4)
     assert found["change_measured"] == pytest.approx(float(expected.measured.mean()))
     assert found["gates"] == {f"{SITE}[*, 4]": -2.0}
     assert found["set_to"] == {f"{SITE}[pos 2, feature 3]": 5.0}
@@ -60,7 +75,11 @@ def test_values_and_gates_make_rows_and_a_report(bound, tmp_path, monkeypatch, c
     html = (tmp_path / "out" / "report.html").read_text()
     for part in ("What was set", "measured, and predicted with its bar", "What the model says"):
         assert part in html
-    assert "--set &#x27;blocks.1.hook_mlp_out[pos 2, 3]=5&#x27;" in html
+    line = unescape(re.search(r"Run again with: (assay steer .*?)</p>", html)[1])
+    said = [word.replace("NEW_FOLDER", str(tmp_path / "again")) for word in shlex.split(line)]
+    code, out, err = command(monkeypatch, capsys, *said[1:], "--json")
+    assert code == 0, err
+    assert json.loads(out) == {**found, "report": str(tmp_path / "again" / "report.html")}
     (tmp_path / "out" / "report.html").unlink()
     code, out, err = command(monkeypatch, capsys, "report", tmp_path / "out")
     assert code == 0, err

@@ -15,6 +15,8 @@ from torch import Tensor
 from assay.attribution.exact import ablate
 from assay.attribution.scores import Scores
 from assay.audit.faithfulness import TRACK, areas, kept_gates, summarise
+from assay.audit.intervals import fieller
+from assay.audit.population import distinct
 from assay.charts.tables import notebook_html, text_table
 from assay.core.mechanisms import Mechanisms
 from assay.core.values import dense, unravel
@@ -122,8 +124,8 @@ class CircuitCurve:
     """What the first `counts` of `of` nodes keep of the metric: values (examples,) of the whole
     network and of nothing, and (counts, examples) of the nodes alone and of all others alone.
 
-    Ends of intervals are percentiles of the same ratio over `draws` bootstrap samples of the
-    examples."""
+    Intervals are Fieller's, over distinct inputs (`unit`, (examples,)): they are absent where the
+    metric of the network is not clear of that of nothing."""
 
     counts: tuple[int, ...]
     of: int
@@ -133,53 +135,78 @@ class CircuitCurve:
     rest: Float[Tensor, "counts examples"]
     gates: tuple[float, ...]
     level: float = 0.95
-    draws: int = 1000
+    unit: np.ndarray | None = None
 
     def table(self) -> pl.DataFrame:
         """Return one row a count: nodes, share, faithfulness with its interval [low, high],
         completeness, medians over examples, and the share of gates that stay at one.
         """
-        low, high = self._ends(self._drawn)
         rows = []
-        for place, count in enumerate(self.counts):
+        for place, (count, ends) in enumerate(zip(self.counts, self._ends, strict=True)):
             found = summarise(
                 self.full, self.empty, self.kept[place], self.rest[place], self.gates[place]
             )
-            ends = {"low": float(low[place]), "high": float(high[place])}
+            low, high = ends or (None, None)
             rows.append(
-                {"nodes": count, "share": count / max(self.of, 1), **found.__dict__, **ends}
+                {
+                    "nodes": count,
+                    "share": count / max(self.of, 1),
+                    **found.__dict__,
+                    "low": low,
+                    "high": high,
+                }
             )
-        return pl.DataFrame(rows)
+        return pl.DataFrame(rows, schema_overrides={"low": pl.Float64, "high": pl.Float64})
 
-    def areas(self) -> dict[str, float]:
+    def areas(self) -> dict[str, float | None]:
         """Return CPR, the area under faithfulness f over the share of nodes, and CMD, the area
-        under |1 - f| (arXiv 2504.13151), each with the ends of its interval.
-        """
-        table, drawn = self.table(), self._drawn
-        found = areas(table)
-        shares = table["share"].to_numpy()
-        order = np.argsort(shares)
-        for name, values in (("cpr", drawn), ("cmd", np.abs(1 - drawn))):
-            many = np.trapezoid(values[:, order], shares[order], axis=1)
-            low, high = self._ends(many[:, None])
-            found |= {f"{name}_low": float(low[0]), f"{name}_high": float(high[0])}
-        return found
+        under |1 - f| (arXiv 2504.13151), each with the ends of its interval, None where there is
+        none.
+
+        Both are sums over counts, CPR of w f and CMD of w s (1 - f) with the sign s of 1 - f, and
+        so ratios of means like f. Any signs give a lower bound of CMD: its low end leaves out the
+        counts whose f may be 1 by an interval that holds for all of them at once, where s would be
+        chosen by chance."""
+        table = self.table()
+        found: dict[str, float | None] = dict(areas(table))
+        weights = _trapezoid(table["share"].to_numpy())
+        kept = self._kept
+        signs = np.sign(1 - table["faithfulness"].to_numpy())
+        strict = [self._interval(each, len(kept)) for each in kept]
+        clear = [ends is not None and not ends[0] <= 1 <= ends[1] for ends in strict]
+        missing = self._whole - kept
+        cpr, cmd, least = (
+            self._interval(total)
+            for total in (
+                weights @ kept,
+                (weights * signs) @ missing,
+                (weights * signs * clear) @ missing,
+            )
+        )
+        found |= {"cpr_low": cpr and cpr[0], "cpr_high": cpr and cpr[1]}
+        return found | {
+            "cmd_low": least and max(least[0], 0.0),
+            "cmd_high": cmd and cmd[1],
+        }
 
     @cached_property
-    def _drawn(self) -> np.ndarray:
-        """Faithfulness (draws, counts) over samples of the examples with replacement."""
-        size = (self.draws, len(self.full))
-        index = torch.randint(len(self.full), size, generator=torch.Generator().manual_seed(0))
-        index = index.to(self.full.device)
-        full, empty = self.full[index].mean(1), self.empty[index].mean(1)
-        kept = torch.stack([values[index].mean(1) for values in self.kept], 1)
-        ratio: np.ndarray = ((kept - empty[:, None]) / (full - empty)[:, None]).cpu().numpy()
-        return ratio
+    def _whole(self) -> np.ndarray:
+        """What the network has above nothing, (examples,)."""
+        return (self.full - self.empty).numpy(force=True)
 
-    def _ends(self, drawn: np.ndarray) -> np.ndarray:
-        tail = (1 - self.level) / 2
-        ends: np.ndarray = np.quantile(drawn, [tail, 1 - tail], axis=0)
-        return ends
+    @cached_property
+    def _kept(self) -> np.ndarray:
+        """What is kept above nothing, (counts, examples)."""
+        return (self.kept - self.empty).numpy(force=True)
+
+    @cached_property
+    def _ends(self) -> list[tuple[float, float] | None]:
+        """Return the ends of the interval of faithfulness at every count."""
+        return [self._interval(kept) for kept in self._kept]
+
+    def _interval(self, above: np.ndarray, of: int = 1) -> tuple[float, float] | None:
+        """Return the interval of a ratio, such that `of` of them hold at once."""
+        return fieller(above, self._whole, (1 - self.level) / of, self.unit)
 
     def __repr__(self) -> str:
         return text_table(self.table())
@@ -217,12 +244,23 @@ def circuit_curve(
         torch.stack(kept),
         torch.stack(rest),
         tuple(gates),
+        unit=distinct(mechanisms.batch),
     )
 
 
 def track_counts(of: int) -> list[int]:
     """Return the counts of nodes at the shares of the circuit track, 0.1 % to 100 %, of `of`."""
     return sorted({round(share * of) for share in TRACK} | {of})
+
+
+def _trapezoid(places: np.ndarray) -> np.ndarray:
+    """Return the weights of the trapezoidal rule at places in any order."""
+    order = np.argsort(places)
+    gaps = np.diff(places[order])
+    weights = np.zeros(len(places))
+    weights[order[:-1]] += gaps / 2
+    weights[order[1:]] += gaps / 2
+    return weights
 
 
 def node_masks(

@@ -116,8 +116,8 @@ class Claims:
     the claim; 0 where the exact effect is known, null where there is none), right_sign, holds (the
     right sign, and the claim within a share `within` of the exact effect) and survives (an exact
     effect of at least a share `threshold` of the largest). `agreement` is over all measured rows,
-    `listed` over the first `top`. Bars hold for rows that were drawn like the measured sample, with
-    probability 1 - alpha."""
+    `listed` over the first `top`. A bar holds with probability 1 - alpha for a row drawn like the
+    measured sample of its stratum, the rows of about the same rank."""
 
     table: pl.DataFrame
     agreement: Agreement | None
@@ -165,34 +165,44 @@ def judge(
 ) -> Claims:
     """Compare the columns claimed and exact of a table that is ordered by what it claims.
 
-    `sampled` marks rows that were drawn at random among those that are not listed: their residuals
-    |claimed - exact| give the rows without an exact effect a bar (arXiv 1604.04173). Raises
-    InputError where no row was measured."""
+    `sampled` marks rows that were drawn at random in their `stratum`, a number (null for rows that
+    are in none): their residuals |claimed - exact| / scale give the rows of the stratum without an
+    exact effect a bar (arXiv 1604.04173). The scale is |claimed|, at least its median in the
+    stratum, since large claims err by more. Raises InputError where no row was measured."""
     claimed = table["claimed"].to_numpy()
     exact = table["exact"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     known = np.isfinite(exact)
     if not known.any():
         raise InputError("no claim was measured: the graph has no node or edge that can be patched")
     drawn = known & table["sampled"].to_numpy()
-    bar = conformal_quantile(np.abs(claimed - exact)[drawn], alpha)
+    bars = np.where(known, 0.0, np.inf)
+    strata = table["stratum"].cast(pl.Int64)
+    for one in strata.drop_nulls().unique():
+        inside = strata.eq_missing(one).to_numpy()
+        sizes = np.abs(claimed)
+        floor = np.median(sizes[inside]) or sizes[inside].max() or 1.0
+        scale = np.maximum(sizes, floor)
+        with np.errstate(over="ignore", invalid="ignore"):
+            residuals = (np.abs(claimed - exact) / scale)[inside & drawn]
+            bars[inside & ~known] = conformal_quantile(residuals, alpha) * scale[inside & ~known]
     largest = float(np.abs(exact[known]).max())
     right = np.sign(claimed) == np.sign(exact)
-    close = np.abs(claimed - exact) <= within * np.abs(exact)
+    with np.errstate(over="ignore"):
+        close = np.abs(claimed - exact) <= within * np.abs(exact)
     survives = np.abs(exact) >= threshold * largest if largest else np.zeros(len(exact), bool)
-    unknown_bar = bar if math.isfinite(bar) else None
 
     def told(values: np.ndarray) -> list[bool | None]:
         return [bool(value) if here else None for value, here in zip(values, known, strict=True)]
 
     judged = table.with_columns(
-        pl.Series("bar", [0.0 if here else unknown_bar for here in known], dtype=pl.Float64),
+        pl.Series("bar", [bar if math.isfinite(bar) else None for bar in bars], dtype=pl.Float64),
         pl.Series("right_sign", told(right), dtype=pl.Boolean),
         pl.Series("holds", told(right & close), dtype=pl.Boolean),
         pl.Series("survives", told(survives), dtype=pl.Boolean),
     )
     first = known & (np.arange(len(exact)) < top)
     return Claims(
-        judged.drop("sampled"),
+        judged.drop("sampled", "stratum"),
         agreement(claimed[known], exact[known]),
         agreement(claimed[first], exact[first]) if first.any() else None,
         top,

@@ -62,8 +62,8 @@ def summarise(
     return Faithfulness(
         _ratio(circuit.mean(), empty.mean(), full.mean()),
         _ratio(rest.mean(), empty.mean(), full.mean()),
-        float(torch.nanmedian((circuit - empty) / (full - empty))),
-        float(torch.nanmedian((rest - empty) / (full - empty))),
+        _median((circuit - empty) / (full - empty)),
+        _median((rest - empty) / (full - empty)),
         kept,
     )
 
@@ -128,6 +128,10 @@ def areas(table: pl.DataFrame) -> dict[str, float]:
         "cpr": float(np.trapezoid(values, shares)),
         "cmd": float(np.trapezoid(np.abs(1 - values), shares)),
     }
+
+
+def _median(ratios: Tensor) -> float:
+    return float(ratios.nanquantile(0.5))
 
 
 def _ratio(value: Tensor, low: Tensor, high: Tensor) -> float:

@@ -111,26 +111,44 @@ def ratio_interval(
     limits: tuple[float, float] = (0.0, 1.0),
 ) -> ConfidenceInterval:
     """Return mean(above) / mean(below) with Fieller's interval over independent inputs, clipped to
-    the limits.
-
-    It holds every ratio r for which a test of `mean(above - r below) = 0` is not significant; where
-    the denominator is not itself clear of zero that is every ratio, and there is no interval."""
+    the limits; without an interval where the denominator is not itself clear of zero."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     n = len(above)
     if n < 2 or len(below) != n:
         raise InputError(
             f"a ratio needs two arrays of one length, at least 2; got {n} and {len(below)}"
         )
-    share = float(stats.t.ppf(1 - alpha / 2, n - 1)) ** 2 / n
-    (s_aa, s_ab), (_, s_bb) = np.cov(above, below)
-    a, b = above.mean(), below.mean()
-    lead, middle, rest = b * b - share * s_bb, a * b - share * s_ab, a * a - share * s_aa
-    if lead <= 0:
+    ends = fieller(above, below, alpha)
+    if ends is None:
         reason = "the denominator of the ratio is not clear of zero"
         return ConfidenceInterval(None, None, None, alpha, n, reason=reason)
-    root = math.sqrt(max(middle * middle - lead * rest, 0.0))
-    low, high = (float(np.clip((middle + sign * root) / lead, *limits)) for sign in (-1, 1))
-    return ConfidenceInterval(float(np.clip(a / b, *limits)), low, high, alpha, n)
+    ratio = above.mean() / below.mean()
+    found, low, high = (float(np.clip(end, *limits)) for end in (ratio, *ends))
+    return ConfidenceInterval(found, low, high, alpha, n)
+
+
+def fieller(
+    above: np.ndarray, below: np.ndarray, alpha: float, unit: np.ndarray | None = None
+) -> tuple[float, float] | None:
+    """Return the ends of Fieller's interval for mean(above) / mean(below): every ratio r for which
+    Student's test of `mean(above - r below) = 0` is not significant (Fieller 1954, J. R. Stat. Soc.
+    B 16).
+
+    None where the denominator is not itself clear of zero, so that the interval does not end, and
+    with a single input. `unit` numbers the inputs: copies of one are one observation."""
+    units = np.arange(len(above)) if unit is None else np.unique(unit, return_inverse=True)[1]
+    n = int(units.max(initial=-1)) + 1
+    if n < 2:
+        return None
+    a, b = float(np.mean(above)), float(np.mean(below))
+    rest = np.stack([np.bincount(units, above - a), np.bincount(units, below - b)])
+    spread = n / (n - 1) / len(above) ** 2 * rest @ rest.T
+    (s_aa, s_ab), (_, s_bb) = float(stats.t.ppf(1 - alpha / 2, n - 1)) ** 2 * spread
+    lead, middle, last = b * b - s_bb, a * b - s_ab, a * a - s_aa
+    if lead <= 0:
+        return None
+    root = math.sqrt(max(middle * middle - lead * last, 0.0))
+    return (middle - root) / lead, (middle + root) / lead
 
 
 def binomial_interval(share: float, trials: float, alpha: float) -> tuple[float, float]:

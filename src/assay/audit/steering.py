@@ -17,7 +17,9 @@ from torch import Tensor
 
 from assay.audit.agreement import agreement
 from assay.audit.bars import conformal_quantile
+from assay.audit.population import distinct
 from assay.audit.setting import Place, Setting, setting_of
+from assay.audit.strata import least_sample
 from assay.core.mechanisms import Mechanisms, differentiable
 from assay.core.sites import Edit
 from assay.core.target import Batch
@@ -43,9 +45,9 @@ class Steered:
 
     `first` is sum_k (g_k - 1) dF/dg_k, or sum_k (v_k - f_k) dF/df_k for features that are set `to`
     activations v, `second` half the curvature along the same line; `predicted` is their sum. `bar`
-    is the half-width around a prediction: the examples are split in two, and the residuals
-    |measured - predicted| of one half give the other half its bars, infinite where there are too
-    few (arXiv 1604.04173)."""
+    is the half-width around a prediction: the `inputs` distinct examples are split in two, and the
+    residuals |measured - predicted| of one half give the other half its bars, infinite where there
+    are too few (arXiv 1604.04173). Copies of an example are one observation."""
 
     mechanisms: Mechanisms
     gates: Mapping[Place, float]
@@ -57,6 +59,7 @@ class Steered:
     second: Float[Tensor, " examples"]
     bar: Float[Tensor, " examples"]
     alpha: float
+    inputs: int
 
     @property
     def measured(self) -> Tensor:
@@ -123,15 +126,14 @@ class Steered:
         }
 
     def promise(self) -> str:
-        least = math.ceil(round(1 / self.alpha, 9)) - 1
-        smallest = len(self.before) // 2
-        if smallest < least:
+        least = least_sample(self.alpha)
+        if self.inputs // 2 < least:
             return (
-                f"no bar: {1 - self.alpha:.0%} needs at least {2 * least} examples, and there are"
-                f" {len(self.before)}"
+                f"no bar: {1 - self.alpha:.0%} needs at least {2 * least} distinct examples, and"
+                f" there are {self.inputs}"
             )
         return (
-            f"on average over new inputs drawn like these {len(self.before)}, at least"
+            f"on average over new inputs drawn like these {self.inputs}, at least"
             f" {1 - self.alpha:.0%} of the bars around second_order contain the measured change"
         )
 
@@ -184,16 +186,35 @@ def steer(
             " values nearer to what the parts are"
         )
     residual = (after - before - first - second).abs()
-    order = torch.randperm(len(before), generator=torch.Generator().manual_seed(seed))
-    halves = order[: len(order) // 2], order[len(order) // 2 :]
-    bar = torch.full_like(residual, math.inf)
-    for own, other in (halves, halves[::-1]):
-        if len(other):
-            known = np.asarray(residual[other.to(residual.device)].tolist())
-            bar[own.to(bar.device)] = conformal_quantile(known, alpha)
+    unit = distinct(mechanisms.batch)
+    bar = torch.from_numpy(_bars(residual.numpy(force=True), unit, alpha, seed)).to(residual)
     return Steered(
-        mechanisms, dict(gates), dict(to), active, before, after, first, second, bar, alpha
+        mechanisms,
+        dict(gates),
+        dict(to),
+        active,
+        before,
+        after,
+        first,
+        second,
+        bar,
+        alpha,
+        int(unit.max(initial=-1)) + 1,
     )
+
+
+def _bars(residual: np.ndarray, unit: np.ndarray, alpha: float, seed: int) -> np.ndarray:
+    """Return a bar for every example, from the distinct inputs of the half that it is not in;
+    infinite where either half has too few.
+    """
+    first = np.unique(unit, return_index=True)[1]
+    order = np.random.default_rng(seed).permutation(len(first))
+    halves = order[: len(order) // 2], order[len(order) // 2 :]
+    bar = np.full(len(residual), math.inf)
+    if len(halves[0]) >= least_sample(alpha):
+        for own, other in (halves, halves[::-1]):
+            bar[np.isin(unit, own)] = conformal_quantile(residual[first[other]], alpha)
+    return bar
 
 
 def _activity(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -27,11 +28,13 @@ def graph(
     width of an edge is |score|, its colour the sign, and the size of a node |value|. Nodes that
     have the same text in the column `outline` get an outline of one colour, those with none none.
 
-    Nodes at the same place are set side by side. Edges to nodes that are not listed are left out.
+    Nodes at the same place are set side by side, in a column that is as wide as they need; places
+    x without a node take no room. Edges to nodes that are not listed are left out.
     """
+    columns = _columns(nodes)
     place = pl.int_range(pl.len()).over("x", "y") - (pl.len().over("x", "y") - 1) / 2
-    most = max(nodes.group_by("x", "y").len()["len"].max() or 1, 1)
-    placed = nodes.with_columns((pl.col("x") + 0.8 * place / most).alias("x"))
+    centre = pl.col("x").replace_strict(columns, return_dtype=pl.Float64)
+    placed = nodes.with_columns((centre + place).alias("x"))
     spots = placed.select("name", "x", "y")
     lines = (
         edges.join(spots, left_on="source", right_on="name", how="inner")
@@ -49,7 +52,7 @@ def graph(
         **extra(tooltip),
     )
     colour = alt.condition("datum.value >= 0", alt.value(hue("blue")), alt.value(hue("vermilion")))
-    x = alt.X("x:Q", title=x_title, **_whole(nodes["x"], 0.5))
+    x = alt.X("x:Q", title=x_title, **_labelled(columns, placed["x"]))
     y = alt.Y("y:Q", title=y_title, **_whole(nodes["y"], 0.25))
     rules = (
         alt.Chart(drawn)
@@ -77,7 +80,36 @@ def graph(
         )
     )
     chart = alt.layer(rules, marks).resolve_scale(size="independent")
-    return finish(points, chart, title, height)
+    return finish(points, chart.properties(usermeta={"wide": True}), title, height)
+
+
+def _columns(nodes: pl.DataFrame) -> dict[float, float]:
+    """Return the middle of the column of every place x, in units of one node: as wide as the most
+    nodes at one place need, and no narrower than a sixth of the widest.
+    """
+    sizes = nodes.group_by("x", "y").len().group_by("x").agg(pl.col("len").max()).sort("x")
+    widest = max(sizes["len"], default=1)
+    found, start = {}, 0.0
+    for where, most in sizes.iter_rows():
+        wide = max(most, widest / 6)
+        found[where] = start + wide / 2
+        start += wide + 1
+    return found
+
+
+def _labelled(columns: dict[float, float], places: pl.Series) -> dict[str, Any]:
+    """Return the axis of columns, with the places x that they stand for as labels."""
+    if places.is_empty():
+        return {}
+    step = math.ceil(len(columns) / 13)
+    shown = list(columns.items())[::step]
+    names = {f"{middle:.6f}": f"{where:g}" for where, middle in shown}
+    axis = alt.Axis(
+        values=[middle for _, middle in shown],
+        labelExpr=f"({json.dumps(names)})[format(datum.value, '.6f')]",
+    )
+    low, high = float(places.min()), float(places.max())  # type: ignore[arg-type]
+    return {"axis": axis, "scale": alt.Scale(domain=[low - 1, high + 1], nice=False, zero=False)}
 
 
 def _whole(places: pl.Series, beside: float) -> dict[str, Any]:
@@ -100,7 +132,8 @@ def _outlined(points: pl.DataFrame) -> dict[str, Any]:
         return {}
     palette = [CATEGORIES[(index + 2) % len(CATEGORIES)] for index in range(len(names))]
     alone = alt.datum.group != ""
-    legend = alt.Legend(orient="bottom", columns=1, labelLimit=420, symbolType="stroke")
+    room = alt.ExprRef("width - 30")
+    legend = alt.Legend(orient="bottom", columns=1, labelLimit=room, symbolType="stroke")
     return {
         "stroke": alt.Stroke(
             field="group",

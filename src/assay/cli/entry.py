@@ -6,6 +6,7 @@ import errno
 import sys
 
 from assay.cli.app import app
+from assay.cli.printing import printable
 from assay.cli.process import (
     is_in_a_group,
     is_out_of_memory,
@@ -54,7 +55,7 @@ def main() -> None:
         if not hasattr(error, "format_message"):
             raise
         message, code = f"{error.format_message()} (see assay --help)", 2
-    text = " ".join(str(message).split())
+    text = printable(" ".join(str(message).split()))
     if text and speaks():
         print("assay:", text, file=sys.stderr)
     sys.exit(code or 0)

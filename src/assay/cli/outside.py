@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from assay.cli.options import CertificateFile, Json
-from assay.cli.printing import print_summary
+from assay.cli.printing import print_lines, print_summary
 
 
 def verify(
@@ -34,5 +34,5 @@ def verify(
     if as_json:
         print_summary(found, True)
     else:
-        print("\n".join(lines))
+        print_lines(lines)
     raise typer.Exit(0 if found["verdict"] == "holds" else 1)

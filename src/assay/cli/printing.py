@@ -10,13 +10,28 @@ from typing import Any
 _ROWS = 100  # of a table in a terminal
 
 
+def printable(text: str) -> str:
+    """Return a text with what would move a cursor, colour a terminal or turn a line around in its
+    escaped form: labels and tokens of files are untrusted.
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
+def print_lines(lines: list[str]) -> None:
+    """Print lines, each as one."""
+    print("\n".join(map(printable, lines)))
+
+
 def print_facts(facts: list[Any], folder: Path) -> None:
     """Print a line for each fact of a report, and where the report is."""
     from assay.charts import show
 
     for fact in facts:
-        print(f"{fact.label:<28} {show(fact.value):>10}  {fact.note}".rstrip())
-    print(f"report: {folder / 'report.html'}")
+        print(printable(f"{fact.label:<28} {show(fact.value):>10}  {fact.note}".rstrip()))
+    print(printable(f"report: {folder / 'report.html'}"))
 
 
 def print_summary(summary: Any, as_json: bool) -> None:
@@ -27,7 +42,8 @@ def print_summary(summary: Any, as_json: bool) -> None:
         print(json.dumps(plain(summary), indent=2, allow_nan=False))
         return
     for key, value in _flat(summary):
-        print(f"{key:<44} {value:.4g}" if isinstance(value, float) else f"{key:<44} {value}")
+        shown = f"{value:.4g}" if isinstance(value, float) else printable(str(value))
+        print(f"{printable(key):<44} {shown}")
 
 
 def print_table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
@@ -46,8 +62,9 @@ def print_table(summary: dict[str, Any], table: Any, as_json: bool) -> None:
         if kind == pl.String and (table[name].fill_null("") == "").all()
     ]
     digits = pl.selectors.float().map_elements(lambda value: f"{value:.4g}", pl.String)
+    words = pl.selectors.string().map_elements(printable, pl.String)
     with _unshortened(shutil.get_terminal_size((160, 24)).columns, 60):
-        print(table.head(_ROWS).drop(empty).with_columns(digits))
+        print(table.head(_ROWS).drop(empty).with_columns(digits, words))
     if table.height > _ROWS:
         print(f"the first {_ROWS} of {table.height:,} rows; --json gives all")
 
@@ -67,7 +84,9 @@ def print_tables(summary: dict[str, Any], as_json: bool) -> None:
     with _unshortened(200, 110):
         for key, rows in summary.items():
             if isinstance(rows, list):
-                cells = [{name: show(value) for name, value in row.items()} for row in rows]
+                cells = [
+                    {name: printable(show(value)) for name, value in row.items()} for row in rows
+                ]
                 print(f"\n{key.replace('_', ' ')}\n{pl.DataFrame(cells)}")
 
 

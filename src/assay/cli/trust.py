@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from assay.cli.options import By, CertificateFile, Folder, Json, refusal, require_run, share, within
-from assay.cli.printing import print_summary, print_table, print_tables
+from assay.cli.printing import print_lines, print_summary, print_table, print_tables
 
 
 def audit(
@@ -212,5 +212,5 @@ def check(
     if as_json:
         print_summary(verdict, True)
     else:
-        print("\n".join(lines))
+        print_lines(lines)
     raise typer.Exit(0 if verdict["accepted"] else 1)

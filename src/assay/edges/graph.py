@@ -162,7 +162,7 @@ def from_circuit(circuit: Circuit) -> tuple[EdgeGraph, Tensor, Tensor]:
     """Return graph, edge scores (sources, receivers; NaN where the file has none) and kept edges of
     a circuit file.
 
-    Raises InputError for an edge that the file's own settings do not allow.
+    Raises InputError for a node or an edge that the file's own settings do not allow.
     """
     settings = circuit.settings
     graph = EdgeGraph(
@@ -171,6 +171,10 @@ def from_circuit(circuit: Circuit) -> tuple[EdgeGraph, Tensor, Tensor]:
         settings["d_model"],
         bool(settings["parallel_attn_mlp"]),
     )
+    known = dict.fromkeys([*graph.sources, "logits"])
+    for name in circuit.nodes:
+        if name not in known:
+            raise unknown("node", name, known)
     scores = torch.full(graph.mask.shape, float("nan"), dtype=torch.float64)
     keep = torch.zeros_like(graph.mask)
     for name, entry in circuit.edges.items():

@@ -20,9 +20,10 @@ from assay.io.ours import DIGEST
 _SETTINGS = {"n_layers": int, "n_heads": int, "parallel_attn_mlp": bool, "d_model": int}
 _PARTS = ("cfg", "nodes", "edges")
 _MOST = 1_000_000
-_NODE = re.compile(r"input|logits|m\d+|a\d+\.h\d+")
+_NODE = re.compile(r"input|logits|m[0-9]+|a[0-9]+\.h[0-9]+")
 _EDGE = re.compile(
-    r"(?P<source>input|m\d+|a\d+\.h\d+)->(?:(?P<head>a\d+\.h\d+)<(?P<slot>[qkv])>|(?P<other>logits|m\d+))"
+    r"(?P<source>input|m[0-9]+|a[0-9]+\.h[0-9]+)->"
+    r"(?:(?P<head>a[0-9]+\.h[0-9]+)<(?P<slot>[qkv])>|(?P<other>logits|m[0-9]+))"
 )
 
 

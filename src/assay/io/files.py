@@ -120,6 +120,15 @@ def parse_json(text: str, what: str) -> Any:
         raise InputError(f"{what} is not JSON: {_reason(error)}") from error
 
 
+def require_unicode(value: Any, what: str) -> None:
+    """Raise InputError where a JSON value holds text that no file can hold (lone surrogates)."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        part = error.object[max(0, error.start - 10) : error.end + 10]
+        raise InputError(f"{what} holds a lone surrogate: {shown(part)}") from error
+
+
 def save_tensors(
     path: Path | str, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> Path:
@@ -258,6 +267,8 @@ def require_folder(path: Path | str, *anyof: str) -> None:
     config.json) nor looks like a hub name.
     """
     anyof = anyof or ("config.json",)
+    if not str(path):
+        raise InputError(f"no folder ''; give the folder that holds {anyof[0]}")
     folder = Path(path)
     if folder.is_file():
         raise InputError(f"{path} is a file; give the folder that holds {anyof[0]}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from assay.errors import InputError, shown, unknown
-from assay.io.files import existing, parse_json, read_text, write_text
+from assay.io.files import existing, parse_json, read_text, require_unicode, write_text
 
 Format = Literal["pairs", "ioi", "greater_than"]
 _FIELDS = ("clean_prefix", "patch_prefix", "clean_answer", "patch_answer")
@@ -83,10 +83,9 @@ def _jsonl(path: Path, text: str) -> Iterable[TextPair]:
             raise InputError(
                 f"{path}, line {number}: 'case' must be a string, got {shown(row['case'])}"
             )
-        for name in (*_FIELDS, "case"):
-            if any("\ud800" <= letter <= "\udfff" for letter in row.get(name, "")):
-                raise InputError(f"{path}, line {number}: {name!r} holds a lone surrogate")
-        yield TextPair(**{name: row[name] for name in (*_FIELDS, "case") if name in row})
+        kept = {name: row[name] for name in (*_FIELDS, "case") if name in row}
+        require_unicode(kept, f"{path}, line {number}")
+        yield TextPair(**kept)
 
 
 def _csv(

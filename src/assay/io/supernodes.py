@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.errors import InputError, shown
-from assay.io.files import read_json, write_json
+from assay.io.files import read_json, require_unicode, write_json
 
 FORMAT = "assay-supernodes-1"
 
@@ -55,6 +55,7 @@ def _parse(path: Path | str, data: Any) -> dict[str, list[Supernode]]:
             f"{path} holds no supernodes: it needs 'format': {FORMAT!r}, as in the supernodes.json"
             " of a run"
         )
+    require_unicode(data, str(path))
     circuits = data.get("circuits")
     if not isinstance(circuits, dict):
         raise InputError(f"{path}: 'circuits' must map circuits to lists of supernodes")

@@ -174,7 +174,8 @@ def _figure(section: str, chart: Any, specs: list[str], rows: int) -> tuple[str,
     """Return the shape of a picture and its HTML; its specification joins `specs`."""
     spec = theme.spec(chart)
     heading, note = _heading(spec.pop("title", ""))
-    square = bool(spec.get("usermeta", {}).get("square"))
+    meta = spec.get("usermeta", {})
+    square = bool(meta.get("square"))
     for key in ("$schema", "usermeta", "background"):
         spec.pop(key, None)
     spec["config"] = {**theme.config(), **spec.get("config", {})}
@@ -190,7 +191,7 @@ def _figure(section: str, chart: Any, specs: list[str], rows: int) -> tuple[str,
         f"<span>{escape(note)}</span>" if note else ""
     )
     several = any(key in spec for key in ("facet", "concat", "hconcat", "vconcat"))
-    shape = "wide" if several else "square" if square else "plain"
+    shape = "wide" if several or meta.get("wide") else "square" if square else "plain"
     told = (
         f'role="img" aria-label="{escape(str(label))}"'
         f' data-spec="{name}"{" data-square" if square else ""}'

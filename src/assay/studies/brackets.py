@@ -99,7 +99,7 @@ def bracket_sections(run: Run, unit: str) -> list[Section]:
         f"The free {unit} are switched off in any combination and at any strength, with gates"
         f" {reach}, on {last['examples']} examples. With {last['free']:.0f} of them free, a search"
         f" found a damage of {last['found']:.3g} on average, and {proved}. What lies between the"
-        " two is not known; `assay certify` narrows it by splits."
+        " two is not known; assay certify narrows it by splits."
     )
     if last["vacuous"]:
         text += f" The bound says nothing in {last['vacuous']} of the examples."

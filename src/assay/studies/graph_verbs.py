@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from assay.dictionaries.load import load_dictionaries
-from assay.io.files import existing, sha256
+from assay.io.files import existing, plain, sha256
 from assay.io.runs import Run, require_new, start
 from assay.studies import runner
 from assay.studies.graph_audit import GraphAudit, audit_graph
@@ -17,6 +18,7 @@ from assay.studies.recipes import AUDIT
 from assay.targets.load import load, pairs
 
 SHOWN = 20
+_FLAGS = ("target", "dictionaries", "pairs", "top", "exact", "within", "alpha", "seed")
 
 
 def audit_file(
@@ -47,7 +49,8 @@ def audit_file(
     batches = None if prompts is None else pairs(target, prompts)
     found = audit_graph(path, target, known, batches, **options)
     if out is not None:
-        _save(out, found, path, model, dictionaries, options)
+        files = {"target": model, "dictionaries": dictionaries, "pairs": prompts}
+        _save(out, found, path, files | options)
     shown = [
         claims.table if rows is None else _short(claims.table).head(rows)
         for claims in (found.nodes, found.edges)
@@ -72,17 +75,9 @@ def _save(
     out: Path | str,
     found: GraphAudit,
     path: Path | str,
-    model: str,
-    dictionaries: Path | str | None,
-    options: dict[str, Any],
+    given: dict[str, Any],
 ) -> None:
-    config = {
-        AUDIT: str(path),
-        "sha256": sha256(Path(path)),
-        "target": model,
-        "dictionaries": None if dictionaries is None else str(dictionaries),
-        **options,
-    }
+    config = {AUDIT: str(path), "sha256": sha256(Path(path)), **plain(given)}
     with start(out, config) as run:
         run.save_table("nodes.parquet", found.nodes.table)
         run.save_table("edges.parquet", found.edges.table)
@@ -94,9 +89,11 @@ def report(run: Run) -> Path:
     """Build `report.html` of an audit's folder from what it holds."""
     with runner.readable(run):
         config = run.json("config.json")
-        again = f"assay audit {config[AUDIT]} --target {config['target']} -o NEW_FOLDER"
-        if config["dictionaries"] is not None:
-            again += f" --dictionaries {config['dictionaries']}"
+        words = ["assay", "audit", config[AUDIT]]
+        for key in _FLAGS:
+            if config.get(key) is not None:
+                words += [f"--{key}", str(config[key])]
+        again = shlex.join([*words, "-o", "NEW_FOLDER"])
         html = page(
             run.json("summary.json"),
             run.table("nodes.parquet"),

@@ -5,6 +5,7 @@ answered at once.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from pathlib import Path
@@ -98,5 +99,5 @@ def require_graph_options(
         raise InputError(f"{path} is a file: to audit its graph, give the model with --target")
     if method != "gradient" or on is not None:
         raise InputError("--method and --on belong to the folder of a run; a graph has neither")
-    if not within > 0:
-        raise InputError(f"--within must be above 0, got {within}")
+    if not 0 < within < math.inf:
+        raise InputError(f"--within must be above 0 and finite, got {within}")

@@ -179,7 +179,7 @@ def provenance(run: Run, again: str = "") -> Section:
     versions = list(run.json("versions.json").items())
     return Section(
         "How this was made",
-        f"Run again with: {again}.",
+        f"Run again with: {again}",
         tables=[
             page.Table(pl.DataFrame(flat, schema=["key", "value"], orient="row"), "Config"),
             page.Table(

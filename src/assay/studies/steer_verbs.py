@@ -87,11 +87,11 @@ def report(run: Run) -> Path:
     """Build `report.html` of a folder of steering from what it holds."""
     with readable(run):
         config, summary = run.json("config.json"), run.json("summary.json")
-        words = [shlex.quote(one) for one in config["settings"]]
-        words += [f"--set {shlex.quote(one)}" for one in config["values"]]
-        again = f"assay steer {config[STEERING]} {' '.join(words)} -o NEW_FOLDER"
-        if config["continue"]:
-            again += f" --continue {config['continue']}"
+        words = ["assay", "steer", config[STEERING], *config["settings"]]
+        words += [word for one in config["values"] for word in ("--set", one)]
+        for key in ("continue", "examples", "temperature", "alpha", "seed"):
+            words += [f"--{key}", str(config[key])]
+        again = shlex.join([*words, "-o", "NEW_FOLDER"])
         html = page(
             config[STEERING],
             summary,

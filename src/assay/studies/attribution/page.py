@@ -144,7 +144,7 @@ def _listed(run: Run, summary: dict[str, Any]) -> Section:
     level = 1 - summary["methods"][summary["coverage"]["method"]]["bars"]["alpha"]
     text = (
         "The nodes with the largest mean |score| on a quarter of the pairs, patched exactly on "
-        f"all the others: `effect` is the mean over those {top['inputs'][0] if top.height else 0} "
+        f"all the others: effect is the mean over those {top['inputs'][0] if top.height else 0} "
         f"pairs, and [low, high] a {percent(level)} confidence interval for it. List and means "
         "come from different pairs, so being chosen does not make a mean too large. "
         f"{summary['signs']['score']}"

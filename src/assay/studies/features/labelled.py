@@ -148,10 +148,19 @@ def _tokens_of(
 def _marked(model: LanguageModel, context: Context) -> str:
     """Return the text of a context with its token in brackets."""
     names = _names(model, list(context.tokens))
-    names[context.place] = f"[{names[context.place].strip()}]"
+    name = names[context.place]
+    before = name[: len(name) - len(name.lstrip())] if name.strip() else ""
+    names[context.place] = f"{before}[{name.strip() or repr(name)}]"
     spaced = any(name.startswith(" ") for name in names)
     return ("" if spaced else " ").join(names).strip()
 
 
 def _names(model: LanguageModel, ids: list[int]) -> list[str]:
-    return [str(model.tokenizer.decode([token])) for token in ids]
+    """Return the texts of tokens, and the tokenizer's own names of those that are bytes of a
+    letter.
+    """
+    texts = [str(model.tokenizer.decode([token])) for token in ids]
+    return [
+        str(model.tokenizer.convert_ids_to_tokens(token)) if "\ufffd" in text else text
+        for token, text in zip(ids, texts, strict=True)
+    ]

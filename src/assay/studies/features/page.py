@@ -91,7 +91,7 @@ def _dictionaries(run: Run, summary: dict[str, Any]) -> Section:
             " Loss recovered is (zero - spliced) / (zero - clean): cross-entropies of the network"
             " with zeros, with what the dictionary rebuilds, and as it is, with its 95 % interval;"
             " beside it, PCA of as many components as features are active. Where zeros do not raise"
-            " the loss for certain (`zeros add`, in nats, is within two of its standard errors)"
+            " the loss for certain (zeros add, in nats, is within two of its standard errors)"
             " there is nothing to recover, and the share is absent."
         )
     return Section("The dictionaries", text, tables=tables)
@@ -172,8 +172,8 @@ def _agreement(run: Run, summary: dict[str, Any]) -> Section:
     text = (
         "Each point is one part of one pair: what the cheap score says (up) against what patching"
         " it exactly does (across). A correlation says nothing of scale: a slope below one means"
-        " that effects are under-estimated, and `sign` is the share of effects whose sign is right."
-        " Over `node mean`s, effects of a node are averaged over the pairs first, which hides"
+        " that effects are under-estimated, and sign is the share of effects whose sign is right."
+        " Over node means, effects of a node are averaged over the pairs first, which hides"
         " single examples. Node paths (the gradient averaged along the change of one part alone)"
         f" were computed for {summary['node_paths']:,} effects."
     )

@@ -30,11 +30,11 @@ def circuit_sections(run: Run, summary: dict[str, Any]) -> list[Section]:
     curves, parts, edges = (
         run.table(f"circuit-{name}.parquet") for name in ("curves", "parts", "edges")
     )
-    pictures = []
+    lines, circuits = [], []
     for one in found:
         name, words = one["circuit"], _words(one)
         curve = curves.filter((pl.col("circuit") == name) & pl.col("faithfulness").is_finite())
-        pictures.append(
+        lines.append(
             charts.line(
                 curve.filter((pl.col("nodes") > 0) & (pl.col("nodes") <= _SHOWN_PARTS)),
                 "nodes",
@@ -51,7 +51,7 @@ def circuit_sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         here = parts.filter(pl.col("circuit") == name)
         between = edges.filter((pl.col("circuit") == name) & (pl.col("receiver") != "metric"))
         largest = between.sort(pl.col("score").abs(), descending=True).head(_SHOWN_EDGES)
-        pictures.append(
+        circuits.append(
             charts.graph(
                 here.select(
                     pl.col("part").alias("name"),
@@ -81,8 +81,8 @@ def circuit_sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         "set to the reference, errors of dictionaries included unless they are said to be kept. "
         "faithfulness = (m(circuit) - m(nothing)) / (m(network) - m(nothing)), completeness the "
         "same without the circuit. CPR is the area under faithfulness f over the share of parts, "
-        "CMD the area under |1 - f|; ends of intervals are 95 % percentiles over 1000 bootstrap "
-        "samples of the pairs. Parts were chosen on "
+        "CMD the area under |1 - f|; 95 % intervals are Fieller's for ratios of means over pairs,"
+        " absent where the network is not clear of nothing. Parts were chosen on "
         f"{found[0]['chosen_on']} pairs and measured on {found[0]['measured_on']} others."
         " A part whose bar reached across the bound was patched exactly before it was taken or "
         f"left: {sum(one['patched_exactly'] for one in found)} were, beside those that were known."
@@ -100,7 +100,7 @@ def circuit_sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         Section(
             "The circuit",
             text,
-            charts=pictures,
+            charts=[*lines, *circuits],
             tables=[
                 Table(pl.DataFrame(rows), "What circuits keep, on pairs that did not choose them"),
                 Table(_worst(found), "The worst that everything outside can do"),

@@ -42,7 +42,7 @@ def _sizes(run: Run) -> Section:
         " its difference between the patch and the clean run, the norm of the metric's gradient"
         " there, and the cosine between them. Each point is one error node of one pair, and below"
         " them the same for whole values of the residual stream. The table averages over pairs:"
-        " `cosine` is the mean of cosines, `cosine_of_means` the mean score over the product of"
+        " cosine is the mean of cosines, cosine_of_means the mean score over the product of"
         " mean norms, as earlier work took it.",
         charts=pictures,
         tables=[Table(nodes.select(columns), "Error nodes, means over pairs")],

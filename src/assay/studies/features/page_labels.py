@@ -61,7 +61,7 @@ def label_sections(run: Run) -> list[Section]:
                 tooltip=("from", "count"),
                 title="Histograms of activations, where features are active",
                 x_title="bin of |f|",
-                value_title="share of the largest count",
+                value_title="share of the most",
             )
         )
     return [
@@ -79,4 +79,4 @@ def _contexts(found: list[dict[str, Any]]) -> str:
 
 
 def _tokens(found: list[dict[str, Any]]) -> str:
-    return ", ".join(one["token"].strip() for one in found)
+    return ", ".join(one["token"].strip() or repr(one["token"]) for one in found)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from assay.audit.claims import implied_effects, influences, judge
+from assay.audit.strata import draw_by_rank, strata_of_links
 from assay.core.target import Batch, Target
 from assay.dictionaries import DictionarySet
 from assay.edges.direct import remove_pieces
@@ -48,7 +49,8 @@ def audit_graph(
     what the graph's own edges add up to. Of heads and MLPs, effects are those of patching.
 
     Up to `exact` nodes are removed: the `top` most influential ones, those of the `top` edges, and
-    a random choice of the others, which gives the rest their bars at level 1 - alpha. See `Claims`
+    a random choice of the others by strata of their influence, which gives the rest their bars at
+    level 1 - alpha. See `Claims`
     for `within` and `threshold`. Raises InputError for a damaged file, a graph of another model,
     and dictionaries that do not fit."""
     data = read_json(path)
@@ -61,7 +63,13 @@ def audit_graph(
                 f"{path} is a circuit over heads and MLPs, found on pairs of prompts: give them"
                 " with --pairs"
             )
+        if dictionaries:
+            raise InputError(f"{path} is a circuit over heads and MLPs: it takes no --dictionaries")
         return audit_circuit(path, circuit, target, *pairs, exact=exact, seed=seed, **options)
+    if pairs is not None:
+        raise InputError(
+            f"{path} is a graph over features, of the prompt that it names: it takes no --pairs"
+        )
     graph = parse_graph(path, data)
     matched = match(str(path), graph, target, dictionaries or {})
     return _audit(path, graph, matched, target, exact=exact, seed=seed, **options)
@@ -101,9 +109,10 @@ def _audit(
     must = list(dict.fromkeys([*ranked[:top], *first]))
     taken = set(must)
     others = [name for name in ranked if name not in taken]
-    order = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
-    drawn = [others[place] for place in order[: max(0, exact - len(must))]]
+    strata = draw_by_rank(len(others), exact - len(must), options["alpha"], seed)
+    drawn = [name for place, name in enumerate(others) if place in strata.drawn]
     measured, at_random = [*must, *drawn], set(drawn)
+    of_others = dict(zip(others, strata.stratum.tolist(), strict=True))
     needed = set(measured)
     read = dict.fromkeys(
         receiver
@@ -126,9 +135,13 @@ def _audit(
         "claimed": [claims.get(name, 0.0) for name in ranked],
         "exact": [total[row_of[name]] if name in row_of else None for name in ranked],
         "sampled": [name in at_random for name in ranked],
+        "stratum": [of_others.get(name) for name in ranked],
     }
-    sampled = _one_link_each(graph, at_random, seed)
     ends = [graph.links[place][:2] for place in links]
+    rank = {name: place for place, name in enumerate(others)}
+    cells, sampled = strata_of_links(
+        [rank.get(source) for source, _ in ends], strata, options["alpha"], seed
+    )
     along = effects["along"].numpy(force=True)
     lines = {
         "source": [source for source, _ in ends],
@@ -139,7 +152,8 @@ def _audit(
             float(along[row_of[source], column_of[receiver]]) if source in row_of else None
             for source, receiver in ends
         ],
-        "sampled": [place in sampled for place in links],
+        "sampled": [row in sampled for row in range(len(links))],
+        "stratum": cells,
     }
     token, stated = matched.outputs[chosen.id], matched.stated
     about = {
@@ -154,7 +168,7 @@ def _audit(
         "largest_probability_difference": stated.probability,
         "differences": stated.sentence(),
     }
-    schema = {"exact": pl.Float64}
+    schema = {"exact": pl.Float64, "stratum": pl.Int64}
     return GraphAudit(
         judge(pl.DataFrame(rows, schema_overrides=schema), **options),
         judge(pl.DataFrame(lines, schema_overrides=schema), **options),
@@ -185,16 +199,3 @@ def _measure(
         outputs,
     )
     return {"total": removed.total, "along": torch.cat([removed.straight, removed.direct], 1)}
-
-
-def _one_link_each(graph: AttributionGraph, sources: set[str], seed: int) -> set[int]:
-    """Return one link of each source, drawn at random: links of one source are no sample."""
-    generator = torch.Generator().manual_seed(seed)
-    outgoing: dict[str, list[int]] = {}
-    for place, (source, _, _) in enumerate(graph.links):
-        if source in sources:
-            outgoing.setdefault(source, []).append(place)
-    return {
-        places[int(torch.randint(len(places), (1,), generator=generator))]
-        for places in outgoing.values()
-    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from assay.audit.claims import judge
 from assay.audit.edges import edge_faithfulness
+from assay.audit.strata import draw_by_rank
 from assay.core.target import Batch, Target
 from assay.edges.graph import EdgeGraph, from_circuit
 from assay.edges.patching import patch_sets
@@ -38,8 +40,10 @@ def audit_circuit(
     its scores; what the circuit keeps of the metric is in `about`.
 
     The claim of a node is its own score, or else the sum over its edges. All nodes are patched,
-    and of the edges the `top` largest scores and a random choice, `exact` together. Raises
-    InputError for a circuit of another model and for one without scores."""
+    and of the edges the `top` largest scores and a random choice by strata of the score, `exact`
+    together. Raises
+    InputError for a circuit of another model, for one without scores, and for scores whose sum is
+    not finite."""
     graph = wire(target.model).graph
     stated, scores, keep = from_circuit(circuit)
     _require_same(path, stated, graph)
@@ -56,14 +60,15 @@ def audit_circuit(
             "claimed": [claim for _, claim in rows],
             "exact": effects.tolist(),
             "sampled": [False] * len(rows),
+            "stratum": [None] * len(rows),
         }
     )
     places = known.nonzero()
     places = places[scores[known].abs().argsort(descending=True, stable=True)]
-    generator = torch.Generator().manual_seed(seed)
-    rest = top + torch.randperm(max(0, len(places) - top), generator=generator)
-    drawn = rest[: max(0, exact - top)].tolist()
-    measured, at_random = [*range(min(top, len(places))), *drawn], set(drawn)
+    listed = min(top, len(places))
+    strata = draw_by_rank(len(places) - listed, exact - listed, alpha, seed)
+    at_random = {listed + place for place in strata.drawn}
+    measured = [*range(listed), *sorted(at_random)]
     sets = []
     for place in measured:
         mask = torch.zeros_like(graph.mask)
@@ -80,8 +85,9 @@ def audit_circuit(
             "in_graph": keep[places[:, 0], places[:, 1]].tolist(),
             "exact": [found.get(place) for place in range(len(places))],
             "sampled": [place in at_random for place in range(len(places))],
+            "stratum": [None] * listed + strata.stratum.tolist(),
         },
-        schema_overrides={"exact": pl.Float64},
+        schema_overrides={"exact": pl.Float64, "stratum": pl.Int64},
     )
     kept = edge_faithfulness(target, clean, patch, keep)
     about = {
@@ -119,6 +125,8 @@ def _nodes(circuit: Circuit, graph: EdgeGraph, scores: Tensor) -> list[tuple[str
     sums = (scores * graph.mask).sum(1).tolist()
     found = []
     for name, total in zip(graph.sources, sums, strict=True):
+        if not math.isfinite(total):
+            raise InputError(f"the scores of the edges of {name!r} add up to {total}")
         entry = circuit.nodes.get(name)
         found.append((name, total if entry is None or entry.score is None else entry.score))
     return sorted(found, key=lambda row: -abs(row[1]))

@@ -69,6 +69,9 @@ def _whole(summary: Mapping[str, Any], nodes: pl.DataFrame, edges: pl.DataFrame)
         " largest. The picture shows the listed ones that survive, with their exact effects: blue"
         " is positive, orange negative."
     )
+    over_heads = "layer" not in nodes.columns
+    if not over_heads:
+        text += " Tokens stand at layer -1, logits behind the last layer."
     drawn = [
         charts.bars(
             pl.DataFrame(rows),
@@ -81,7 +84,6 @@ def _whole(summary: Mapping[str, Any], nodes: pl.DataFrame, edges: pl.DataFrame)
     ]
     spots, lines = survivors(nodes, edges, counts["top"])
     if spots.height:
-        over_heads = "layer" not in nodes.columns
         drawn.append(
             charts.graph(
                 spots,
