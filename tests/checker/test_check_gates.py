@@ -440,5 +440,5 @@ def test_a_certificate_of_gates_is_at_level_real(tmp_path: Path) -> None:
     with pytest.raises(ProverError, match="level real, got level 'float32'"):
         require_writable(tmp_path / "cert.json", "float32")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(ProverError, match="is no certificate"):
+    with pytest.raises(ProverError, match="not a file that Assay would write there"):
         require_writable(tmp_path / "other.json", "real")

@@ -95,7 +95,7 @@ def test_json_with_half_a_letter_is_refused_and_whole_ones_are_read(tmp_path):
     assert files.read_json(path) == {"a": ["\U0001f600", "\\ud800"]}
     files.require_unicode(files.read_json(path), str(path))
     for text in (r'{"name": "half \ud800"}', r'{"\udfff": 1}', r'["\ude00\ud83d"]'):
-        files.write_text(path, text)
+        path.write_text(text)
         with pytest.raises(
             InputError, match=r"text\.json holds a lone surrogate: '.*ud"
         ) as refused:

@@ -368,7 +368,9 @@ def test_stated_numbers_are_compared_with_the_models_own(tmp_path):
     first = features[0]
 
     def audited(changed):
-        return audit_graph(write_graph(tmp_path / "graph.json", changed), network(), dictionaries)
+        path = tmp_path / "graph.json"
+        path.unlink(missing_ok=True)
+        return audit_graph(write_graph(path, changed), network(), dictionaries)
 
     right = audited(graph)
     assert right.about["activations_compared"] == len(features)
@@ -423,6 +425,7 @@ def test_the_likely_cause_is_the_model_where_probabilities_differ(tmp_path):
         (0.0, "the model is another one, or the dictionaries are others"),
     ):
         changed = altered(other_odds(graph, odds), lambda node: replace(node, activation=99.0))
+        (tmp_path / "graph.json").unlink(missing_ok=True)
         path = write_graph(tmp_path / "graph.json", changed)
         with pytest.raises(InputError, match=f"does not fit: .* activations differ .*{cause}"):
             audit_graph(path, network(), dictionaries)
