@@ -13,8 +13,10 @@ from torch import Tensor
 
 from assay.bounds.rounding import Interval
 from assay.bounds.search.branch import least
-from assay.bounds.search.leaves import Budget
+from assay.bounds.search.goal import goal_of
+from assay.bounds.search.leaves import Budget, Leaf, halves
 from assay.bounds.search.pins import Split
+from assay.bounds.search.plain import bound_plainly
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import State, Twin
 from assay.bounds.trace import Traced, trace
@@ -219,3 +221,18 @@ def test_rows_in_parts_have_the_bounds_and_gradients_of_all_at_once(name: str) -
     for whole, parts in zip(swept(1 << 30), swept(1), strict=True):
         for one, other in zip(whole, parts, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_no_entry_stays_wide_because_lines_hide_it() -> None:
+    """The entry with the largest effect is halved, but where another is 256 times wider as a share
+    of the region.
+    """
+    ones = torch.ones(1, 2, dtype=torch.float64)
+    weights = torch.tensor([1e6, 1.0], dtype=torch.float64)
+    found = trace(lambda x: x * weights, ones, regions=[(0 * ones, ones)])
+    twin, goal = Twin(found.at("float64")), goal_of(np.ones((1, 2)))
+    for width, chosen in ((1 / 128, 0), (1 / 512, 1)):
+        leaf = Leaf([np.zeros((1, 2))], [np.array([[width, 1.0]])], -np.inf, {}, {})
+        bound_plainly(twin, [leaf], goal, [np.ones((1, 2))])
+        assert leaf.split == (0, chosen)
+        assert len(halves(leaf)) == 2

@@ -478,6 +478,12 @@ MUTANTS = [
         ("tests/io/test_onnx.py::test_what_breaks_a_rule_or_the_memory_is_refused_before_it_runs",),
     ),
     Mutant(
+        "assay/bounds/search/plain.py",
+        "torch.where(share * UNEVEN >= widest, score, 0.0)",
+        "score",
+        ("tests/bounds/test_branching.py::test_no_entry_stays_wide_because_lines_hide_it",),
+    ),
+    Mutant(
         "assay/bounds/search/points.py",
         "if self.probe is None:",
         "if True:",

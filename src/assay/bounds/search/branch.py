@@ -109,6 +109,7 @@ class _Search:
         self.reference, self.store, self.every = reference, store, EVERY
         self.lows = [low.detach().double().numpy() for low in lows]
         self.highs = [high.detach().double().numpy() for high in highs]
+        self.region = [high - low for low, high in zip(self.lows, self.highs, strict=True)]
         self.goal, self.rows = goal, torch.from_numpy(goal.rows[None])
         self.best = Least(traced, goal, self.lows, self.highs, probe)
         self.twin = Twin(traced.at("float64"), budget.memory)
@@ -321,7 +322,7 @@ class _Search:
     def evaluate(self, leaves: list[Leaf], *, root: bool = False) -> list[Leaf]:
         """Bound boxes, all at once, after a descent on the slopes of the last rows."""
         if self.plain:
-            self.best.look(leaves, bound_plainly(self.twin, leaves, self.goal))
+            self.best.look(leaves, bound_plainly(self.twin, leaves, self.goal, self.region))
             return leaves
         boxes = ends_of(leaves)
         ends = [*(low for low, _ in boxes), *(high for _, high in boxes)]

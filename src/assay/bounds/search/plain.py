@@ -3,6 +3,8 @@ little, and splits make up for the slopes where few inputs move."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -11,16 +13,22 @@ from assay.bounds.search.goal import Goal
 from assay.bounds.search.leaves import Leaf, ends_of
 from assay.bounds.search.twin import Twin
 
+UNEVEN = 256.0
+"""Times that an entry may be wider than another one that is split, both as shares of the region."""
+
 
 @torch.no_grad()
-def bound_plainly(twin: Twin, leaves: list[Leaf], goal: Goal) -> list[Array]:
+def bound_plainly(
+    twin: Twin, leaves: list[Leaf], goal: Goal, region: Sequence[Array]
+) -> list[Array]:
     """Raise the bounds of leaves, and return the corner of each at which the line below the
     deciding row is least, (leaves, *shape) by input. Choose where each is split: at the entry whose
     effect, its largest coefficient in the lines below and above any row times its width, is
     largest.
 
-    The deciding line alone would not do: a slope of zero in a relaxation can hide an entry from
-    every split."""
+    The deciding line alone would not do: a slope of zero in a relaxation can hide an entry. It can
+    hide one from all lines, too, so that none stays much wider than others: `region` holds the
+    widths of the whole region by input."""
     boxes = ends_of(leaves)
     parameters = twin.rules.parameters(len(leaves))
     state = twin.sweep(boxes, parameters)
@@ -29,7 +37,12 @@ def bound_plainly(twin: Twin, leaves: list[Leaf], goal: Goal) -> list[Array]:
     each = torch.maximum(each[:, : len(goal.rows)], goal.least(*state.values[-1]))
     bounds, deciding = goal.of(each.nan_to_num(-torch.inf)), goal.decisive(each)
     scores, corners = list[Tensor](), list[Array]()
-    for ref, (low, high) in zip(twin.graph.inputs, boxes, strict=True):
+    shares = [
+        ((high - low) / torch.from_numpy(whole)).nan_to_num(0.0).flatten(1)
+        for (low, high), whole in zip(boxes, region, strict=True)
+    ]
+    widest = torch.cat(shares, 1).amax(1, keepdim=True)
+    for ref, (low, high), share in zip(twin.graph.inputs, boxes, shares, strict=True):
         width = (high - low).flatten(1)
         score = 1e-12 * width
         if ref in passed:
@@ -38,7 +51,7 @@ def bound_plainly(twin: Twin, leaves: list[Leaf], goal: Goal) -> list[Array]:
             mine = lines[torch.arange(len(leaves)), deciding].reshape(low.shape)
             low = torch.where(mine > 0, low, high)
         corners.append(low.numpy())
-        scores.append(score)
+        scores.append(torch.where(share * UNEVEN >= widest, score, 0.0))
     best = [score.max(-1) for score in scores]
     which = torch.stack([value for value, _ in best], -1).argmax(-1)
     for index, leaf in enumerate(leaves):
