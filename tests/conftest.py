@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, settings
 # Small tensors: on a busy machine spinning threads are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How fast a machine draws examples says nothing of the code.
-settings.register_profile("assay", suppress_health_check=[HealthCheck.too_slow])
+# How fast a machine draws examples says nothing of the code, and one tree gives one answer: the
+# profile "explore" (`--hypothesis-profile explore`) draws anew in every run.
+settings.register_profile("explore", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("assay", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("assay")
 
 
