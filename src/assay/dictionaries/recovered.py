@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy import stats
 from torch import Tensor
 
-NORMAL = 1.96
-"""Standard errors on either side of a 95 % interval."""
+LEVEL = 0.95
+"""How often intervals hold the true share, for many windows."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ class Recovered:
 
     The denominator, `rise` (nats per token), is what zeros add to the loss; `rise_error` is its
     standard error over windows. The interval is Fieller's for a ratio of means of the same windows
-    (Fieller 1954, J. R. Stat. Soc. B 16): it ends on both sides only where the rise is further from
-    zero than its own interval is wide. Where it is not above zero by so much the share is None, and
-    `reason` says why."""
+    (Fieller 1954, J. R. Stat. Soc. B 16), with Student's quantile: it ends on both sides only where
+    the rise is further from zero than its own interval is wide. Where it is not above zero by so
+    much the share is None, and `reason` says why."""
 
     share: float | None
     low: float | None
@@ -59,14 +60,15 @@ def recovered(zero: Losses, spliced: Losses, clean: Losses) -> Recovered:
     covariance = residual @ residual.T * (windows / (windows - 1) / total**2)
     gain_square, both, rise_square = (float(covariance[i]) for i in ((0, 0), (0, 1), (1, 1)))
     error = math.sqrt(rise_square)
-    if rise <= NORMAL * error:
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, windows - 1))
+    if rise <= reach * error:
         words = (
             f"zeros change the loss by {rise:.5f} nats, standard error {error:.5f}: there is no"
             " loss to recover"
         )
         return Recovered(None, None, None, rise, error, words)
     # The shares for which gain - share * rise lies within its own interval around zero.
-    square = NORMAL**2
+    square = reach**2
     a = rise**2 - square * rise_square
     b = gain * rise - square * both
     c = gain**2 - square * gain_square
