@@ -186,12 +186,21 @@ def test_restored_parts_have_their_clean_values():
 def test_a_share_that_is_recovered_may_be_negative_and_has_an_interval():
     generator = torch.Generator().manual_seed(0)
     lost = 1 + 0.5 * torch.randn(200, generator=generator, dtype=torch.float64)
-    for gate, value in ((0.0, 0.0), (1.0, 1.0)):
-        assert Restoration(lost, 0 * lost, gate * lost).recovered().estimate == value
     back = -0.3 * lost + 0.1 * torch.randn(200, generator=generator, dtype=torch.float64)
-    share = Restoration(lost, torch.zeros_like(lost), back).recovered()
-    assert share.covers(-0.3)
-    assert share.width < 0.1
-    one = Restoration(lost[:1], torch.zeros(1), back[:1]).recovered()
-    assert one.estimate is None
-    assert "one example" in one.reason
+
+    def share(returned, unit, some=slice(None)):
+        found = Restoration(lost[some], torch.zeros_like(lost[some]), returned[some], unit)
+        return found.recovered()
+
+    every = np.arange(200)
+    for gate in (0.0, 1.0):
+        assert share(gate * lost, every).estimate == gate
+    assert share(back, every).covers(-0.3)
+    assert share(back, every).width < 0.1
+    # Copies of inputs are no further observations.
+    twice = torch.cat([lost, lost]), torch.cat([back, back])
+    copied = Restoration(twice[0], 0 * twice[0], twice[1], np.arange(400) % 200).recovered()
+    assert copied.width == pytest.approx(share(back, every).width)
+    for one in (share(back, 0 * every), share(back, every[:1], slice(0, 1))):
+        assert one.estimate is None
+        assert "one input" in one.reason

@@ -109,16 +109,22 @@ def ratio_interval(
     below: np.ndarray,
     alpha: float = 0.1,
     limits: tuple[float, float] = (0.0, 1.0),
+    unit: np.ndarray | None = None,
 ) -> ConfidenceInterval:
-    """Return mean(above) / mean(below) with Fieller's interval over independent inputs, clipped to
-    the limits; without an interval where the denominator is not itself clear of zero."""
+    """Return mean(above) / mean(below) with Fieller's interval over independent inputs, which
+    `unit` numbers, clipped to the limits; without an interval where the denominator is not itself
+    clear of zero."""
     above, below = np.asarray(above, float), np.asarray(below, float)
     n = len(above)
     if n < 2 or len(below) != n:
         raise InputError(
             f"a ratio needs two arrays of one length, at least 2; got {n} and {len(below)}"
         )
-    ends = fieller(above, below, alpha)
+    n = n if unit is None else len(np.unique(unit))
+    ends = fieller(above, below, alpha, unit)
+    if n < 2:
+        reason = "one input says nothing of the error"
+        return ConfidenceInterval(None, None, None, alpha, n, reason=reason)
     if ends is None:
         reason = "the denominator of the ratio is not clear of zero"
         return ConfidenceInterval(None, None, None, alpha, n, reason=reason)

@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from assay.audit.intervals import ConfidenceInterval, ratio_interval
+from assay.audit.population import distinct
 from assay.core.mechanisms import Mechanisms
 from assay.core.parts import Gates, Parts, mix
 from assay.core.sites import Seen, read_sites
@@ -19,24 +21,25 @@ from assay.core.sites import Seen, read_sites
 @dataclass(frozen=True)
 class Restoration:
     """Metrics of every example, float64: of the untouched network, with parts ablated, and with
-    others restored on top of it.
+    others restored on top of it; `unit` numbers the distinct inputs.
     """
 
     clean: Float[Tensor, " examples"]
     ablated: Float[Tensor, " examples"]
     restored: Float[Tensor, " examples"]
+    unit: np.ndarray
 
     def recovered(self, alpha: float = 0.05) -> ConfidenceInterval:
         """Return (restored - ablated) / (clean - ablated), a ratio of means with Fieller's
         interval; without an estimate where what the ablation changes is not clear of zero, and
-        with fewer than two examples.
+        with fewer than two distinct inputs.
         """
         lost, back = self.clean - self.ablated, self.restored - self.ablated
         if len(lost) < 2:
-            reason = "one example says nothing of the error"
+            reason = "one input says nothing of the error"
             return ConfidenceInterval(None, None, None, alpha, len(lost), reason=reason)
         everything = (-math.inf, math.inf)
-        return ratio_interval(back.cpu().numpy(), lost.cpu().numpy(), alpha, everything)
+        return ratio_interval(back.cpu().numpy(), lost.cpu().numpy(), alpha, everything, self.unit)
 
 
 @torch.no_grad()
@@ -73,4 +76,5 @@ def restore(mechanisms: Mechanisms, gates: Gates, kept: Mapping[str, Tensor]) ->
         mechanisms.values(gates),
         mechanisms.target.values(mechanisms.batch, mechanisms.edits_of(named, change)),
     ]
-    return Restoration(*(entry.double() for entry in values))
+    untouched, ablated, restored = (entry.double() for entry in values)
+    return Restoration(untouched, ablated, restored, distinct(mechanisms.batch))
