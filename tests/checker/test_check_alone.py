@@ -58,7 +58,7 @@ def test_imports_are_of_the_standard_library_numpy_and_flint() -> None:
 def test_the_package_is_short() -> None:
     """A reader of one task reads what all tasks share, and that task."""
     lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
-    most = {"crosscoder": 860, "gates": 2250}
+    most = {"crosscoder": 860, "gates": 2300}
     for task, allowed in most.items():
         assert sum(count for path, count in lines.items() if task in path.parts) < allowed
     assert sum(count for path, count in lines.items() if not most.keys() & {*path.parts}) < 1200

@@ -107,7 +107,7 @@ MUTANTS = [
     ),
     Mutant(
         "assay/dictionaries/recovered.py",
-        "if rise <= NORMAL * error:",
+        "if rise <= reach * error:",
         "if rise <= 0:",
         RECOVERED,
     ),
