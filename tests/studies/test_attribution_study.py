@@ -364,7 +364,8 @@ def shipped(tmp_path_factory):
 def test_the_report_brackets_what_nodes_can_do(shipped):
     brackets = opened(shipped).table("brackets.parquet")
     assert brackets["free"].to_list() == [3, 6]
-    assert (brackets["found"] <= brackets["proved"] + 1e-9).all()
+    # What was found is rounded as the network computes, in float32.
+    assert (brackets["found"] <= brackets["proved"] + 1e-5).all()
 
 
 @pytest.mark.slow

@@ -184,7 +184,7 @@ def test_the_verbs_work_over_a_run(ours, monkeypatch, capsys):
     code, out = command(monkeypatch, capsys, *words, "--budget", "2", "--json")
     assert code == 0, out.err
     summary = json.loads(out.out)
-    assert 0 <= summary["found_mean"] <= summary["proved_mean"]
+    assert 0 <= summary["found_mean"] <= summary["proved_mean"] + 1e-5
     assert not summary["vacuous"]
 
 
@@ -342,7 +342,7 @@ def test_saved_dictionaries_of_every_activation_are_certified(user, monkeypatch,
     code, out = command(monkeypatch, capsys, *words, "--budget", "5", "--json", "-o", path)
     assert code == 0, out.err
     summary = json.loads(out.out)
-    assert 0 < summary["found_mean"] <= summary["proved_mean"]
+    assert 0 < summary["found_mean"] <= summary["proved_mean"] + 1e-5
     assert not summary["vacuous"]
     assert "the damage is at most" in summary["checked"]
 
