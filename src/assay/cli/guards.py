@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from assay.cli.options import Json, Top, refusal, within
+from assay.cli.options import Json, Top, any_seed, refusal, within
 from assay.cli.printing import print_table
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="Folder or hub name of the model.")]
@@ -45,9 +45,7 @@ def guard_fit(
     alpha: Annotated[float, typer.Option(help="Level of the tests.")] = 0.05,
     calibration: Calibration = None,
     limit: Limit = 4000,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the splits.", callback=within("--seed", 0, 2**31 - 1))
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the splits.", callback=any_seed)] = 0,
     as_json: Json = False,
 ) -> None:
     """Fit a guard on inputs of your own and save it."""

@@ -27,6 +27,10 @@ def within(flag: str, low: int, high: int) -> Callable[[int | None], int | None]
     return check
 
 
+any_seed = within("--seed", 0, 2**31 - 1)
+"""A callback that refuses numbers that no generator takes."""
+
+
 def share(value: float) -> float:
     """Return a share strictly between 0 and 1; raise InputError otherwise."""
     if not 0 < value < 1:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from assay.cli.options import By, Folder, Json, Top, require_run, share, within
+from assay.cli.options import By, Folder, Json, Top, any_seed, require_run, share, within
 from assay.cli.printing import print_table, print_tables
 
 
@@ -101,9 +101,7 @@ def steer(
     alpha: Annotated[
         float, typer.Option(help="Share of predictions that a bar may miss.", callback=share)
     ] = 0.1,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the draws.", callback=within("--seed", 0, 2**31 - 1))
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.", callback=any_seed)] = 0,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="A new folder for the rows and a report.")
     ] = None,

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from assay.cli.options import By, CertificateFile, Folder, Json, refusal, require_run, share, within
+from assay.cli.options import (
+    By,
+    CertificateFile,
+    Folder,
+    Json,
+    any_seed,
+    refusal,
+    require_run,
+    share,
+    within,
+)
 from assay.cli.printing import print_lines, print_summary, print_table, print_tables
 
 
@@ -30,9 +40,7 @@ def audit(
     alpha: Annotated[
         float, typer.Option(help="Share of parts that a bar may miss.", callback=share)
     ] = 0.1,
-    seed: Annotated[
-        int, typer.Option(help="Seed of the sample.", callback=within("--seed", 0, 2**31 - 1))
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the sample.", callback=any_seed)] = 0,
     on: Annotated[
         Path | None,
         typer.Option(

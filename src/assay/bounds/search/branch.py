@@ -33,6 +33,7 @@ from assay.bounds.search.level import LevelBounds
 from assay.bounds.search.pins import Derivatives, pinned
 from assay.bounds.search.plain import bound_plainly
 from assay.bounds.search.points import Least, Probe
+from assay.bounds.search.ranges import as_interval
 from assay.bounds.search.twin import State, Twin
 from assay.bounds.search.unfinished import (
     Store,
@@ -396,11 +397,8 @@ class _Search:
         self.idle += 1
         if self.idle > 4 and self.idle % 4:
             return leaves
-        pins = self.derivatives.pins(
-            [np.stack(low) for low in zip(*(leaf.lows for leaf in leaves), strict=True)],
-            [np.stack(high) for high in zip(*(leaf.highs for leaf in leaves), strict=True)],
-            late,
-        )
+        boxes = [as_interval(ends) for ends in ends_of(leaves)]
+        pins = self.derivatives.pins([box.lo for box in boxes], [box.hi for box in boxes], late)
         found = []
         for leaf, mine in zip(leaves, pins, strict=True):
             if mine.ends:

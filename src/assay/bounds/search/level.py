@@ -8,7 +8,8 @@ import torch
 from assay.bounds.engine import Late, never
 from assay.bounds.rounding import Array, Interval
 from assay.bounds.search.goal import Goal
-from assay.bounds.search.leaves import Leaf, slopes_of
+from assay.bounds.search.leaves import Leaf, ends_of, slopes_of
+from assay.bounds.search.ranges import as_interval
 from assay.bounds.search.sweep import bound_rows, sweep
 from assay.bounds.search.twin import Twin
 from assay.bounds.trace.traced import Traced
@@ -32,14 +33,7 @@ class LevelBounds:
         found = list[float]()
         for start in range(0, len(leaves), self.at_once):
             part = leaves[start : start + self.at_once]
-            boxes = [
-                Interval(np.stack(lo), np.stack(hi))
-                for lo, hi in zip(
-                    zip(*(leaf.lows for leaf in part), strict=True),
-                    zip(*(leaf.highs for leaf in part), strict=True),
-                    strict=True,
-                )
-            ]
+            boxes = [as_interval(ends) for ends in ends_of(part)]
             try:
                 with np.errstate(all="ignore"):
                     found += self._bounds(part, boxes, late)
@@ -49,9 +43,7 @@ class LevelBounds:
 
     def by_intervals(self, leaf: Leaf) -> float:
         """Return the bound of a box by intervals alone; minus infinity where there is none."""
-        boxes = [
-            Interval(low[None], high[None]) for low, high in zip(leaf.lows, leaf.highs, strict=True)
-        ]
+        boxes = [as_interval(ends) for ends in ends_of([leaf])]
         with np.errstate(all="ignore"):
             try:
                 known = sweep(self.at, boxes, refine=False)

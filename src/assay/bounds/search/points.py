@@ -69,10 +69,7 @@ class Least:
 
     def explore(self, twin: Twin, leaf: Leaf) -> None:
         """Evaluate the function where the linear bound of a box is least."""
-        boxes = [
-            (torch.from_numpy(lo)[None], torch.from_numpy(hi)[None])
-            for lo, hi in zip(leaf.lows, leaf.highs, strict=True)
-        ]
+        boxes = ends_of([leaf])
         after = {ref: tuple(p[None] for p in ps) for ref, ps in leaf.after.items()}
         rows = torch.from_numpy(self.goal.rows[None])
         with torch.no_grad():
