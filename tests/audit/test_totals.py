@@ -223,6 +223,9 @@ def test_what_cannot_have_an_interval_is_refused():
         mean_interval(np.arange(3.0), predicted=np.arange(4.0), more=np.arange(4.0))
     with pytest.raises(InputError, match="one length"):
         ratio_interval(np.ones(3), np.ones(4))
+    for bad in (np.nan, np.inf):
+        with pytest.raises(InputError, match="needs finite numbers"):
+            ratio_interval(np.array([1.0, bad, 2.0]), np.array([1.0, 2.0, 3.0]))
     with pytest.raises(InputError, match="active parts"):
         top_recall(audited(0), 26)
     with pytest.raises(InputError, match="at least 1"):

@@ -39,10 +39,12 @@ def network(name: str) -> Traced:
     return trace({"relu": relu, "smooth": smooth}[name], ONES)
 
 
-def search(traced: Traced, store: Store | None = None, **changed: Any) -> Found:
+def search(
+    traced: Traced, store: Store | None = None, above: float | None = None, **changed: Any
+) -> Found:
     row = torch.tensor([1.0, -1.0]).numpy()
     budget = Budget(**(BUDGET.__dict__ | changed))
-    return least(traced, [0 * ONES - 1], [ONES], row, budget=budget, store=store)
+    return least(traced, [0 * ONES - 1], [ONES], row, budget=budget, store=store, above=above)
 
 
 def same(one: Found, other: Found) -> bool:
@@ -134,3 +136,28 @@ def test_leaves_stay_within_the_memory() -> None:
     assert 1 < little.boxes < whole.boxes
     assert little.bound <= whole.bound <= whole.value + 1e-12
     assert little.bound >= little.root
+
+
+def test_boxes_that_are_proved_stay_proved(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search without slopes bounds a closed box at the level once, also where it goes on."""
+    plain = {"steps": (0, 0), "whole": 0, "boxes": 1 << 12}
+    above = search(network("relu"), boxes=400).value - 1.0
+    whole = search(network("relu"), above=above, **plain)
+    assert whole.closed
+    assert whole.bound > above
+    run = Killing(folder)
+    run.left = 8
+    with pytest.raises(KilledError):
+        search(network("relu"), Store(run, "x.pt", "key"), above=above, **plain)
+    proved, go_on = list[float](), branch._Search.go_on
+
+    def gone_on(self: Any, held: Any) -> Any:
+        work = go_on(self, held)
+        proved.extend(leaf.bound for leaf in work.proved)
+        return work
+
+    monkeypatch.setattr(branch._Search, "go_on", gone_on)
+    found = search(network("relu"), Store(Run(folder), "x.pt", "key"), above=above, **plain)
+    assert same(found, whole)
+    assert proved
+    assert min(proved) > above

@@ -53,6 +53,12 @@ def test_a_share_without_a_denominator_is_absent_with_the_reason(rise):
     assert f"{found.rise:.5f} nats, standard error {found.rise_error:.5f}" in found.reason
 
 
+def test_windows_without_tokens_have_no_share():
+    found = recovered(*[Losses(0 * one.sums, 0 * one.counts) for one in draw(3, 1, 0, 1, seed=0)])
+    assert found.share is None
+    assert "no window" in found.reason
+
+
 def test_one_window_has_no_interval():
     found = recovered(*draw(1, 1.0, 0.1, 0.3, seed=1))
     assert found.share is None

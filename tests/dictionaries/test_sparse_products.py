@@ -81,3 +81,6 @@ def test_the_largest_of_rows_are_those_of_a_sort(dtype, threads, monkeypatch):
         expected = sizes.sort(1).values[:, 30 - k :]
         torch.testing.assert_close(ours, expected, rtol=0, atol=0, equal_nan=True)
     assert sparse.largest(sizes[:0], 3).shape == (0, 3)
+    # A tie in one row does not make up for a NaN in another.
+    mixed = torch.tensor([[1.0, 1.0, 0.0], [torch.nan, 5.0, 0.0]], dtype=dtype)
+    assert sparse.largest(mixed, 1)[1].tolist() == [0]

@@ -120,6 +120,8 @@ def ratio_interval(
         raise InputError(
             f"a ratio needs two arrays of one length, at least 2; got {n} and {len(below)}"
         )
+    if not (np.isfinite(above).all() and np.isfinite(below).all()):
+        raise InputError("a ratio needs finite numbers, and some are NaN or infinite")
     n = n if unit is None else len(np.unique(unit))
     ends = fieller(above, below, alpha, unit)
     if n < 2:

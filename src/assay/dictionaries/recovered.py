@@ -53,6 +53,8 @@ def recovered(zero: Losses, spliced: Losses, clean: Losses) -> Recovered:
     kept, of = zero.sums - spliced.sums, zero.sums - clean.sums
     total = float(counts.sum())
     windows = int((counts > 0).sum())
+    if not windows:
+        return Recovered(None, None, None, math.nan, math.nan, "no window has a token")
     rise, gain = float(of.sum()) / total, float(kept.sum()) / total
     if windows < 2:
         return Recovered(None, None, None, rise, math.nan, "one window says nothing of the error")

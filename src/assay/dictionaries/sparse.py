@@ -143,10 +143,10 @@ def _largest(sizes: Tensor, k: int) -> Tensor:
         split = np.partition(sizes.numpy(), -k, axis=-1)
     except TypeError:  # numpy has no bfloat16
         return sizes.topk(k, dim=-1, sorted=False).indices
-    places = (sizes >= torch.from_numpy(split[:, -k].copy())[:, None]).nonzero()
-    if len(places) != len(sizes) * k:  # ties, or NaN
+    chosen = sizes >= torch.from_numpy(split[:, -k].copy())[:, None]
+    if not bool((chosen.sum(1) == k).all()):  # ties, or NaN
         return sizes.topk(k, dim=-1, sorted=False).indices
-    return places[:, 1].reshape(-1, k)
+    return chosen.nonzero()[:, 1].reshape(-1, k)
 
 
 def take_before(

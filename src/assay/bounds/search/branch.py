@@ -271,6 +271,7 @@ class _Search:
                 "point": list(self.best.point),
                 "seconds": self.spent,
                 "idle": self.idle,
+                "proved": len(work.proved),
                 **numbers,
             }
         )
@@ -283,8 +284,10 @@ class _Search:
         self.began -= held["seconds"]
         self.best.value, self.best.point = held["value"], tuple(held["point"])
         self.idle = held["idle"]
-        numbers = [held[name] for name in ("boxes", "whole", "first", "rigorous")]
-        return Work(unpacked(held["leaves"], self.lows, self.highs), *numbers)
+        numbers = {name: held[name] for name in ("boxes", "whole", "first", "rigorous")}
+        leaves = unpacked(held["leaves"], self.lows, self.highs)
+        open_ = len(leaves) - held["proved"]
+        return Work(leaves[:open_], proved=leaves[open_:], **numbers)
 
     def broken(self, leaf: Leaf) -> Found:
         """Return that a claim is false, with a bound of intervals alone."""
